@@ -1,0 +1,93 @@
+"""Runs tasks at their appointed times inside a Trio program."""
+
+from ._clock import SystemClock, TrioClock
+from ._current_task import current_task
+from ._errors import (
+    AlreadyCancelledError,
+    AlreadyDispatchedError,
+    AlreadyDoneError,
+    DamagedFileError,
+    DeadlineExceededError,
+    GokugenError,
+    InvalidTaskError,
+    LeakedCancelledError,
+    LostRunError,
+    NotDispatchedError,
+    NotDueError,
+    NotRunningHereError,
+    RefusedError,
+    RepositoryError,
+    SchedulerAlreadyRunningError,
+    SchedulerNotRunningError,
+    StopReason,
+    TaskExistsError,
+    TaskNotFoundError,
+    WorkExistsError,
+    WorkNotFoundError,
+    WorkStoppedError,
+    WorkTimeoutError,
+)
+from ._heap_repository import HeapRepository, HeapStore
+from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
+from ._repository import BulkRepository, SimpleRepository
+from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
+from ._task import UNCHANGED, Task, TaskParam, TaskQuery, TaskState, TaskUpdate
+from ._timer import HookTimer, TimedRepository
+from ._work_registry import WorkRegistry
+from ._worker_pool import WorkerPoolDispatcher
+from .abc import HookAction, LoopHooks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "UNCHANGED",
+    "AlreadyCancelledError",
+    "AlreadyDispatchedError",
+    "AlreadyDoneError",
+    "BackoffHooks",
+    "BulkRepository",
+    "ChainHooks",
+    "DamagedFileError",
+    "DeadlineExceededError",
+    "GokugenError",
+    "HeapRepository",
+    "HeapStore",
+    "HookAction",
+    "HookTimer",
+    "InvalidTaskError",
+    "LeakedCancelledError",
+    "LoopHooks",
+    "LostRunError",
+    "NotDispatchedError",
+    "NotDueError",
+    "NotRunningHereError",
+    "PartialHooks",
+    "PassThroughHooks",
+    "RefusedError",
+    "RepositoryError",
+    "Scheduler",
+    "SchedulerAlreadyRunningError",
+    "SchedulerNotRunningError",
+    "SchedulerStatistics",
+    "SimpleRepository",
+    "StopReason",
+    "SystemClock",
+    "Task",
+    "TaskExistsError",
+    "TaskNotFoundError",
+    "TaskParam",
+    "TaskQuery",
+    "TaskState",
+    "TaskUpdate",
+    "TimedRepository",
+    "TrioClock",
+    "UNCHANGED",
+    "WorkExistsError",
+    "WorkNotFoundError",
+    "WorkRegistry",
+    "WorkStoppedError",
+    "WorkTimeoutError",
+    "WorkerPoolDispatcher",
+    "current_task",
+    "open_scheduler",
+]

@@ -1,0 +1,77 @@
+"""Tasks in a file of JSON lines, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from ._autojump import autojump_held
+from ._errors import DamagedFileError, InvalidTaskError
+from ._task import Task
+
+T = TypeVar("T")
+
+
+async def write_tasks(path: Path, tasks: Sequence[Task]) -> None:
+    """Replace the file by one with these tasks. Cancellation waits for the thread."""
+    await _in_thread(lambda: _write(path, tasks))
+
+
+async def read_tasks(path: Path) -> list[Task]:
+    """The tasks of a file, or a `DamagedFileError` that names the line."""
+    return await _in_thread(lambda: _read(path))
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    with autojump_held():
+        return await trio.to_thread.run_sync(function, abandon_on_cancel=False)
+
+
+def _write(path: Path, tasks: Sequence[Task]) -> None:
+    # Beside the file, as a rename is atomic only within one file system. Through links,
+    # so that the file they lead to is replaced, and not the link.
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+            for task in tasks:
+                file.write(task.to_json())
+                file.write("\n")
+            file.flush()
+            # The rename must not reach the disk before what it gives a name to.
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename last through a power failure, where directories can be synced."""
+    if os.name == "nt":  # pragma: no cover (Windows has no such call)
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> list[Task]:
+    tasks: list[Task] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                tasks.append(Task.from_json(line.decode("utf-8")))
+            except (InvalidTaskError, UnicodeDecodeError) as error:
+                raise DamagedFileError(str(path), number, str(error)) from error
+    return tasks

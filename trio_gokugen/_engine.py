@@ -1,0 +1,139 @@
+"""One run of a scheduler: a nursery with its loops and workers, and how it ends.
+
+There are two ways to end. *Stopped*: nothing new is dispatched, running work has some
+time to end by itself, then it is cancelled; all that happened is recorded, and seen by
+the hooks. *Cancelled*, from outside or by an error of one of the loops: everything is
+cancelled at once; what became of the running work is recorded all the same, in a last
+write that is shielded, and limited in time.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from ._dispatch_loop import DispatchLoop
+from ._errors import StopReason
+from ._hooks import PassThroughHooks
+from ._ledger import Ledger
+from ._observers import Observers
+from ._update_loop import RECORD_LIMIT, UpdateLoop
+from .abc import (
+    Clock,
+    Dispatcher,
+    HookAction,
+    Listener,
+    LoopHooks,
+    RecoverAction,
+    TaskRepository,
+    WorkRegistry,
+)
+
+
+class Engine:
+    """See above."""
+
+    def __init__(
+        self,
+        works: WorkRegistry,
+        repository: TaskRepository,
+        dispatcher: Dispatcher,
+        hooks: LoopHooks | None,
+        listeners: list[Listener],
+        clock: Clock,
+    ) -> None:
+        deciding = PassThroughHooks() if hooks is None else hooks
+        self.clock = clock
+        self.ledger = Ledger()
+        self.observers = Observers(hooks, listeners)
+        self.updates = UpdateLoop(
+            repository, clock, deciding, self.observers, self.ledger
+        )
+        self.dispatches = DispatchLoop(
+            works,
+            repository,
+            dispatcher,
+            clock,
+            deciding,
+            self.observers,
+            self.ledger,
+            self.updates,
+        )
+        self.stopping = False
+        self.ended = trio.Event()
+        self._repository = repository
+        self._dispatcher = dispatcher
+        self._hooks = deciding
+        self._scope: trio.CancelScope | None = None
+
+    async def run(
+        self, recover: RecoverAction, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Recover what was left running, then run the loops until stopped or cancelled."""
+        self._repository.start_timer(self.clock)
+        try:
+            await self._recover(recover)
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._scope = nursery.cancel_scope
+                    await self._dispatcher.start(nursery, self.updates, self.clock)
+                    nursery.start_soon(self.updates.run, nursery)
+                    nursery.start_soon(self.observers.run)
+                    # Last, though its first claim would wait for the update loop anyway.
+                    nursery.start_soon(self.dispatches.run)
+                    task_status.started()
+            except BaseException as error:
+                await self._finish_after(error)
+                raise
+            await self.updates.finish()
+        finally:
+            self._repository.stop_timer()
+            self.ended.set()
+
+    async def stop(self, grace: float) -> None:
+        """End in good order, giving running work `grace` seconds. Returns at the end."""
+        self.stopping = True
+        ledger = self.ledger
+        grace_ends = trio.current_time() + grace
+        with trio.move_on_at(grace_ends):
+            await self.dispatches.stop()
+            await ledger.wait_until(lambda: not ledger.runs)
+        for task_id in tuple(ledger.runs):
+            self.interrupt(task_id, StopReason.SHUTDOWN)
+        # However long it takes: nothing outlives the nursery.
+        await ledger.wait_until(lambda: not ledger.unreported)
+        # From here on it is only about writing, which may fail for ever.
+        with trio.move_on_after(RECORD_LIMIT):
+            await ledger.wait_until(lambda: not ledger.runs)
+        with trio.move_on_at(max(grace_ends, trio.current_time() + RECORD_LIMIT)):
+            await self.observers.wait_seen_all()
+        if self._scope is not None:
+            self._scope.cancel()
+        await self.ended.wait()
+
+    def interrupt(self, task_id: str, reason: StopReason) -> None:
+        """Cancel the work of a task that is among the ledger's runs."""
+        if not self._dispatcher.cancel(task_id, reason):
+            self.ledger.stopped_early[task_id] = reason
+
+    async def _recover(self, recover: RecoverAction) -> None:
+        while True:
+            try:
+                await self._repository.recover(recover, self.clock.now())
+            except Exception as error:
+                action = await self._hooks.on_update_error((), error, HookAction.RAISE)
+                if action is HookAction.RETRY:
+                    continue
+                if action is not HookAction.IGNORE:
+                    raise
+            return
+
+    async def _finish_after(self, error: BaseException) -> None:
+        try:
+            await self.updates.finish()
+        except BaseException as second:
+            if isinstance(error, trio.Cancelled):
+                raise
+            raise BaseExceptionGroup(
+                "the scheduler failed, and then to record what was left",
+                [error, second],
+            ) from None

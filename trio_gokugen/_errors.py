@@ -1,0 +1,286 @@
+"""Every error a caller may want to tell apart, one class per thing done differently."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+
+class GokugenError(Exception):
+    """The root of everything this library raises on purpose."""
+
+
+# -- what is wrong with the request -------------------------------------------------
+
+
+@attrs.frozen
+class InvalidTaskError(GokugenError, ValueError):
+    """A value given for a task cannot be used. Nothing was stored.
+
+    Correct the value named by `field` and call again.
+    """
+
+    field: str
+    """Which argument, or which field of the task."""
+
+    reason: str
+    """What is wrong with it, and what would be right."""
+
+    index: int | None = None
+    """Of many tasks given at once, the position of the bad one."""
+
+    def __str__(self) -> str:
+        where = self.field if self.index is None else f"task {self.index}: {self.field}"
+        return f"{where}: {self.reason}"
+
+
+@attrs.frozen
+class WorkNotFoundError(GokugenError, LookupError):
+    """No work is registered under this name. Register it, or correct the name."""
+
+    work_id: str
+
+    index: int | None = None
+    """Of many tasks given at once, the position of the bad one."""
+
+    def __str__(self) -> str:
+        where = "" if self.index is None else f"task {self.index}: "
+        return f"{where}no work is registered as {self.work_id!r}"
+
+
+@attrs.frozen
+class WorkExistsError(GokugenError, ValueError):
+    """A work of this name is registered already. Choose another name."""
+
+    work_id: str
+
+    def __str__(self) -> str:
+        return f"a work is already registered as {self.work_id!r}"
+
+
+# -- what the store answers ---------------------------------------------------------
+
+
+class RepositoryError(GokugenError):
+    """The store failed: what was asked may not have happened.
+
+    `__cause__` holds the store's own error, where there is one.
+    """
+
+
+class RefusedError(RepositoryError):
+    """The store works and has refused this one request. Nothing was changed.
+
+    A definite answer, so trying the same again is of no use.
+    """
+
+
+@attrs.frozen
+class TaskNotFoundError(RefusedError, LookupError):
+    """There is no such task: never added, or ended and forgotten since."""
+
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"there is no task {self.task_id!r}"
+
+
+@attrs.frozen
+class TaskExistsError(RefusedError):
+    """A task of this id is there already. An add repeated to be safe has succeeded."""
+
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"task {self.task_id!r} exists already"
+
+
+@attrs.frozen
+class AlreadyDispatchedError(RefusedError):
+    """The task is with a worker, so it can no longer be changed or cancelled.
+
+    To stop it anyway, interrupt it.
+    """
+
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"task {self.task_id!r} is already with a worker"
+
+
+@attrs.frozen
+class AlreadyCancelledError(RefusedError):
+    """The task has been cancelled. To run it after all, add it again."""
+
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"task {self.task_id!r} has been cancelled"
+
+
+@attrs.frozen
+class AlreadyDoneError(RefusedError):
+    """The task has ended, done or failed. To run it again, add it again."""
+
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"task {self.task_id!r} has already ended"
+
+
+@attrs.frozen
+class NotDispatchedError(RefusedError):
+    """The task is not with a worker, so there is no run to end or interrupt.
+
+    To keep a scheduled task from running, cancel it.
+    """
+
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"task {self.task_id!r} is not with a worker"
+
+
+@attrs.frozen
+class NotDueError(RefusedError):
+    """The task's appointed time has not come. Look again when it has."""
+
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"task {self.task_id!r} is not due yet"
+
+
+@attrs.frozen
+class LostRunError(RefusedError):
+    """This run has lost its task: the task was taken back, and dispatched anew.
+
+    Drop what the run has to report; a later attempt answers for the task now.
+    """
+
+    task_id: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt} of task {self.task_id!r} has lost the task"
+
+
+@attrs.frozen
+class NotRunningHereError(RefusedError):
+    """The task is with a worker, but not with one of this scheduler.
+
+    Ask the scheduler that runs it, or recover the task if nobody does.
+    """
+
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"task {self.task_id!r} is not running in this scheduler"
+
+
+@attrs.frozen
+class DamagedFileError(RepositoryError, ValueError):
+    """A line of a dump is not a task. Nothing was loaded.
+
+    Mend or remove the line, then load the file again.
+    """
+
+    path: str
+    line: int
+    """Counted from 1."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}: {self.reason}"
+
+
+# -- what the scheduler answers -----------------------------------------------------
+
+
+@attrs.frozen
+class SchedulerNotRunningError(GokugenError, RuntimeError):
+    """The scheduler has not started, or has stopped. Nothing was changed.
+
+    Make the call inside ``async with open_scheduler(...)``, or after
+    ``await nursery.start(scheduler.run)``.
+    """
+
+    def __str__(self) -> str:
+        return "the scheduler is not running"
+
+
+@attrs.frozen
+class SchedulerAlreadyRunningError(GokugenError, RuntimeError):
+    """This scheduler, or the repository it was given, is already at work.
+
+    Use the one that runs, or give the second a repository of its own.
+    """
+
+    what: str = "scheduler"
+
+    def __str__(self) -> str:
+        return f"the {self.what} is already running"
+
+
+# -- why a work did not end by itself -----------------------------------------------
+
+
+class StopReason(enum.Enum):
+    """Who cancelled a running work."""
+
+    INTERRUPT = "interrupt"
+    """A caller asked for it; the task ends cancelled."""
+
+    SHUTDOWN = "shutdown"
+    """The scheduler is stopping; the task goes back to scheduled."""
+
+
+@attrs.frozen
+class WorkStoppedError(GokugenError):
+    """The work was cancelled from outside while it ran."""
+
+    reason: StopReason
+
+    def __str__(self) -> str:
+        return f"the work was stopped by {self.reason.value}"
+
+
+@attrs.frozen
+class DeadlineExceededError(GokugenError, TimeoutError):
+    """The task's deadline passed, before the work started or while it ran.
+
+    Add the task again with a later deadline if it is still worth doing.
+    """
+
+    deadline: str
+    """The moment, in ISO 8601."""
+
+    started: bool
+
+    def __str__(self) -> str:
+        how = "the work was cancelled" if self.started else "the work was not started"
+        return f"the deadline {self.deadline} has passed: {how}"
+
+
+@attrs.frozen
+class WorkTimeoutError(GokugenError, TimeoutError):
+    """The work ran longer than the timeout it is registered with, and was cancelled."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"the work was cancelled after its timeout of {self.seconds} s"
+
+
+@attrs.frozen
+class LeakedCancelledError(GokugenError):
+    """The work let out a `trio.Cancelled` of a scope that is its own business.
+
+    Nothing had cancelled the work; it raised an exception that it had caught
+    elsewhere, or left a cancel scope open.
+    """
+
+    def __str__(self) -> str:
+        return "the work leaked a cancellation that is not its caller's"

@@ -1,0 +1,363 @@
+"""Tasks in memory: a dict to find them by id, a heap for each work to find the next.
+
+An entry, once made, never changes: `(scheduled_at, -priority, sequence, task)` is at the
+same time what the heap sorts and what the dict holds. Whatever happens to a task makes a
+new entry for the dict, so a heap's entry is alive exactly while the dict holds that very
+entry. Dead ones are left where they are, until they reach the head or outnumber the
+living, and the heap is made anew (lazy deletion).
+
+There is a heap for each work, since whoever asks for the next task names the works it can
+run, and must not have to look through those that it cannot.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+import outcome
+import trio
+
+from . import _transitions
+from ._dump import read_tasks, write_tasks
+from ._errors import InvalidTaskError, RefusedError, TaskExistsError, TaskNotFoundError
+from ._repository import BulkRepository, recover_all
+from ._task import Task, TaskQuery, TaskState, find_order
+from ._timer import TimedRepository
+from .abc import (
+    ANY_TASK,
+    AddTasks,
+    CancelRun,
+    CancelTask,
+    Claimed,
+    ClaimTasks,
+    DeleteEnded,
+    DispatchTask,
+    EndTask,
+    Operation,
+    RecoverAction,
+    RevertTask,
+    TaskFilter,
+    UpdateTask,
+)
+
+_Entry: TypeAlias = tuple[datetime, int, int, Task]  # noqa: UP040 (3.11)
+
+_FEW = 64
+"""Heaps with fewer dead entries are not worth making anew."""
+
+_SLICE = 2000
+"""So many tasks are looked at before other Trio tasks get a turn, a few milliseconds."""
+
+
+class _Heap:
+    """The pending tasks of one work."""
+
+    __slots__ = ("dead", "entries")
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self.dead = 0
+
+    def __len__(self) -> int:
+        return len(self.entries) - self.dead
+
+
+class HeapStore(BulkRepository):
+    """A `RepositoryLike` in memory, without a timer. Every change is one step.
+
+    Ended tasks are kept up to `keep_ended`, then forgotten, oldest end first.
+    """
+
+    def __init__(self, keep_ended: int = 10_000) -> None:
+        if isinstance(keep_ended, bool) or not isinstance(keep_ended, int):
+            raise TypeError(f"keep_ended must be an int, not {keep_ended!r}")
+        if keep_ended < 0:
+            raise ValueError(f"keep_ended must not be negative, not {keep_ended}")
+        self._keep_ended = keep_ended
+        self._entries: dict[str, _Entry] = {}
+        self._heaps: dict[str, _Heap] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._sequence = itertools.count()
+        self._carry_out: dict[type[Operation], Callable[[Any], Any]] = {
+            AddTasks: self._add,
+            UpdateTask: self._update,
+            CancelTask: self._cancel,
+            DispatchTask: self._dispatch,
+            ClaimTasks: self._claim,
+            EndTask: self._end,
+            RevertTask: self._revert,
+            CancelRun: self._cancel_run,
+            DeleteEnded: self._delete_ended,
+        }
+
+    # -- reading ----------------------------------------------------------------------
+
+    async def get(self, task_id: str) -> Task:
+        await trio.lowlevel.checkpoint()
+        return self._entry(task_id)[3]
+
+    async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
+        await trio.lowlevel.checkpoint()
+        heads = self._heads(only)
+        return min(heads)[0][3] if heads else None
+
+    async def find(
+        self, query: TaskQuery, limit: int | None = None, after: Task | None = None
+    ) -> list[Task]:
+        await trio.lowlevel.checkpoint()
+        start = None if after is None else find_order(after)
+        # Snapshots do not change, so a list of them may be looked through at leisure.
+        tasks = [entry[3] for entry in self._entries.values()]
+        found: list[Task] = []
+        for first in range(0, len(tasks), _SLICE):
+            if first:
+                await trio.lowlevel.checkpoint()
+            found += [
+                task
+                for task in tasks[first : first + _SLICE]
+                if query.matches(task) and (start is None or find_order(task) > start)
+            ]
+            if limit is not None:
+                found = heapq.nsmallest(limit, found, key=find_order)
+        return found if limit is not None else sorted(found, key=find_order)
+
+    async def count_pending(self) -> Mapping[str, int]:
+        await trio.lowlevel.checkpoint()
+        return {work_id: len(heap) for work_id, heap in self._heaps.items() if len(heap)}
+
+    def snapshot(self) -> list[Task]:
+        """All tasks in the order they were added."""
+        return [entry[3] for entry in sorted(self._entries.values(), key=_by_age)]
+
+    # -- changing ---------------------------------------------------------------------
+
+    async def apply(
+        self, operations: Sequence[Operation]
+    ) -> Sequence[outcome.Outcome[Any]]:
+        await trio.lowlevel.checkpoint()
+        # No checkpoint below, so all of it is one step.
+        outcomes: list[outcome.Outcome[Any]] = []
+        for operation in operations:
+            try:
+                outcomes.append(
+                    outcome.Value(self._carry_out[type(operation)](operation))
+                )
+            except (RefusedError, InvalidTaskError) as error:
+                outcomes.append(outcome.Error(error))
+        return outcomes
+
+    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+        return await recover_all(self, action, at)
+
+    def _add(self, operation: AddTasks) -> None:
+        new: set[str] = set()
+        for task in operation.tasks:
+            if task.id in self._entries or task.id in new:
+                raise TaskExistsError(task.id)
+            new.add(task.id)
+        ended: list[Task] = []
+        for task in operation.tasks:
+            self._put(task, next(self._sequence))
+            if task.state.ended:
+                ended.append(task)
+        for task in sorted(ended, key=_end):
+            self._keep(task.id)
+
+    def _update(self, operation: UpdateTask) -> tuple[Task, bool]:
+        entry = self._entry(operation.task_id)
+        task = _transitions.updated(entry[3], operation.update)
+        if task is entry[3]:
+            return task, False
+        self._bury(entry)
+        self._put(task, entry[2])
+        return task, True
+
+    def _cancel(self, operation: CancelTask) -> tuple[Task, bool]:
+        entry = self._entry(operation.task_id)
+        task = _transitions.cancelled(entry[3], operation.at)
+        if task is entry[3]:
+            return task, False
+        self._bury(entry)
+        self._put(task, entry[2])
+        self._keep(task.id)
+        return task, True
+
+    def _dispatch(self, operation: DispatchTask) -> Task:
+        entry = self._entry(operation.task_id)
+        task = _transitions.dispatched(entry[3], operation.at)
+        self._bury(entry)
+        self._put(task, entry[2])
+        if task.state.ended:
+            self._keep(task.id)
+        return task
+
+    def _claim(self, operation: ClaimTasks) -> Claimed:
+        tasks: list[Task] = []
+        expired: list[Task] = []
+        heads = self._heads(operation.only)
+        heapq.heapify(heads)
+        while heads and len(tasks) < operation.limit:
+            entry, work_id = heads[0]
+            if entry[0] > operation.at:
+                break
+            heap = self._heaps[work_id]
+            heapq.heappop(heap.entries)
+            task = _transitions.dispatched(entry[3], operation.at)
+            self._put(task, entry[2])
+            if task.state is TaskState.DISPATCHED:
+                tasks.append(task)
+            else:
+                expired.append(task)
+                self._keep(task.id)
+            following = self._head(work_id)
+            if following is None:
+                heapq.heappop(heads)
+            else:
+                heapq.heapreplace(heads, (following, work_id))
+        return Claimed(tasks, expired)
+
+    def _end(self, operation: EndTask) -> Task:
+        entry = self._entry(operation.run.id)
+        task = _transitions.ended(entry[3], operation.run, operation.at, operation.err)
+        self._put(task, entry[2])
+        self._keep(task.id)
+        return task
+
+    def _revert(self, operation: RevertTask) -> Task:
+        entry = self._entry(operation.run.id)
+        task = _transitions.reverted(entry[3], operation.run)
+        self._put(task, entry[2])
+        return task
+
+    def _cancel_run(self, operation: CancelRun) -> Task:
+        entry = self._entry(operation.run.id)
+        task = _transitions.interrupted(entry[3], operation.run, operation.at)
+        self._put(task, entry[2])
+        self._keep(task.id)
+        return task
+
+    def _delete_ended(self, operation: DeleteEnded) -> list[str]:
+        found = (
+            task.id
+            for task in (self._entries[task_id][3] for task_id in self._ended)
+            if task.state in operation.states
+            and (operation.before is None or _end(task) < operation.before)
+        )
+        deleted = list(itertools.islice(found, operation.limit))
+        for task_id in deleted:
+            del self._ended[task_id], self._entries[task_id]
+        return deleted
+
+    # -- entries ----------------------------------------------------------------------
+
+    def _entry(self, task_id: str) -> _Entry:
+        try:
+            return self._entries[task_id]
+        except KeyError:
+            raise TaskNotFoundError(task_id) from None
+
+    def _put(self, task: Task, sequence: int) -> None:
+        """Hold the task; its place among the oldest is `sequence`."""
+        entry = (task.scheduled_at, -task.priority, sequence, task)
+        self._entries[task.id] = entry
+        if task.state is TaskState.SCHEDULED:
+            heap = self._heaps.get(task.work_id)
+            if heap is None:
+                heap = self._heaps[task.work_id] = _Heap()
+            heapq.heappush(heap.entries, entry)
+
+    def _bury(self, entry: _Entry) -> None:
+        """Count a pending entry as dead, which is about to be replaced."""
+        task = entry[3]
+        del self._entries[task.id]
+        heap = self._heaps[task.work_id]
+        heap.dead += 1
+        if heap.dead > _FEW and heap.dead * 2 > len(heap.entries):
+            entries = self._entries
+            heap.entries = [e for e in heap.entries if entries.get(e[3].id) is e]
+            heapq.heapify(heap.entries)
+            heap.dead = 0
+        if not len(heap):
+            del self._heaps[task.work_id]
+
+    def _keep(self, task_id: str) -> None:
+        """Keep an ended task for a while, and forget the oldest of too many."""
+        self._ended[task_id] = None
+        if len(self._ended) > self._keep_ended:
+            oldest, _ = self._ended.popitem(last=False)
+            del self._entries[oldest]
+
+    def _heads(self, only: TaskFilter) -> list[tuple[_Entry, str]]:
+        """The first entry of each work that the filter accepts, in no order."""
+        work_ids = self._heaps.keys() if only.work_ids is None else only.work_ids
+        return [
+            (head, work_id)
+            for work_id in tuple(work_ids)
+            if work_id in self._heaps and (head := self._head(work_id)) is not None
+        ]
+
+    def _head(self, work_id: str) -> _Entry | None:
+        """The first living entry of a work, the dead before it removed."""
+        heap = self._heaps[work_id]
+        while heap.entries:
+            head = heap.entries[0]
+            if self._entries.get(head[3].id) is head:
+                return head
+            heapq.heappop(heap.entries)
+            heap.dead -= 1
+        del self._heaps[work_id]
+        return None
+
+
+def _by_age(entry: _Entry) -> int:
+    return entry[2]
+
+
+def _end(task: Task) -> datetime:
+    ended_at = task.ended_at
+    # A task from elsewhere may say that it has ended, but not when.
+    return task.created_at if ended_at is None else ended_at
+
+
+class HeapRepository(TimedRepository):
+    """Tasks in memory, and the timer that watches them.
+
+    The next task is found in O(log n); ended tasks are kept up to `keep_ended`, and then
+    forgotten, oldest end first. What must outlive the program can be dumped to a file.
+    """
+
+    store: HeapStore
+
+    def __init__(self, keep_ended: int = 10_000) -> None:
+        super().__init__(HeapStore(keep_ended))
+
+    async def dump(self, path: str | Path) -> None:
+        """Write all tasks to a file, one a line as JSON, in the order they were added.
+
+        The file is replaced as a whole: after a crash it is the old one or the new.
+        Cancellation waits for the file, which is then written or as it was.
+
+        Raises:
+          OSError: if it cannot be written; what was there stays.
+        """
+        await write_tasks(Path(path), self.store.snapshot())
+
+    async def load(self, path: str | Path) -> None:
+        """Add the tasks of a dumped file, in the states they had.
+
+        Call it before the scheduler runs, which then recovers those that were
+        dispatched. Either all are loaded or none.
+
+        Raises:
+          DamagedFileError: if a line is not a task.
+          TaskExistsError: if an id is there already.
+          OSError: if the file cannot be read.
+        """
+        await self.add(await read_tasks(Path(path)))

@@ -1,0 +1,207 @@
+"""Ready-made `LoopHooks`."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import trio
+
+from ._errors import RepositoryError
+from ._task import Task
+from .abc import HookAction, LoopHooks, Operation
+
+logger = logging.getLogger("trio_gokugen.hooks")
+
+
+class PassThroughHooks:
+    """Watches nothing, and leaves every error as it was decided so far: raised.
+
+    A base to derive from: override what is of interest.
+    """
+
+    async def on_get_next_error(
+        self, error: Exception, action: HookAction
+    ) -> HookAction:
+        return action
+
+    async def on_get_next(self, task: Task) -> None:
+        pass
+
+    async def on_dispatch_error(
+        self, error: Exception, action: HookAction
+    ) -> HookAction:
+        return action
+
+    async def on_dispatch(self, task: Task) -> None:
+        pass
+
+    async def on_update_error(
+        self, operations: Sequence[Operation], error: Exception, action: HookAction
+    ) -> HookAction:
+        return action
+
+    async def on_update(self, operation: Operation, task: Task) -> None:
+        pass
+
+    async def on_task_done(self, task: Task) -> None:
+        pass
+
+
+class PartialHooks(PassThroughHooks):
+    """Any subset of the hooks, given as async functions."""
+
+    def __init__(
+        self,
+        *,
+        on_get_next_error: (
+            Callable[[Exception, HookAction], Awaitable[HookAction]] | None
+        ) = None,
+        on_get_next: Callable[[Task], Awaitable[None]] | None = None,
+        on_dispatch_error: (
+            Callable[[Exception, HookAction], Awaitable[HookAction]] | None
+        ) = None,
+        on_dispatch: Callable[[Task], Awaitable[None]] | None = None,
+        on_update_error: (
+            Callable[
+                [Sequence[Operation], Exception, HookAction], Awaitable[HookAction]
+            ]
+            | None
+        ) = None,
+        on_update: Callable[[Operation, Task], Awaitable[None]] | None = None,
+        on_task_done: Callable[[Task], Awaitable[None]] | None = None,
+    ) -> None:
+        given: dict[str, Any] = {
+            "on_get_next_error": on_get_next_error,
+            "on_get_next": on_get_next,
+            "on_dispatch_error": on_dispatch_error,
+            "on_dispatch": on_dispatch,
+            "on_update_error": on_update_error,
+            "on_update": on_update,
+            "on_task_done": on_task_done,
+        }
+        for name, hook in given.items():
+            if hook is None:
+                continue
+            if not callable(hook):
+                raise TypeError(f"{name}: must be an async function, not {hook!r}")
+            # An attribute of the instance hides the method of the class.
+            setattr(self, name, hook)
+
+
+class ChainHooks:
+    """Several hooks, one after the other.
+
+    For an error, each is told what the one before decided, and the last one's decision
+    is what counts.
+    """
+
+    def __init__(self, *hooks: LoopHooks) -> None:
+        self._hooks = hooks
+
+    async def on_get_next_error(
+        self, error: Exception, action: HookAction
+    ) -> HookAction:
+        for hooks in self._hooks:
+            action = await hooks.on_get_next_error(error, action)
+        return action
+
+    async def on_get_next(self, task: Task) -> None:
+        for hooks in self._hooks:
+            await hooks.on_get_next(task)
+
+    async def on_dispatch_error(
+        self, error: Exception, action: HookAction
+    ) -> HookAction:
+        for hooks in self._hooks:
+            action = await hooks.on_dispatch_error(error, action)
+        return action
+
+    async def on_dispatch(self, task: Task) -> None:
+        for hooks in self._hooks:
+            await hooks.on_dispatch(task)
+
+    async def on_update_error(
+        self, operations: Sequence[Operation], error: Exception, action: HookAction
+    ) -> HookAction:
+        for hooks in self._hooks:
+            action = await hooks.on_update_error(operations, error, action)
+        return action
+
+    async def on_update(self, operation: Operation, task: Task) -> None:
+        for hooks in self._hooks:
+            await hooks.on_update(operation, task)
+
+    async def on_task_done(self, task: Task) -> None:
+        for hooks in self._hooks:
+            await hooks.on_task_done(task)
+
+
+class BackoffHooks(PassThroughHooks):
+    """Retries what a failing repository could not do, for programs that outlive it.
+
+    Waits before each retry: `initial` seconds at first, twice as long each time, at most
+    `longest`, and of that a random part between a half and all ("equal jitter", see
+    Marc Brooker, *Exponential Backoff and Jitter*, 2015). Any success starts it anew.
+    Each failure is logged as a warning. Errors that are no `RepositoryError` are left as
+    they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        initial: float = 0.1,
+        longest: float = 30.0,
+        source: random.Random | None = None,
+    ) -> None:
+        if not 0 < initial <= longest:
+            raise ValueError(
+                f"initial: must be positive and at most longest, {longest},"
+                f" not {initial}"
+            )
+        self._initial = initial
+        self._longest = longest
+        self._random = source if source is not None else random.Random()
+        self._failures = 0
+
+    async def on_get_next_error(
+        self, error: Exception, action: HookAction
+    ) -> HookAction:
+        return await self._back_off("reading the next task", error, action)
+
+    async def on_dispatch_error(
+        self, error: Exception, action: HookAction
+    ) -> HookAction:
+        return await self._back_off("claiming due tasks", error, action)
+
+    async def on_update_error(
+        self, operations: Sequence[Operation], error: Exception, action: HookAction
+    ) -> HookAction:
+        what = f"writing {len(operations)} changes"
+        return await self._back_off(what, error, action)
+
+    async def on_get_next(self, task: Task) -> None:
+        self._failures = 0
+
+    async def on_dispatch(self, task: Task) -> None:
+        self._failures = 0
+
+    async def on_update(self, operation: Operation, task: Task) -> None:
+        self._failures = 0
+
+    async def _back_off(
+        self, what: str, error: Exception, action: HookAction
+    ) -> HookAction:
+        if not isinstance(error, RepositoryError):
+            return action
+        # Doubling for longer than a float can hold would overflow.
+        doubled = self._initial * 2.0 ** min(self._failures, 1000)
+        pause = min(doubled, self._longest) * self._random.uniform(0.5, 1)
+        self._failures += 1
+        logger.warning(
+            "%s failed, to be retried in %.3g s: %s", what, pause, error, exc_info=error
+        )
+        await trio.sleep(pause)
+        return HookAction.RETRY

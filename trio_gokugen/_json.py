@@ -1,0 +1,141 @@
+"""JSON values as tasks hold them: checked, copied, and the same in every store.
+
+What is refused is what some store would change or choke on: a NaN, a key that is not a
+string, text that cannot be encoded, a NUL, an integer beyond 64 bits. It is refused when
+the task is made, so that a task which exists can be kept anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from ._errors import InvalidTaskError
+
+JSON: TypeAlias = (
+    "None | bool | int | float | str | list[JSON] | dict[str, JSON]"  # noqa: UP040 (3.11)
+)
+
+MAX_DEPTH = 100
+"""How deep lists and objects may nest: far more than data, far less than the stack."""
+
+_INT64 = range(-(2**63), 2**63)
+
+
+def text(value: object, field: str) -> str:
+    """A string every store can keep, or an `InvalidTaskError` that names the field."""
+    if not isinstance(value, str):
+        raise InvalidTaskError(field, f"must be a string, not {_a(value)}")
+    if "\0" in value:
+        raise InvalidTaskError(field, "must not contain a NUL character")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidTaskError(
+                field, f"has a lone surrogate at position {error.start}"
+            ) from None
+    # A member of a string enumeration becomes the string that it is.
+    return value if type(value) is str else str.__str__(value)
+
+
+def name(value: object, field: str) -> str:
+    """An id: a string that is not empty."""
+    checked = text(value, field)
+    if not checked:
+        raise InvalidTaskError(field, "must not be empty")
+    return checked
+
+
+def int64(value: object, field: str) -> int:
+    """An integer of at most 64 bits; a `bool` is not one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTaskError(field, f"must be an int, not {_a(value)}")
+    if value not in _INT64:
+        raise InvalidTaskError(field, "must fit in 64 bits")
+    return int(value)
+
+
+def json_object(value: object, field: str) -> dict[str, JSON]:
+    """A private copy of a JSON object; `None` is the empty one.
+
+    Raises:
+      InvalidTaskError: if it is no JSON object, or cannot be kept by every store; the
+        error's `field` is the path to the culprit, ``param.rows[3]`` say.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidTaskError(field, f"must be a JSON object, not {_a(value)}")
+    return _copied_object(value, field, 1)
+
+
+def _copied_object(
+    value: Mapping[object, object], path: str, depth: int
+) -> dict[str, JSON]:
+    if depth > MAX_DEPTH:
+        raise InvalidTaskError(path, f"nests deeper than {MAX_DEPTH} levels")
+    copy: dict[str, JSON] = {}
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise InvalidTaskError(
+                path, f"has a key that is not a string: {_shown(key)}"
+            )
+        copy[text(key, f"{path} key")] = _copied(item, f"{path}.{key}", depth)
+    return copy
+
+
+def _copied(value: object, path: str, depth: int) -> JSON:
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, str):
+        return text(value, path)
+    if isinstance(value, int):
+        return int64(value, path)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidTaskError(path, f"must be a finite number, not {value}")
+        return float(value)
+    if isinstance(value, Mapping):
+        return _copied_object(value, path, depth + 1)
+    if isinstance(value, list | tuple):
+        if depth >= MAX_DEPTH:
+            raise InvalidTaskError(path, f"nests deeper than {MAX_DEPTH} levels")
+        return [
+            _copied(item, f"{path}[{index}]", depth + 1)
+            for index, item in enumerate(value)
+        ]
+    raise InvalidTaskError(path, f"cannot be JSON: {_a(value)}")
+
+
+def fresh(value: Mapping[str, JSON]) -> dict[str, JSON]:
+    """A copy of a checked object that shares no list or object with it."""
+    return {
+        key: _fresh_item(item) if isinstance(item, list | dict) else item
+        for key, item in value.items()
+    }
+
+
+def _fresh_item(value: JSON) -> JSON:
+    if isinstance(value, list):
+        return [_fresh_item(item) for item in value]
+    return fresh(value) if isinstance(value, dict) else value
+
+
+def same(one: JSON, other: JSON) -> bool:
+    """Equality as JSON has it: 1 and 1.0 are equal, 1 and true are not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return isinstance(one, bool) is isinstance(other, bool) and one == other
+
+
+def _a(value: object) -> str:
+    return f"a value of type {type(value).__name__}"
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

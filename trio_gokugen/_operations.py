@@ -1,0 +1,192 @@
+"""Changes to a repository, as data.
+
+The update loop takes all that is waiting as one batch, and a repository that can makes
+one transaction of it: so what is wanted must be a value, not a call. Each operation
+stands for the method of `RepositoryLike` of the same meaning, and knows how to be
+carried out by calling it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+
+from ._errors import InvalidTaskError
+from ._task import ENDED, Task, TaskState, TaskUpdate
+
+if TYPE_CHECKING:
+    from .abc import RepositoryLike
+
+
+class RecoverAction(enum.Enum):
+    """What becomes of tasks found dispatched with nobody running them."""
+
+    REVERT = "revert"
+    """Back to scheduled: they run again."""
+
+    FAIL = "fail"
+    """Ended as failed: for work that must not run twice."""
+
+    LEAVE = "leave"
+    """Left as they are, for somebody else to decide."""
+
+
+@attrs.frozen
+class TaskFilter:
+    """Which pending tasks somebody is ready to take."""
+
+    work_ids: frozenset[str] | None = None
+    """Only tasks of these works; `None` for any."""
+
+    def accepts(self, task: Task) -> bool:
+        return self.work_ids is None or task.work_id in self.work_ids
+
+    def __and__(self, other: TaskFilter) -> TaskFilter:
+        if self.work_ids is None:
+            return other
+        if other.work_ids is None:
+            return self
+        return TaskFilter(self.work_ids & other.work_ids)
+
+
+ANY_TASK = TaskFilter()
+
+
+@attrs.frozen
+class Claimed:
+    """What a claim found."""
+
+    tasks: Sequence[Task]
+    """Dispatched, in the order they are to start."""
+
+    expired: Sequence[Task] = ()
+    """Past their deadline, and so ended as failed instead of dispatched."""
+
+
+@attrs.define(eq=False)
+class AddTasks:
+    """Keep new tasks: all of them or, if one of the ids is taken, none."""
+
+    tasks: Sequence[Task]
+
+    async def carry_out(self, repository: RepositoryLike) -> None:
+        await repository.add(self.tasks)
+
+
+@attrs.define(eq=False)
+class UpdateTask:
+    """Change a scheduled task."""
+
+    task_id: str
+    update: TaskUpdate
+
+    async def carry_out(self, repository: RepositoryLike) -> tuple[Task, bool]:
+        return await repository.update(self.task_id, self.update)
+
+
+@attrs.define(eq=False)
+class CancelTask:
+    """Cancel a scheduled task."""
+
+    task_id: str
+    at: datetime
+
+    async def carry_out(self, repository: RepositoryLike) -> tuple[Task, bool]:
+        return await repository.cancel(self.task_id, self.at)
+
+
+@attrs.define(eq=False)
+class DispatchTask:
+    """Mark one due task dispatched."""
+
+    task_id: str
+    at: datetime
+
+    async def carry_out(self, repository: RepositoryLike) -> Task:
+        return await repository.mark_dispatched(self.task_id, self.at)
+
+
+@attrs.define(eq=False)
+class ClaimTasks:
+    """Mark the first due tasks dispatched, in the order of dispatch."""
+
+    limit: int
+    at: datetime
+    only: TaskFilter = ANY_TASK
+
+    async def carry_out(self, repository: RepositoryLike) -> Claimed:
+        return await repository.claim(self.limit, self.at, self.only)
+
+
+@attrs.define(eq=False)
+class EndTask:
+    """Record how a run ended: done, or failed if there is an `err`."""
+
+    run: Task
+    at: datetime
+    err: str | None = None
+
+    async def carry_out(self, repository: RepositoryLike) -> Task:
+        return await repository.mark_done(self.run, self.at, self.err)
+
+
+@attrs.define(eq=False)
+class RevertTask:
+    """Put an interrupted run's task back to scheduled."""
+
+    run: Task
+
+    async def carry_out(self, repository: RepositoryLike) -> Task:
+        return await repository.revert(self.run)
+
+
+@attrs.define(eq=False)
+class CancelRun:
+    """Record that a run was interrupted and its task with it."""
+
+    run: Task
+    at: datetime
+
+    async def carry_out(self, repository: RepositoryLike) -> Task:
+        return await repository.mark_cancelled(self.run, self.at)
+
+
+def _are_ended(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if isinstance(value, str) or not ENDED.issuperset(value):
+        raise InvalidTaskError(
+            attribute.name, "only tasks that have ended can be deleted"
+        )
+
+
+@attrs.define(eq=False)
+class DeleteEnded:
+    """Forget ended tasks, oldest end first."""
+
+    before: datetime | None = None
+    """Only tasks that ended earlier than this."""
+
+    states: Collection[TaskState] = attrs.field(default=ENDED, validator=_are_ended)
+    limit: int | None = None
+
+    async def carry_out(self, repository: RepositoryLike) -> list[str]:
+        return await repository.delete_ended(self.before, self.states, self.limit)
+
+
+Operation: TypeAlias = (  # noqa: UP040 (3.11)
+    AddTasks
+    | UpdateTask
+    | CancelTask
+    | DispatchTask
+    | ClaimTasks
+    | EndTask
+    | RevertTask
+    | CancelRun
+    | DeleteEnded
+)
+
+Free: TypeAlias = Callable[[], int]  # noqa: UP040 (3.11)
+"""How many workers are free at the moment of the call."""

@@ -1,0 +1,155 @@
+"""Two half-made repositories, so that an implementer writes every operation once.
+
+A store with transactions writes `apply`, and inherits the methods for single operations
+from `BulkRepository`. A store without writes those methods, and inherits `apply`, `claim`
+and `recover` from `SimpleRepository`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, cast
+
+import outcome
+import trio
+
+from ._errors import RefusedError
+from ._task import ENDED, Task, TaskQuery, TaskState, TaskUpdate
+from .abc import (
+    ANY_TASK,
+    AddTasks,
+    CancelRun,
+    CancelTask,
+    Claimed,
+    ClaimTasks,
+    DeleteEnded,
+    DispatchTask,
+    EndTask,
+    Operation,
+    RecoverAction,
+    RepositoryLike,
+    RevertTask,
+    TaskFilter,
+    UpdateTask,
+)
+
+RECOVERED = "the run was lost: its scheduler ended without recording the outcome"
+"""The `err` of a task failed by `recover`."""
+
+
+async def recover_all(
+    repository: RepositoryLike, action: RecoverAction, at: datetime
+) -> list[Task]:
+    """`RepositoryLike.recover` for a store that nobody else uses, as one batch."""
+    if action is RecoverAction.LEAVE:
+        await trio.lowlevel.checkpoint()
+        return []
+    orphans = await repository.find(TaskQuery(states={TaskState.DISPATCHED}))
+    outcomes = await repository.apply(
+        [
+            RevertTask(run)
+            if action is RecoverAction.REVERT
+            else EndTask(run, at, RECOVERED)
+            for run in orphans
+        ]
+    )
+    return [each.unwrap() for each in outcomes]
+
+
+class BulkRepository(ABC):
+    """Single operations, made from `apply`."""
+
+    @abstractmethod
+    async def apply(
+        self, operations: Sequence[Operation]
+    ) -> Sequence[outcome.Outcome[Any]]: ...
+
+    async def _apply_one(self, operation: Operation) -> Any:
+        [result] = await self.apply([operation])
+        return result.unwrap()
+
+    async def add(self, tasks: Sequence[Task]) -> None:
+        await self._apply_one(AddTasks(tasks))
+
+    async def update(self, task_id: str, update: TaskUpdate) -> tuple[Task, bool]:
+        return cast(
+            "tuple[Task, bool]", await self._apply_one(UpdateTask(task_id, update))
+        )
+
+    async def cancel(self, task_id: str, at: datetime) -> tuple[Task, bool]:
+        return cast("tuple[Task, bool]", await self._apply_one(CancelTask(task_id, at)))
+
+    async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
+        return cast("Task", await self._apply_one(DispatchTask(task_id, at)))
+
+    async def claim(
+        self, limit: int, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> Claimed:
+        return cast("Claimed", await self._apply_one(ClaimTasks(limit, at, only)))
+
+    async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
+        return cast("Task", await self._apply_one(EndTask(run, at, err)))
+
+    async def mark_cancelled(self, run: Task, at: datetime) -> Task:
+        return cast("Task", await self._apply_one(CancelRun(run, at)))
+
+    async def revert(self, run: Task) -> Task:
+        return cast("Task", await self._apply_one(RevertTask(run)))
+
+    async def delete_ended(
+        self,
+        before: datetime | None = None,
+        states: Collection[TaskState] = ENDED,
+        limit: int | None = None,
+    ) -> list[str]:
+        operation = DeleteEnded(before, states, limit)
+        return cast("list[str]", await self._apply_one(operation))
+
+
+class SimpleRepository(ABC):
+    """Bulk operations, made from the single ones, which a subclass writes.
+
+    Slow, as every operation is a write of its own, and without the atomicity of a
+    transaction: a batch in the middle of which the store fails stays half done, and the
+    outcomes say which half. A cancellation waits for the end of the batch.
+    """
+
+    @abstractmethod
+    async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None: ...
+
+    @abstractmethod
+    async def mark_dispatched(self, task_id: str, at: datetime) -> Task: ...
+
+    async def claim(
+        self, limit: int, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> Claimed:
+        await trio.lowlevel.checkpoint()
+        tasks: list[Task] = []
+        expired: list[Task] = []
+        with trio.CancelScope(shield=True):
+            while len(tasks) < limit:
+                head = await self.get_next(only)
+                if head is None or head.scheduled_at > at:
+                    break
+                try:
+                    taken = await self.mark_dispatched(head.id, at)
+                except RefusedError:
+                    continue  # somebody else was faster: look again
+                ended = taken.state is not TaskState.DISPATCHED
+                (expired if ended else tasks).append(taken)
+        return Claimed(tasks, expired)
+
+    async def apply(
+        self: RepositoryLike, operations: Sequence[Operation]
+    ) -> Sequence[outcome.Outcome[Any]]:
+        await trio.lowlevel.checkpoint()
+        outcomes: list[outcome.Outcome[Any]] = []
+        with trio.CancelScope(shield=True):
+            for operation in operations:
+                try:
+                    outcomes.append(outcome.Value(await operation.carry_out(self)))
+                except Exception as error:
+                    outcomes.append(outcome.Error(error))
+        return outcomes

@@ -1,0 +1,588 @@
+"""The scheduler: what a program talks to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Literal, TypeAlias
+
+import attrs
+import trio
+
+from . import _transitions
+from ._clock import default_clock
+from ._engine import Engine
+from ._errors import (
+    InvalidTaskError,
+    NotRunningHereError,
+    SchedulerAlreadyRunningError,
+    SchedulerNotRunningError,
+    StopReason,
+    TaskNotFoundError,
+    WorkNotFoundError,
+)
+from ._heap_repository import HeapRepository
+from ._ids import IdMaker
+from ._json import JSON
+from ._task import (
+    ENDED,
+    UNCHANGED,
+    Maybe,
+    Task,
+    TaskParam,
+    TaskQuery,
+    TaskState,
+    TaskUpdate,
+    new_task,
+)
+from ._worker_pool import WorkerPoolDispatcher
+from .abc import (
+    AddTasks,
+    CancelTask,
+    Clock,
+    DeleteEnded,
+    Dispatcher,
+    Listener,
+    LoopHooks,
+    RecoverAction,
+    TaskFilter,
+    TaskRepository,
+    UpdateTask,
+    WorkRegistry,
+)
+
+Recover: TypeAlias = Literal["revert", "fail", "leave"]  # noqa: UP040 (3.11)
+
+
+@attrs.frozen
+class SchedulerStatistics:
+    """A scheduler, as it stood when it was asked. Counts are since its start."""
+
+    state: Literal["running", "stopping", "stopped"]
+
+    running: int = 0
+    """Tasks that are with a worker, or whose outcome is not recorded yet."""
+
+    max_workers: float = 0
+    queued: int = 0
+    """Requests and results that wait for the update loop."""
+
+    unseen: int = 0
+    """Events that hooks and listeners have not seen yet."""
+
+    added: int = 0
+    dispatched: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    reverted: int = 0
+    """Runs that were cut short, and whose tasks are scheduled again."""
+
+    unknown_works: Mapping[str, int] = attrs.field(factory=dict)
+    """Pending tasks whose work is not registered here, by work id, at the last look."""
+
+
+class Scheduler:
+    """Runs tasks at their appointed times.
+
+    Made for ``await nursery.start(scheduler.run)``; `open_scheduler` does that, and
+    stops it at the end. Its methods may be called from anywhere in the same Trio run:
+    from works and hooks, too. Each is a checkpoint, and says at once, with a
+    `SchedulerNotRunningError`, if the scheduler does not run; who waits when it stops
+    is told the same.
+
+    A caller that is cancelled while it waits for a change has changed nothing, or, if
+    the change was being written, gets its answer first.
+    """
+
+    def __init__(
+        self,
+        works: WorkRegistry,
+        repository: TaskRepository,
+        dispatcher: Dispatcher,
+        hooks: LoopHooks | None = None,
+        *,
+        clock: Clock | None = None,
+        grace: float | timedelta = 30.0,
+        recover: Recover = "revert",
+    ) -> None:
+        """Make a scheduler; it does nothing before it is run.
+
+        Args:
+          works: What tasks can name.
+          repository: Where tasks are kept. Serves one running scheduler at a time.
+          dispatcher: Where works run.
+          hooks: Who watches, and decides about errors. By default every error is raised.
+          clock: The wall clock by default; Trio's own clock under a mock clock.
+          grace: Seconds that running work gets to end by itself when stopped.
+          recover: What becomes of tasks found dispatched at the start: ``"revert"`` them
+            to scheduled, ``"fail"`` them, or ``"leave"`` them.
+        """
+        self._works = works
+        self._repository = repository
+        self._dispatcher = dispatcher
+        self._hooks = hooks
+        self._clock = clock
+        self._grace = _grace(grace)
+        self._recover = _recover(recover)
+        self._listeners: list[Listener] = []
+        self._make_id = IdMaker()
+        self._engine: Engine | None = None
+
+    # -- running ----------------------------------------------------------------------
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Dispatch tasks as they fall due, until cancelled or stopped.
+
+        Made for ``await nursery.start(scheduler.run)``, which returns once tasks left
+        running by an earlier program are recovered, and the loops exist.
+
+        An error of the repository that no hook catches, and an error of a hook, end the
+        run, as does what a work raises that is no `Exception`, after it was recorded.
+        Cancelled, it cancels the running work at once and puts it back to scheduled,
+        which takes at most 5 s after the last work has ended.
+
+        Raises:
+          SchedulerAlreadyRunningError: if it, its repository or its dispatcher runs
+            already.
+          RepositoryError: if the last outcomes could not be recorded.
+        """
+        if self._engine is not None:
+            raise SchedulerAlreadyRunningError
+        clock = default_clock() if self._clock is None else self._clock
+        self._engine = Engine(
+            self._works,
+            self._repository,
+            self._dispatcher,
+            self._hooks,
+            self._listeners,
+            clock,
+        )
+        try:
+            await self._engine.run(self._recover, task_status)
+        finally:
+            self._engine = None
+
+    async def stop(self, grace: float | timedelta | None = None) -> None:
+        """Stop, and return once everything has ended.
+
+        Nothing more is dispatched; running work has `grace` seconds to end by itself,
+        then it is cancelled, and its tasks go back to scheduled. Hooks see everything
+        that happened, if that takes them no more than another 5 s. Until the very end
+        the other methods are at work. If it is not running, returns at once.
+
+        Cancellation leaves the stop half done: nothing more is dispatched.
+        """
+        seconds = self._grace if grace is None else _grace(grace)
+        if self._engine is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._engine.stop(seconds)
+
+    # -- tasks ------------------------------------------------------------------------
+
+    async def add_task(
+        self,
+        work_id: str,
+        param: Mapping[str, JSON] | None = None,
+        *,
+        at: datetime | None = None,
+        after: float | timedelta | None = None,
+        priority: int = 0,
+        deadline: datetime | None = None,
+        meta: Mapping[str, JSON] | None = None,
+        id: str | None = None,
+    ) -> Task:
+        """Have a work run at a moment, or after some time.
+
+        Args:
+          work_id: Name of a registered work.
+          param: Keyword arguments for the work, as a JSON object.
+          at: Earliest moment to start: aware; one that has passed means now.
+          after: Seconds from now, instead of `at`.
+          priority: Among tasks due at the same moment, the larger goes first.
+          deadline: Moment after which it must not start, and is cancelled if running.
+          meta: A JSON object of your own: to search by, never passed to the work.
+          id: An id of your own, which makes it safe to repeat an add whose answer was
+            lost: the second is a `TaskExistsError`.
+
+        Returns:
+          The task as it was stored.
+
+        Raises:
+          InvalidTaskError: a value cannot be used; `field` names it.
+          WorkNotFoundError: no such work is registered.
+          TaskExistsError: a task of this id is there.
+        """
+        engine = self._running()
+        if (at is None) is (after is None):
+            raise InvalidTaskError("at", "give either at or after")
+        moment = _after(engine.clock.now(), after) if at is None else at
+        new = TaskParam(
+            work_id=work_id,
+            scheduled_at=moment,
+            param=param or {},
+            priority=priority,
+            deadline=deadline,
+            meta=meta or {},
+            id=id,
+        )
+        [task] = await self._add(engine, [new])
+        return task
+
+    async def add_tasks(self, params: Iterable[TaskParam]) -> list[Task]:
+        """Add many tasks in one go: all of them or, if one is refused, none.
+
+        Returns:
+          The tasks as they were stored, in the same order.
+
+        Raises:
+          InvalidTaskError, WorkNotFoundError: as `add_task`; `index` tells which.
+          TaskExistsError: an id is taken, or given twice.
+        """
+        engine = self._running()
+        return await self._add(engine, list(params))
+
+    async def _add(self, engine: Engine, params: list[TaskParam]) -> list[Task]:
+        now = engine.clock.now()
+        many = len(params) > 1
+        tasks: list[Task] = []
+        for index, param in enumerate(params):
+            if not isinstance(param, TaskParam):
+                raise InvalidTaskError(
+                    "params", f"must be TaskParam, not {type(param).__name__}", index
+                )
+            self._check(param.work_id, param.param, index if many else None)
+            task_id = self._make_id(now) if param.id is None else param.id
+            tasks.append(new_task(param, task_id, now))
+        await engine.updates.queue.ask(lambda _: AddTasks(tasks))
+        return tasks
+
+    async def update(
+        self,
+        task_id: str,
+        *,
+        scheduled_at: Maybe[datetime] = UNCHANGED,
+        work_id: Maybe[str] = UNCHANGED,
+        param: Maybe[Mapping[str, JSON] | None] = UNCHANGED,
+        priority: Maybe[int] = UNCHANGED,
+        deadline: Maybe[datetime | None] = UNCHANGED,
+        meta: Maybe[Mapping[str, JSON] | None] = UNCHANGED,
+    ) -> bool:
+        """Change a task that has not been dispatched. What is not given stays.
+
+        Returns:
+          Whether anything has changed. If this returns, no worker has the task yet, and
+          it will run as changed.
+
+        Raises:
+          InvalidTaskError: a value cannot be used, or does not go with the others.
+          WorkNotFoundError: no such work is registered.
+          TaskNotFoundError, AlreadyDispatchedError, AlreadyCancelledError,
+          AlreadyDoneError: it can no longer be changed.
+        """
+        engine = self._running()
+        update = TaskUpdate(
+            work_id=work_id,
+            scheduled_at=scheduled_at,
+            param=param,
+            priority=priority,
+            deadline=deadline,
+            meta=meta,
+        )
+        if not (update.work_id is UNCHANGED and update.param is UNCHANGED):
+            await self._check_update(task_id, update)
+        _, changed = await engine.updates.queue.ask(
+            lambda _: UpdateTask(task_id, update)
+        )
+        return bool(changed)
+
+    async def cancel(self, task_id: str) -> bool:
+        """Keep a task from running.
+
+        Returns:
+          True if this cancelled it, False if it had been cancelled before. Either way
+          it does not run.
+
+        Raises:
+          TaskNotFoundError, AlreadyDispatchedError, AlreadyDoneError: it is too late.
+        """
+        engine = self._running()
+        _, changed = await engine.updates.queue.ask(lambda now: CancelTask(task_id, now))
+        return bool(changed)
+
+    async def interrupt(self, task_id: str) -> Task:
+        """Cancel a running work, and return when it has really ended.
+
+        The work sees a cancellation at its next checkpoint, and may take its time to
+        clean up; cancelling this call does not take the interruption back.
+
+        Returns:
+          The task: cancelled, or done if the work had finished before it noticed.
+
+        Raises:
+          TaskNotFoundError, NotDispatchedError, AlreadyCancelledError,
+          AlreadyDoneError: there is nothing to interrupt.
+          NotRunningHereError: another scheduler runs it.
+        """
+        engine = self._running()
+        ledger = engine.ledger
+        while task_id not in ledger.runs:
+            version = ledger.version
+            task = await self._repository.get(task_id)
+            _transitions.check(task, _transitions.Action.INTERRUPT)
+            if version == ledger.version:
+                raise NotRunningHereError(task_id)
+        waiter = ledger.watch(task_id)
+        engine.interrupt(task_id, StopReason.INTERRUPT)
+        try:
+            return await waiter.wait()
+        finally:
+            ledger.unwatch(waiter)
+
+    async def get(self, task_id: str) -> Task:
+        """The task as it stands, or a `TaskNotFoundError`."""
+        self._running()
+        return await self._repository.get(task_id)
+
+    async def find(
+        self,
+        query: TaskQuery | None = None,
+        *,
+        limit: int | None = 100,
+        after: Task | None = None,
+    ) -> list[Task]:
+        """Tasks that match, by `scheduled_at`, largest priority, `created_at` and id.
+
+        Args:
+          query: What to look for; all tasks by default.
+          limit: At most so many; `None` for all of them.
+          after: The last task of the page before, to get the next page.
+        """
+        self._running()
+        _check_limit(limit)
+        query = TaskQuery() if query is None else query
+        return await self._repository.find(query, limit, after)
+
+    async def wait(self, task_id: str) -> Task:
+        """Wait until the task has ended, in whatever state, and return it.
+
+        Raises:
+          TaskNotFoundError: there is no such task.
+        """
+        ledger = self._running().ledger
+        # Wait first and read then: an end that comes in between would be missed.
+        waiter = ledger.watch(task_id)
+        try:
+            try:
+                task = await self._repository.get(task_id)
+            except TaskNotFoundError:
+                if waiter.ended is None:
+                    raise
+                return waiter.ended  # it has ended and been forgotten meanwhile
+            return task if task.state.ended else await waiter.wait()
+        finally:
+            ledger.unwatch(waiter)
+
+    async def drain(self) -> None:
+        """Wait until nothing is pending or running.
+
+        Tasks whose work is not registered here do not count: they would never run.
+        """
+        engine = self._running()
+        ledger = engine.ledger
+        while True:
+            version = ledger.version
+            known = TaskFilter(self._works.work_ids)
+            pending = await self._repository.get_next(known)
+            if version == ledger.version:
+                if pending is None and not ledger.runs:
+                    return
+                await ledger.wait_until(
+                    lambda seen=version: ledger.version != seen or engine.ended.is_set()
+                )
+            self._running()
+
+    async def delete_ended(
+        self,
+        *,
+        before: datetime | None = None,
+        states: Collection[TaskState] = ENDED,
+        limit: int | None = None,
+    ) -> list[str]:
+        """Forget ended tasks, oldest end first.
+
+        Args:
+          before: Only those that ended before this moment.
+          states: Only those in these states, which must be ended ones.
+          limit: At most so many.
+
+        Returns:
+          The ids of exactly those that were deleted.
+        """
+        engine = self._running()
+        _check_limit(limit)
+        operation = DeleteEnded(before, states, limit)
+        deleted: list[str] = await engine.updates.queue.ask(lambda _: operation)
+        return deleted
+
+    # -- watching ---------------------------------------------------------------------
+
+    def statistics(self) -> SchedulerStatistics:
+        """How it stands. May be called at any time."""
+        engine = self._engine
+        if engine is None:
+            return SchedulerStatistics("stopped")
+        counts = engine.ledger.counts
+        return SchedulerStatistics(
+            state="stopping" if engine.stopping else "running",
+            running=len(engine.ledger.runs),
+            max_workers=self._dispatcher.statistics().max_workers,
+            queued=len(engine.updates.queue),
+            unseen=engine.observers.waiting,
+            added=counts["added"],
+            dispatched=counts["dispatched"],
+            done=counts[TaskState.DONE.value],
+            failed=counts[TaskState.FAILED.value],
+            cancelled=counts[TaskState.CANCELLED.value],
+            reverted=counts["reverted"],
+            unknown_works=dict(engine.ledger.unknown_works),
+        )
+
+    def add_on_task_done(self, listener: Listener) -> None:
+        """Have an async function called with each task whose run is over from now on.
+
+        It is called after `LoopHooks.on_task_done`, and under the same rules.
+        """
+        if not callable(listener):
+            raise TypeError(f"listener: must be an async function, not {listener!r}")
+        self._listeners.append(listener)
+
+    def remove_on_task_done(self, listener: Listener) -> None:
+        """Call it no more. May be called by a listener, of itself, too.
+
+        Raises:
+          ValueError: if it was not added, or has been removed.
+        """
+        try:
+            self._listeners.remove(listener)
+        except ValueError:
+            raise ValueError(f"listener: {listener!r} has not been added") from None
+
+    # -- checks -----------------------------------------------------------------------
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise SchedulerNotRunningError
+        return self._engine
+
+    def _check(
+        self, work_id: str, param: Mapping[str, JSON], index: int | None = None
+    ) -> None:
+        try:
+            self._works.get(work_id).check_param(param)
+        except WorkNotFoundError:
+            raise WorkNotFoundError(work_id, index) from None
+        except InvalidTaskError as error:
+            raise InvalidTaskError(error.field, error.reason, index) from None
+
+    async def _check_update(self, task_id: str, update: TaskUpdate) -> None:
+        """Check that the work will take the param, as they are going to be.
+
+        A task of a work that is not known here is somebody else's to check.
+        """
+        task = await self._repository.get(task_id)
+        _transitions.check(task, _transitions.Action.UPDATE)
+        param = task.param if update.param is UNCHANGED else update.param
+        if update.work_id is not UNCHANGED:
+            self._check(update.work_id, param)
+        elif task.work_id in self._works.work_ids:
+            self._check(task.work_id, param)
+
+
+@asynccontextmanager
+async def open_scheduler(
+    works: WorkRegistry,
+    repository: TaskRepository | None = None,
+    dispatcher: Dispatcher | None = None,
+    *,
+    max_workers: int = 10,
+    hooks: LoopHooks | None = None,
+    clock: Clock | None = None,
+    grace: float | timedelta = 30.0,
+    recover: Recover = "revert",
+) -> AsyncGenerator[Scheduler]:
+    """A scheduler that runs for as long as the block does.
+
+    Entering and leaving are checkpoints. Leaving stops dispatching and waits for the
+    work still going, at most `grace` seconds, then cancels it; an exception in the
+    block, or a cancellation from outside, cancels it at once. Like a nursery, the block
+    raises its errors in an `ExceptionGroup`.
+
+    Args:
+      works: What tasks can name.
+      repository: Where tasks are kept: in memory by default.
+      dispatcher: Where works run: by default a `WorkerPoolDispatcher`.
+      max_workers: How many works that one runs at a time.
+      hooks: Who watches, and decides about errors. By default every error is raised.
+      clock: The wall clock by default; Trio's own clock under a mock clock.
+      grace: Seconds that running work gets to end by itself.
+      recover: What becomes of tasks found dispatched at the start: ``"revert"`` them to
+        scheduled, ``"fail"`` them, or ``"leave"`` them.
+    """
+    scheduler = Scheduler(
+        works,
+        HeapRepository() if repository is None else repository,
+        WorkerPoolDispatcher(works, max_workers) if dispatcher is None else dispatcher,
+        hooks,
+        clock=clock,
+        grace=grace,
+        recover=recover,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scheduler.run)
+        yield scheduler
+        await scheduler.stop()
+
+
+def _after(now: datetime, after: float | timedelta | None) -> datetime:
+    seconds = after.total_seconds() if isinstance(after, timedelta) else after
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidTaskError("after", f"must be a number of seconds, not {after!r}")
+    if not 0 <= seconds < math.inf:
+        raise InvalidTaskError("after", f"must be finite and not negative, not {after}")
+    try:
+        return now + timedelta(seconds=seconds)
+    except OverflowError:
+        raise InvalidTaskError("after", "leads beyond the year 9999") from None
+
+
+def _grace(grace: float | timedelta) -> float:
+    seconds = grace.total_seconds() if isinstance(grace, timedelta) else grace
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"grace: must be a number of seconds, not {grace!r}")
+    if not seconds >= 0:
+        raise ValueError(f"grace: must not be negative, not {grace}")
+    return float(seconds)
+
+
+def _recover(recover: Recover) -> RecoverAction:
+    try:
+        return RecoverAction(recover)
+    except ValueError:
+        raise ValueError(
+            f"recover: must be 'revert', 'fail' or 'leave', not {recover!r}"
+        ) from None
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is None:
+        return
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit: must be an int, not {limit!r}")
+    if limit < 1:
+        raise ValueError(f"limit: must be at least 1, not {limit}")

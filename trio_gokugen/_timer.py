@@ -1,0 +1,205 @@
+"""The timer for any store, and the joint that resets it on every mutation.
+
+A mutation that lands while the timer reads the next task must not be lost: so a sleeper
+has its event ready *before* it reads, and while it reads, any mutation sets it.
+
+    mutation ──▶ TimedRepository ──▶ store
+                      │ reset
+                      ▼
+                  HookTimer ──▶ whoever sleeps in `wait_until_due`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import attrs
+import outcome
+import trio
+
+from ._errors import SchedulerAlreadyRunningError
+from ._repository import BulkRepository
+from ._task import Task, TaskQuery, TaskState
+from .abc import (
+    ANY_TASK,
+    AddTasks,
+    CancelTask,
+    Claimed,
+    ClaimTasks,
+    Clock,
+    DispatchTask,
+    Operation,
+    RecoverAction,
+    RepositoryLike,
+    RevertTask,
+    TaskFilter,
+    UpdateTask,
+)
+
+
+@attrs.define(eq=False)
+class _Sleeper:
+    """Somebody in `wait_until_due`."""
+
+    event: trio.Event = attrs.field(factory=trio.Event)
+    reading: bool = True
+    head: Task | None = None
+    """The task slept for; none if nothing is pending."""
+
+
+@attrs.define(eq=False)
+class HookTimer:
+    """Tells when the next task of a store is due. Needs only its `get_next`.
+
+    Whoever changes the store must say so, by `observe`, `appeared`, `vanished` or
+    `reset`: `TimedRepository` does.
+    """
+
+    _store: RepositoryLike
+    _clock: Clock | None = None
+    _sleepers: dict[_Sleeper, None] = attrs.field(factory=dict, init=False)
+
+    def start_timer(self, clock: Clock) -> None:
+        """Begin to tell the time by `clock`."""
+        if self._clock is not None:
+            raise SchedulerAlreadyRunningError("repository's scheduler")
+        self._clock = clock
+
+    def stop_timer(self) -> None:
+        """Stop. Stopping twice is harmless."""
+        self._clock = None
+        self.reset()
+
+    async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
+        """Sleep until a task that passes the filter is due, and return the first."""
+        sleeper = _Sleeper()
+        self._sleepers[sleeper] = None
+        try:
+            while True:
+                if self._clock is None:
+                    raise RuntimeError("the timer is not started: call start_timer")
+                # Take the event before reading: a mutation that lands during the read
+                # would otherwise be lost.
+                sleeper.event = trio.Event()
+                sleeper.reading = True
+                sleeper.head = await self._store.get_next(only)
+                sleeper.reading = False
+                if sleeper.head is not None and (
+                    sleeper.head.scheduled_at <= self._clock.now()
+                ):
+                    return sleeper.head
+                await self._sleep(self._clock, sleeper)
+        finally:
+            del self._sleepers[sleeper]
+
+    async def _sleep(self, clock: Clock, sleeper: _Sleeper) -> None:
+        if sleeper.head is None:
+            await sleeper.event.wait()
+            return
+        wake_at = min(
+            clock.deadline_for(sleeper.head.scheduled_at),
+            trio.current_time() + clock.max_sleep,
+        )
+        with trio.CancelScope(deadline=wake_at):
+            await sleeper.event.wait()
+
+    # -- what has changed -----------------------------------------------------------
+
+    def reset(self) -> None:
+        """Anything may have changed: look again."""
+        for sleeper in self._sleepers:
+            sleeper.event.set()
+
+    def appeared(self, moment: datetime) -> None:
+        """A task is now pending for this moment."""
+        for sleeper in self._sleepers:
+            head = sleeper.head
+            if sleeper.reading or head is None or moment < head.scheduled_at:
+                sleeper.event.set()
+
+    def vanished(self, task_id: str) -> None:
+        """The task is not pending any more, or not where it was."""
+        for sleeper in self._sleepers:
+            head = sleeper.head
+            if sleeper.reading or (head is not None and head.id == task_id):
+                sleeper.event.set()
+
+    def observe(self, operation: Operation, result: Any) -> None:
+        """The operation took effect, and returned this."""
+        if not self._sleepers:
+            return
+        match operation, result:
+            case AddTasks(tasks=tasks), _:
+                pending = [t for t in tasks if t.state is TaskState.SCHEDULED]
+                if pending:
+                    self.appeared(min(task.scheduled_at for task in pending))
+            case UpdateTask(), (Task() as task, True):
+                self.vanished(task.id)
+                self.appeared(task.scheduled_at)
+            case CancelTask() | DispatchTask(), Task() | (Task(), True):
+                self.vanished(operation.task_id)
+            case ClaimTasks(), Claimed(tasks=tasks, expired=expired):
+                for task in (*tasks, *expired):
+                    self.vanished(task.id)
+            case RevertTask(), Task() as task:
+                self.appeared(task.scheduled_at)
+            case _:
+                pass  # ended tasks, ended or deleted, are nobody's next
+
+
+class TimedRepository(BulkRepository):
+    """A store joined with a timer, which makes it a `TaskRepository`.
+
+    Every change goes through `apply`, and so past the timer. Change the store behind its
+    back, and the timer must be told: `timer.reset()`.
+    """
+
+    def __init__(self, store: RepositoryLike) -> None:
+        self.store = store
+        self.timer = HookTimer(store)
+
+    async def apply(
+        self, operations: Sequence[Operation]
+    ) -> Sequence[outcome.Outcome[Any]]:
+        try:
+            outcomes = await self.store.apply(operations)
+        except BaseException:
+            # Nothing has happened, if the store keeps its promise; an outcome that the
+            # store itself does not know is worth a look.
+            self.timer.reset()
+            raise
+        for operation, result in zip(operations, outcomes, strict=True):
+            if isinstance(result, outcome.Value):
+                self.timer.observe(operation, result.value)
+        return outcomes
+
+    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+        try:
+            return await self.store.recover(action, at)
+        finally:
+            self.timer.reset()
+
+    async def get(self, task_id: str) -> Task:
+        return await self.store.get(task_id)
+
+    async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
+        return await self.store.get_next(only)
+
+    async def find(
+        self, query: TaskQuery, limit: int | None = None, after: Task | None = None
+    ) -> list[Task]:
+        return await self.store.find(query, limit, after)
+
+    async def count_pending(self) -> Mapping[str, int]:
+        return await self.store.count_pending()
+
+    def start_timer(self, clock: Clock) -> None:
+        self.timer.start_timer(clock)
+
+    def stop_timer(self) -> None:
+        self.timer.stop_timer()
+
+    async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
+        return await self.timer.wait_until_due(only)

@@ -1,0 +1,134 @@
+"""What may happen to a task in each state, and what becomes of it: in one place.
+
+Every repository asks here, so that every repository answers alike. Each function takes
+the task as it stands and returns the task as it will stand, or raises the refusal.
+
+    scheduled ──dispatch──▶ dispatched ──end──▶ done, failed
+        │  ▲                   │    │
+        │  └──────revert───────┘    └─interrupt──▶ cancelled
+        └──────────────cancel────────────────────────▲
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime
+
+from ._errors import (
+    AlreadyCancelledError,
+    AlreadyDispatchedError,
+    AlreadyDoneError,
+    DeadlineExceededError,
+    LostRunError,
+    NotDispatchedError,
+    NotDueError,
+)
+from ._task import Task, TaskState, TaskUpdate, check_deadline, evolve
+
+
+class Action(enum.Enum):
+    """What one may want to do to a task."""
+
+    UPDATE = "update"
+    CANCEL = "cancel"
+    DISPATCH = "dispatch"
+    END = "end"
+    REVERT = "revert"
+    INTERRUPT = "interrupt"
+
+
+_WHILE_SCHEDULED = {
+    TaskState.DISPATCHED: AlreadyDispatchedError,
+    TaskState.CANCELLED: AlreadyCancelledError,
+    TaskState.DONE: AlreadyDoneError,
+    TaskState.FAILED: AlreadyDoneError,
+}
+_WHILE_DISPATCHED = {
+    TaskState.SCHEDULED: NotDispatchedError,
+    TaskState.CANCELLED: AlreadyCancelledError,
+    TaskState.DONE: AlreadyDoneError,
+    TaskState.FAILED: AlreadyDoneError,
+}
+REFUSALS = {
+    Action.UPDATE: _WHILE_SCHEDULED,
+    # Cancelling what is cancelled is not refused: it changes nothing.
+    Action.CANCEL: {
+        state: refusal
+        for state, refusal in _WHILE_SCHEDULED.items()
+        if state is not TaskState.CANCELLED
+    },
+    Action.DISPATCH: _WHILE_SCHEDULED,
+    Action.END: _WHILE_DISPATCHED,
+    Action.REVERT: _WHILE_DISPATCHED,
+    Action.INTERRUPT: _WHILE_DISPATCHED,
+}
+"""For each action, the states in which it is refused, and with what error."""
+
+
+def check(task: Task, action: Action) -> None:
+    """Raise the refusal, if the task's state does not allow the action."""
+    refusal = REFUSALS[action].get(task.state)
+    if refusal is not None:
+        raise refusal(task.id)
+
+
+def _check_run(task: Task, run: Task, action: Action) -> None:
+    check(task, action)
+    if task.attempt != run.attempt:
+        raise LostRunError(task.id, run.attempt)
+
+
+def updated(task: Task, update: TaskUpdate) -> Task:
+    """The task with the changes made; the same object if there are none."""
+    check(task, Action.UPDATE)
+    changes = update.changes(task)
+    if not changes:
+        return task
+    check_deadline(
+        changes.get("scheduled_at", task.scheduled_at),
+        changes.get("deadline", task.deadline),
+    )
+    return evolve(task, **changes)
+
+
+def cancelled(task: Task, at: datetime) -> Task:
+    """The task, cancelled; the same object if it was before."""
+    check(task, Action.CANCEL)
+    if task.state is TaskState.CANCELLED:
+        return task
+    return evolve(task, state=TaskState.CANCELLED, cancelled_at=at)
+
+
+def dispatched(task: Task, at: datetime) -> Task:
+    """The task, handed to a worker; or failed, if its deadline passed before."""
+    check(task, Action.DISPATCH)
+    if task.scheduled_at > at:
+        raise NotDueError(task.id)
+    if task.deadline is None or at < task.deadline:
+        return evolve(
+            task, state=TaskState.DISPATCHED, dispatched_at=at, attempt=task.attempt + 1
+        )
+    error = DeadlineExceededError(task.deadline.isoformat(), started=False)
+    err = f"{type(error).__name__}: {error}"
+    return evolve(task, state=TaskState.FAILED, done_at=at, err=err)
+
+
+def ended(task: Task, run: Task, at: datetime, err: str | None) -> Task:
+    """The task, done, or failed if there is an `err`, by the given run of it."""
+    _check_run(task, run, Action.END)
+    state = TaskState.DONE if err is None else TaskState.FAILED
+    return evolve(task, state=state, done_at=at, err=err)
+
+
+def reverted(task: Task, run: Task) -> Task:
+    """The task, back to scheduled after its run was interrupted."""
+    _check_run(task, run, Action.REVERT)
+    return evolve(
+        task, state=TaskState.SCHEDULED, interruptions=task.interruptions + 1
+    )
+
+
+def interrupted(task: Task, run: Task, at: datetime) -> Task:
+    """The task, cancelled together with its run."""
+    _check_run(task, run, Action.INTERRUPT)
+    return evolve(task, state=TaskState.CANCELLED, cancelled_at=at)

@@ -1,0 +1,306 @@
+"""The only writer: takes all that waits, writes it as one batch, answers everybody.
+
+    callers, dispatch loop ──request──▶┌───────┐  batch   ┌────────────┐
+                                       │ queue │ ───────▶ │ repository │
+    workers ────────────────result────▶└───────┘          └────────────┘
+                                                             │ outcomes
+              answers, waiters, hooks ◀── settle ◀───────────┘
+
+Nothing is answered before the batch that holds it is written. Between the writing and the
+last answer there is no checkpoint: what the store knows and what the ledger says change
+together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import outcome
+import trio
+
+from ._describe import describe
+from ._errors import (
+    InvalidTaskError,
+    LostRunError,
+    RefusedError,
+    RepositoryError,
+    StopReason,
+    WorkStoppedError,
+)
+from ._ledger import Ledger
+from ._observers import Observers
+from ._task import Task
+from ._update_queue import Item, Request, UpdateQueue
+from .abc import (
+    AddTasks,
+    CancelRun,
+    CancelTask,
+    Claimed,
+    ClaimTasks,
+    Clock,
+    EndTask,
+    HookAction,
+    LoopHooks,
+    Operation,
+    RepositoryLike,
+    RevertTask,
+    TaskResult,
+    UpdateTask,
+)
+
+logger = logging.getLogger("trio_gokugen.update")
+
+RECORD_LIMIT = 5.0
+"""Seconds that a scheduler which has been cancelled takes to record what is left."""
+
+
+class UpdateLoop:
+    """See above."""
+
+    def __init__(
+        self,
+        repository: RepositoryLike,
+        clock: Clock,
+        hooks: LoopHooks,
+        observers: Observers,
+        ledger: Ledger,
+    ) -> None:
+        self.queue = UpdateQueue()
+        self._repository = repository
+        self._clock = clock
+        self._hooks = hooks
+        self._observers = observers
+        self._ledger = ledger
+        self._unwritten: list[TaskResult] = []
+        self._leaving: list[BaseException] = []
+
+    def send_nowait(self, value: TaskResult, /) -> None:
+        """Take a worker's result: the loop is the dispatcher's `ResultChannel`."""
+        self._ledger.reported(value.run)
+        self.queue.send_nowait(value)
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Write batches until cancelled.
+
+        A batch that the store could not write stays apart, in a task of the nursery,
+        until a hook has decided about it, and those that come later are served
+        meanwhile: the hook itself may be one who asks.
+        """
+        while True:
+            items = await self.queue.take_all()
+            failed = await self._write(items)
+            for group, error in failed:
+                for item in group:
+                    if isinstance(item, Request):
+                        item.lay_down()
+                nursery.start_soon(self._decide, group, error)
+            self._raise_leaving()
+
+    async def finish(self) -> None:
+        """Record what is left once the works have ended: in one write, under a shield.
+
+        Runs without a result go back to scheduled. Who still waits is refused.
+
+        Raises:
+          RepositoryError: if that failed, or took longer than `RECORD_LIMIT` seconds.
+        """
+        results = self._unwritten + self.queue.close()
+        reported = {result.run.id for result in results}
+        results += [
+            TaskResult(run, outcome.Error(WorkStoppedError(StopReason.SHUTDOWN)))
+            for run in self._ledger.runs.values()
+            if run.id not in reported
+        ]
+        try:
+            if results:
+                await self._write_last(results)
+        finally:
+            self.queue.close()
+            self._ledger.close()
+        self._raise_leaving()
+
+    async def _write_last(self, results: Sequence[TaskResult]) -> None:
+        deadline = trio.current_time() + RECORD_LIMIT
+        failed: Sequence[tuple[list[Item], Exception]] = ()
+        with trio.CancelScope(deadline=deadline, shield=True) as scope:
+            failed = await self._write(results)
+        if scope.cancelled_caught:
+            raise RepositoryError(
+                f"the outcome of {len(results)} runs could not be recorded within"
+                f" {RECORD_LIMIT} s: their tasks stay dispatched until recovered"
+            )
+        for group, error in failed:
+            raise RepositoryError(
+                f"the outcome of {len(group)} runs could not be recorded: their tasks"
+                " stay dispatched until recovered"
+            ) from error
+
+    # -- a batch ----------------------------------------------------------------------
+
+    async def _write(self, items: Sequence[Item]) -> list[tuple[list[Item], Exception]]:
+        """Write a batch, and settle what was written.
+
+        Returns:
+          Groups of items that the store failed to write, each with the store's error.
+        """
+        now = self._clock.now()
+        batch: list[tuple[Item, Operation]] = []
+        for item in items:
+            if isinstance(item, TaskResult):
+                batch.append((item, _operation_for(item, now)))
+            elif item.take():
+                batch.append((item, item.make(now)))
+        try:
+            outcomes = await self._repository.apply([each[1] for each in batch])
+        except Exception as error:
+            return self._set_apart([(item, error) for item, _ in batch])
+        except BaseException:
+            self._release([item for item, _ in batch])
+            raise
+        failed: list[tuple[Item, Exception]] = []
+        for (item, operation), result in zip(batch, outcomes, strict=True):
+            if isinstance(result, outcome.Value):
+                self._settle(item, operation, result.value)
+            elif isinstance(result.error, RefusedError | InvalidTaskError):
+                self._settle_refused(item, result)
+            elif isinstance(result.error, Exception):
+                failed.append((item, result.error))
+            else:
+                raise result.error
+        self._ledger.batch_written()
+        return self._set_apart(failed)
+
+    def _settle(self, item: Item, operation: Operation, result: Any) -> None:
+        if isinstance(item, TaskResult):
+            task: Task = result
+            self._ledger.recorded(item.run)
+            if isinstance(operation, RevertTask):
+                self._ledger.counts["reverted"] += 1
+            else:
+                self._ledger.ended(task)
+            self._note_leaving(item)
+            if self._observers.present:
+                self._observers.tell("on_update", operation, task)
+                if not isinstance(operation, RevertTask):
+                    self._observers.tell_done(task)
+        else:
+            self._settle_request(operation, result)
+            item.settle(outcome.Value(result))
+
+    def _settle_request(self, operation: Operation, result: Any) -> None:
+        match operation, result:
+            case ClaimTasks(), Claimed(tasks=tasks, expired=expired):
+                self._ledger.claimed(tasks)
+                for task in expired:
+                    self._ledger.ended(task)
+                    self._observers.tell_done(task)
+            case CancelTask(), (Task() as task, True):
+                self._ledger.ended(task)
+                self._observers.tell("on_update", operation, task)
+            case UpdateTask(), (Task() as task, True):
+                self._observers.tell("on_update", operation, task)
+            case AddTasks(tasks=tasks), _:
+                self._ledger.counts["added"] += len(tasks)
+                for task in tasks:
+                    self._observers.tell("on_update", operation, task)
+            case _:
+                pass  # nothing changed, or ended tasks were deleted
+
+    def _settle_refused(self, item: Item, result: outcome.Error) -> None:
+        if isinstance(item, Request):
+            item.settle(result)
+            return
+        # Somebody has taken the task from its run: what the run reports is void.
+        logger.warning(
+            "the outcome of %r is dropped: %s",
+            item.run.id,
+            result.error,
+        )
+        self._ledger.recorded(item.run)
+        error = LostRunError(item.run.id, item.run.attempt)
+        self._ledger.give_up(item.run.id, error)
+        self._note_leaving(item)
+
+    def _release(self, items: Sequence[Item]) -> None:
+        """Keep results for the last write, and refuse requests: none was carried out."""
+        for item in items:
+            if isinstance(item, TaskResult):
+                self._unwritten.append(item)
+            else:
+                item.lay_down()
+                item.refuse()
+
+    # -- what could not be written ----------------------------------------------------
+
+    def _set_apart(
+        self, failed: Sequence[tuple[Item, Exception]]
+    ) -> list[tuple[list[Item], Exception]]:
+        """Group by error what failed. A claim's error is the dispatch loop's business."""
+        groups: dict[int, tuple[list[Item], Exception]] = {}
+        for item, error in failed:
+            if isinstance(item, Request) and item.is_claim:
+                item.settle(outcome.Error(error))
+            else:
+                groups.setdefault(id(error), ([], error))[0].append(item)
+        return list(groups.values())
+
+    async def _decide(self, items: Sequence[Item], error: Exception) -> None:
+        """Ask the hooks about items that could not be written, and do as they say."""
+        now = self._clock.now()
+        operations = [
+            _operation_for(item, now) if isinstance(item, TaskResult) else item.make(now)
+            for item in items
+        ]
+        try:
+            action = await self._hooks.on_update_error(
+                operations, error, HookAction.RAISE
+            )
+        except BaseException:
+            self._release(items)
+            raise
+        if action is HookAction.RETRY:
+            self.queue.put_back(items)
+            return
+        for item in items:
+            if isinstance(item, Request):
+                item.settle(outcome.Error(error))
+            elif action is HookAction.IGNORE:
+                self._ledger.recorded(item.run)
+                self._ledger.give_up(item.run.id, error)
+                self._note_leaving(item)
+            else:
+                self._unwritten.append(item)
+        self._ledger.batch_written()
+        if action is not HookAction.IGNORE:
+            raise error
+
+    # -- works that ended in what is not an Exception ---------------------------------
+
+    def _note_leaving(self, result: TaskResult) -> None:
+        if isinstance(result.outcome, outcome.Error) and not isinstance(
+            result.outcome.error, Exception
+        ):
+            self._leaving.append(result.outcome.error)
+
+    def _raise_leaving(self) -> None:
+        """Let a `KeyboardInterrupt` or the like go on, now that it is recorded."""
+        leaving, self._leaving = self._leaving, []
+        if len(leaving) == 1:
+            raise leaving[0]
+        if leaving:
+            raise BaseExceptionGroup("works were left by", leaving)
+
+
+def _operation_for(result: TaskResult, now: datetime) -> Operation:
+    """How a run's result is recorded."""
+    if isinstance(result.outcome, outcome.Value):
+        return EndTask(result.run, now)
+    error = result.outcome.error
+    if not isinstance(error, WorkStoppedError):
+        return EndTask(result.run, now, describe(error))
+    if error.reason is StopReason.INTERRUPT:
+        return CancelRun(result.run, now)
+    return RevertTask(result.run)

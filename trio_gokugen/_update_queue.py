@@ -1,0 +1,154 @@
+"""The one queue that leads to the only writer.
+
+Callers put requests and wait for the answer; workers put results and do not wait. The
+update loop takes all that is there as one batch.
+
+Whether a caller's cancellation changes anything is decided by one thing: has the request
+been taken? One that waits is withdrawn. One that was taken is on its way into the store,
+so its caller stays until the answer is known, as it does in a thread that cannot be
+abandoned.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import attrs
+import outcome
+import trio
+
+from ._errors import SchedulerNotRunningError
+from .abc import Operation, TaskResult
+
+
+class _Stage(enum.Enum):
+    WAITING = enum.auto()
+    TAKEN = enum.auto()
+    SETTLED = enum.auto()
+
+
+@attrs.define(eq=False)
+class Request:
+    """An operation, and the Trio task that waits for its outcome."""
+
+    make: Callable[[datetime], Operation]
+    """Makes the operation at the last moment, as the batch is taken; is told when."""
+
+    is_claim: bool = False
+    """Whether the dispatch loop is the one who asks."""
+
+    _trio_task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
+    _stage: _Stage = _Stage.WAITING
+    _raise_cancel: trio.lowlevel.RaiseCancelT | None = None
+    """Raises the caller's cancellation, which came while the request was taken."""
+
+    async def answer(self) -> Any:
+        """Wait until it is settled; if cancelled while it waits, withdraw it."""
+
+        def abort(raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            if self._stage is _Stage.WAITING:
+                self._stage = _Stage.SETTLED
+                return trio.lowlevel.Abort.SUCCEEDED
+            self._raise_cancel = raise_cancel
+            return trio.lowlevel.Abort.FAILED
+
+        return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def take(self) -> bool:
+        """Take it for a batch, unless it was withdrawn."""
+        if self._stage is _Stage.SETTLED:
+            return False
+        self._stage = _Stage.TAKEN
+        return True
+
+    def lay_down(self) -> None:
+        """It could not be carried out, and waits again: a cancelled caller may leave."""
+        if self._stage is _Stage.TAKEN:
+            self._stage = _Stage.WAITING
+            if self._raise_cancel is not None:
+                self.settle(outcome.capture(self._raise_cancel))
+
+    def settle(self, result: outcome.Outcome[Any]) -> None:
+        """Answer the caller."""
+        if self._stage is not _Stage.SETTLED:
+            self._stage = _Stage.SETTLED
+            trio.lowlevel.reschedule(self._trio_task, result)
+
+    def refuse(self) -> None:
+        """Answer that the scheduler has stopped, nothing having been changed."""
+        self.settle(outcome.Error(SchedulerNotRunningError()))
+
+
+Item: TypeAlias = Request | TaskResult  # noqa: UP040 (3.11)
+
+
+class UpdateQueue:
+    """What waits for the update loop."""
+
+    def __init__(self) -> None:
+        self._items: list[Item] = []
+        self._loop: trio.lowlevel.Task | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    async def ask(
+        self, make: Callable[[datetime], Operation], *, is_claim: bool = False
+    ) -> Any:
+        """Have an operation carried out, and return its result or raise its error.
+
+        A checkpoint. Cancelled before the operation is taken, it withdraws it; later
+        the cancellation waits for the answer.
+        """
+        if self._closed:
+            raise SchedulerNotRunningError
+        request = Request(make, is_claim)
+        self._put(request)
+        return await request.answer()
+
+    def send_nowait(self, value: TaskResult, /) -> None:
+        """Put a result: the queue is a `ResultChannel`. Closed or not, none is lost."""
+        self._put(value)
+
+    def put_back(self, items: Sequence[Item]) -> None:
+        """Put items in front again, that were taken and not written."""
+        self._items[:0] = items
+        self._wake()
+
+    async def take_all(self) -> list[Item]:
+        """All that waits, in order of arrival, once there is something."""
+        if not self._items:
+            self._loop = trio.lowlevel.current_task()
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                self._loop = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        items, self._items = self._items, []
+        return items
+
+    def close(self) -> list[TaskResult]:
+        """Refuse whoever waits and whoever comes; return the results left over."""
+        self._closed = True
+        items, self._items = self._items, []
+        results: list[TaskResult] = []
+        for item in items:
+            if isinstance(item, Request):
+                item.refuse()
+            else:
+                results.append(item)
+        return results
+
+    def _put(self, item: Item) -> None:
+        self._items.append(item)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._loop is not None:
+            trio.lowlevel.reschedule(self._loop)
+            self._loop = None

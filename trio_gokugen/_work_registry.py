@@ -1,0 +1,163 @@
+"""Names to functions. A task names its work, so it can be stored and sent anywhere."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar, overload
+
+from ._errors import InvalidTaskError, WorkExistsError, WorkNotFoundError
+from ._json import name
+from .abc import Work
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class WorkRegistry:
+    """The works of a program, by name.
+
+    Async functions run in the scheduler's nursery, other functions in a thread. Works
+    registered while a scheduler runs can be used at once; stored tasks that waited for
+    one are noticed the next time the scheduler looks for due tasks.
+    """
+
+    def __init__(self) -> None:
+        self._works: dict[str, Work] = {}
+        self._work_ids: frozenset[str] = frozenset()
+
+    @overload
+    def register(self, work_id: F, /) -> F: ...
+    @overload
+    def register(
+        self, work_id: str | None = None, /, *, timeout: float | timedelta | None = None
+    ) -> Callable[[F], F]: ...
+    @overload
+    def register(
+        self, work_id: str, function: F, /, *, timeout: float | timedelta | None = None
+    ) -> F: ...
+
+    def register(
+        self,
+        work_id: str | Callable[..., Any] | None = None,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        timeout: float | timedelta | None = None,
+    ) -> Any:
+        """Register a function as a work: as a decorator, with or without arguments, or
+        by a call with the name and the function.
+
+        Args:
+          work_id: The name; the function's own by default.
+          timeout: Seconds that one attempt may take; then it is cancelled, and the task
+            fails. No limit by default.
+
+        Returns:
+          The function as it was.
+
+        Raises:
+          WorkExistsError: if the name is taken.
+          TypeError: for what is not a function, cannot be called by keywords alone, or
+            has no name of its own and was given none.
+          ValueError: for a timeout that is not a positive number of seconds.
+        """
+        if work_id is not None and not isinstance(work_id, str):
+            if function is not None:
+                raise TypeError("work_id: must be a string when a function follows it")
+            return self._register(None, work_id, timeout)
+        if function is not None:
+            return self._register(work_id, function, timeout)
+        return lambda decorated: self._register(work_id, decorated, timeout)
+
+    @property
+    def work_ids(self) -> frozenset[str]:
+        """The names registered so far."""
+        return self._work_ids
+
+    def get(self, work_id: str) -> Work:
+        """The work of this name, or a `WorkNotFoundError`."""
+        try:
+            return self._works[work_id]
+        except KeyError:
+            raise WorkNotFoundError(work_id) from None
+
+    def _register(
+        self,
+        work_id: str | None,
+        function: F,
+        timeout: float | timedelta | None,
+    ) -> F:
+        if not callable(function):
+            raise TypeError(f"function: must be a function, not {function!r}")
+        if work_id is None:
+            work_id = getattr(function, "__name__", None)
+            if work_id is None or work_id == "<lambda>":
+                raise TypeError(f"work_id: {function!r} has no name, so give it one")
+        work = Work(
+            name(work_id, "work_id"),
+            function,
+            in_thread=not _is_async(function),
+            timeout=_seconds(timeout),
+            check_param=_param_check(function),
+        )
+        if work.work_id in self._works:
+            raise WorkExistsError(work.work_id)
+        self._works[work.work_id] = work
+        self._work_ids = frozenset(self._works)
+        return function
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"function: {function!r} is a generator, which is never run")
+    call = type(function).__call__
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def _seconds(timeout: float | timedelta | None) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"timeout: must be a number of seconds, not {timeout!r}")
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout: must be positive and finite, not {timeout}")
+    return float(timeout)
+
+
+def _param_check(function: Callable[..., Any]) -> Callable[[Mapping[str, Any]], None]:
+    """What raises unless the function can be called with those keyword arguments.
+
+    The signature is read once, here; `inspect.Signature.bind` would take a good part of
+    the time that adding a task takes.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return lambda _: None  # a few functions written in C do not tell
+    if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
+        raise TypeError(f"function: {function!r} has positional-only parameters")
+    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    accepted = frozenset(p.name for p in by_name)
+    required = frozenset(p.name for p in by_name if p.default is p.empty)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def check(param: Mapping[str, Any]) -> None:
+        if missing := required - param.keys():
+            raise InvalidTaskError("param", f"lacks {_listed(missing)}")
+        if not takes_any and (unexpected := param.keys() - accepted):
+            raise InvalidTaskError(
+                "param", f"has {_listed(unexpected)}, which the work does not take"
+            )
+
+    return check
+
+
+def _listed(names: frozenset[str] | set[str]) -> str:
+    return ", ".join(repr(each) for each in sorted(names))

@@ -1,0 +1,357 @@
+"""Works run by a pool of workers in the scheduler's nursery.
+
+A worker is a Trio task that lives for many runs: starting a Trio task costs three times
+what waking one does. A `trio.CapacityLimiter` says how many runs there may be; workers
+are made when there is none idle.
+
+What must not leak from one run to the next:
+
+* context variables: before it waits for its next run, a worker puts a fresh copy of the
+  pool's context in place of its own, which Trio uses from the next step on;
+* a cancellation: a worker's cancel scope serves all its runs, but once it has been
+  cancelled the worker ends, and another takes its place;
+* a cancel scope that a work has entered and never left: the worker ends likewise.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+import math
+from datetime import datetime
+from typing import Any
+
+import attrs
+import outcome
+import trio
+
+from ._autojump import autojump_held
+from ._current_task import running
+from ._errors import (
+    DeadlineExceededError,
+    LeakedCancelledError,
+    SchedulerAlreadyRunningError,
+    StopReason,
+    WorkNotFoundError,
+    WorkStoppedError,
+    WorkTimeoutError,
+)
+from ._json import fresh
+from ._task import Task
+from .abc import (
+    Clock,
+    DispatcherStatistics,
+    Fetch,
+    ResultChannel,
+    TaskResult,
+    Work,
+    WorkRegistry,
+)
+
+
+@attrs.define(eq=False)
+class _Worker:
+    """A Trio task that runs works, one after the other."""
+
+    run: Task | None
+    """What it runs; none while it is idle."""
+
+    has_token: bool = False
+
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    reason: StopReason | None = None
+    """Why the scope was cancelled."""
+
+    trio_task: trio.lowlevel.Task | None = None
+
+
+class WorkerPoolDispatcher:
+    """Runs works in the scheduler's own process: async ones as Trio tasks, others in
+    threads.
+
+    At most `max_workers` run at a time. The number may be changed while running: work
+    that runs is not disturbed, and new work starts once there is room for it.
+    """
+
+    def __init__(self, works: WorkRegistry, max_workers: int = 10) -> None:
+        self._works = works
+        self._limiter = trio.CapacityLimiter(_checked(max_workers))
+        # The pool is the limit; Trio's default of 40 threads would be a second one.
+        self._threads = trio.CapacityLimiter(math.inf)
+        self._runs: dict[str, _Worker] = {}
+        self._idle: dict[_Worker, None] = {}
+        self._bounded: dict[trio.CancelScope, datetime] = {}
+        self._first_bounded = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def max_workers(self) -> int:
+        """How many works may run at a time: at least 1."""
+        return int(self._limiter.total_tokens)
+
+    @max_workers.setter
+    def max_workers(self, value: int) -> None:
+        self._limiter.total_tokens = _checked(value)
+
+    def statistics(self) -> DispatcherStatistics:
+        return DispatcherStatistics(self.max_workers, len(self._runs))
+
+    # -- what the scheduler calls -----------------------------------------------------
+
+    async def start(
+        self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
+    ) -> None:
+        """Let workers live in the nursery until it is cancelled."""
+        if self._nursery is not None:
+            raise SchedulerAlreadyRunningError("dispatcher's scheduler")
+        self._nursery = nursery
+        self._results = results
+        self._clock = clock
+        self._context = contextvars.copy_context()
+        await nursery.start(self._serve)
+
+    async def dispatch(self, fetch: Fetch) -> None:
+        """Block until a worker is free, only then fetch tasks, and start them."""
+        gate = object()
+        await self._limiter.acquire_on_behalf_of(gate)
+        self._limiter.release_on_behalf_of(gate)
+        # No checkpoint from here on: what was fetched has been recorded as dispatched.
+        for run in await fetch(self._free):
+            self._start_run(run)
+
+    def cancel(self, task_id: str, reason: StopReason) -> bool:
+        """Cancel the running work of this task. Its result comes when it has ended."""
+        worker = self._runs.get(task_id)
+        if worker is None:
+            return False
+        if worker.reason is None:
+            worker.reason = reason
+            worker.scope.cancel()
+        return True
+
+    def _free(self) -> int:
+        return max(0, int(self._limiter.available_tokens))
+
+    def _start_run(self, run: Task) -> None:
+        if self._idle:
+            worker, _ = self._idle.popitem()
+            worker.run = run
+            assert worker.trio_task is not None
+            trio.lowlevel.reschedule(worker.trio_task)
+        else:
+            worker = _Worker(run)
+            assert self._nursery is not None
+            self._context.run(self._nursery.start_soon, self._live, worker)
+        self._runs[run.id] = worker
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(worker)
+        except trio.WouldBlock:
+            # The pool was shrunk while the claim was written: the worker waits.
+            worker.has_token = False
+        else:
+            worker.has_token = True
+
+    async def _serve(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Look at the clock now and then, for the deadlines of works that run.
+
+        Their scopes tell Trio's time: if the wall clock is set, or the machine wakes from
+        suspension, they must be moved.
+        """
+        task_status.started()
+        try:
+            while True:
+                if self._bounded:
+                    await trio.sleep(self._clock.max_sleep)
+                else:
+                    self._first_bounded = trio.Event()
+                    await self._first_bounded.wait()
+                for scope, deadline in self._bounded.items():
+                    scope.deadline = self._clock.deadline_for(deadline)
+        finally:
+            self._nursery = None
+
+    # -- a worker's life --------------------------------------------------------------
+
+    async def _live(self, worker: _Worker) -> None:
+        """Run works until cancelled, and report a result for every one of them."""
+        worker.trio_task = trio.lowlevel.current_task()
+        result: outcome.Outcome[Any] | None = None
+        left: BaseException | None = None
+        try:
+            with worker.scope:
+                scopes = _open_scopes(worker.trio_task)
+                while worker.run is not None and worker.reason is None:
+                    result = None
+                    result = await self._run(worker, worker.run)
+                    if (
+                        worker.reason is not None
+                        or _open_scopes(worker.trio_task) is not scopes
+                    ):
+                        break
+                    self._report(worker, worker.run, result)
+                    await self._wait_for_run(worker, worker.trio_task)
+        except BaseException as error:
+            left = error
+            if worker.run is None:
+                raise
+        # Only out here, with all scopes of the work left behind, can be told whose
+        # cancellation it was.
+        if worker.run is not None:
+            self._report(worker, worker.run, _last_outcome(worker, result, left))
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _run(self, worker: _Worker, run: Task) -> outcome.Outcome[Any]:
+        """What became of a run. Lets a `trio.Cancelled` through, and what is alike."""
+        if not worker.has_token:
+            await self._limiter.acquire_on_behalf_of(worker)
+            worker.has_token = True
+        running.set(run)
+        try:
+            work = self._works.get(run.work_id)
+        except WorkNotFoundError as error:
+            return outcome.Error(error)
+        if run.deadline is None and work.timeout is None:
+            return await self._call(work, run)
+        return await self._call_bounded(work, run)
+
+    async def _call(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+        try:
+            if work.in_thread:
+                return outcome.Value(await self._call_in_thread(work, run))
+            return outcome.Value(await work.function(**fresh(run.param)))
+        except Exception as error:
+            return outcome.Error(error)
+
+    async def _call_in_thread(self, work: Work, run: Task) -> Any:
+        with autojump_held():
+            value = await trio.to_thread.run_sync(
+                functools.partial(work.function, **fresh(run.param)),
+                # True would let the thread go on, and its task be run again meanwhile.
+                abandon_on_cancel=False,
+                limiter=self._threads,
+            )
+        if inspect.iscoroutine(value):
+            value.close()
+            raise TypeError(
+                f"work {work.work_id!r} is not an async function, but returned a"
+                " coroutine: register the async function that made it"
+            )
+        return value
+
+    async def _call_bounded(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+        """Call the work within its task's deadline and its own timeout."""
+        until_deadline = trio.CancelScope()
+        if run.deadline is not None:
+            if run.deadline <= self._clock.now():
+                late = DeadlineExceededError(run.deadline.isoformat(), started=False)
+                return outcome.Error(late)
+            until_deadline.deadline = self._clock.deadline_for(run.deadline)
+            self._bounded[until_deadline] = run.deadline
+            self._first_bounded.set()
+        until_timeout = trio.CancelScope()
+        if work.timeout is not None:
+            until_timeout.deadline = trio.current_time() + work.timeout
+        result: outcome.Outcome[Any] | None = None
+        error: Exception | None = None
+        try:
+            with until_deadline, until_timeout:
+                result = await self._call(work, run)
+        except Exception as left:
+            error = left  # of a group, what is not a cancellation
+        finally:
+            self._bounded.pop(until_deadline, None)
+        if isinstance(result, outcome.Value):
+            return result  # it had ended before the cancellation reached it
+        if result is not None:
+            error = result.error
+        fired = [s for s in (until_deadline, until_timeout) if s.cancel_called]
+        if not fired:
+            assert error is not None
+            return outcome.Error(error)
+        reason: Exception
+        if min(fired, key=lambda scope: scope.deadline) is until_deadline:
+            assert run.deadline is not None
+            reason = DeadlineExceededError(run.deadline.isoformat(), started=True)
+        else:
+            assert work.timeout is not None
+            reason = WorkTimeoutError(work.timeout)
+        reason.__cause__ = error
+        return outcome.Error(reason)
+
+    def _report(
+        self, worker: _Worker, run: Task, result: outcome.Outcome[Any]
+    ) -> None:
+        worker.run = None
+        del self._runs[run.id]
+        if worker.has_token:
+            self._limiter.release_on_behalf_of(worker)
+        self._results.send_nowait(TaskResult(run, result))
+
+    async def _wait_for_run(
+        self, worker: _Worker, trio_task: trio.lowlevel.Task
+    ) -> None:
+        """Return with a run, or without if the pool has become too small."""
+        if len(self._idle) + self._limiter.borrowed_tokens >= self.max_workers:
+            return
+        trio_task.context = self._context.copy()
+        self._idle[worker] = None
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self._idle[worker]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+
+def _checked(max_workers: int) -> int:
+    if isinstance(max_workers, bool) or not isinstance(max_workers, int):
+        raise TypeError(f"max_workers: must be an int, not {max_workers!r}")
+    if max_workers < 1:
+        raise ValueError(f"max_workers: must be at least 1, not {max_workers}")
+    return max_workers
+
+
+def _open_scopes(trio_task: trio.lowlevel.Task) -> object:
+    """Changes when the task enters a cancel scope, and back when it leaves.
+
+    Trio has no public way to see that a scope was left open, which an async generator
+    that is not run to its end does to whoever iterates over it.
+    """
+    return trio_task._cancel_status  # pyright: ignore[reportPrivateUsage]
+
+
+def _last_outcome(
+    worker: _Worker,
+    result: outcome.Outcome[Any] | None,
+    left: BaseException | None,
+) -> outcome.Outcome[Any]:
+    """What became of the run that was a worker's last.
+
+    `result` is what the work returned or raised, if it came to that; `left` what came
+    out of the worker's cancel scope. A value stands, whoever had cancelled the work
+    meanwhile. Otherwise a cancellation is what counts, and what the work raised on its
+    way out is kept as the cause.
+    """
+    if isinstance(result, outcome.Value) and left is None:
+        return result
+    if left is None and result is not None:
+        left = result.error
+    error = left if left is None else _without_cancelled(left)
+    reason = worker.reason
+    if reason is None and trio.current_effective_deadline() == -math.inf:
+        reason = StopReason.SHUTDOWN  # not ours, and not the work's: from outside
+    if error is not None and (reason is None or not isinstance(error, Exception)):
+        return outcome.Error(error)
+    stopped = LeakedCancelledError() if reason is None else WorkStoppedError(reason)
+    stopped.__cause__ = left if reason is None else error
+    return outcome.Error(stopped)
+
+
+def _without_cancelled(error: BaseException) -> BaseException | None:
+    """What is left of an exception, or a group, without Trio's cancellations."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1]
+    return None if isinstance(error, trio.Cancelled) else error

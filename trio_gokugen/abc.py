@@ -1,0 +1,467 @@
+"""The seams: what a store, a timer, an executor, a registry and a clock must promise.
+
+The scheduler knows its parts by these Protocols only, so any of them can be replaced.
+`trio_gokugen.testing` has suites that check an implementation against what is promised
+here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
+
+import attrs
+import outcome
+import trio
+
+from ._errors import StopReason
+from ._operations import (
+    ANY_TASK,
+    AddTasks,
+    CancelRun,
+    CancelTask,
+    Claimed,
+    ClaimTasks,
+    DeleteEnded,
+    DispatchTask,
+    EndTask,
+    Free,
+    Operation,
+    RecoverAction,
+    RevertTask,
+    TaskFilter,
+    UpdateTask,
+)
+from ._task import Task, TaskQuery, TaskState, TaskUpdate
+
+__all__ = [
+    "ANY_TASK",
+    "AddTasks",
+    "CancelRun",
+    "CancelTask",
+    "ClaimTasks",
+    "Claimed",
+    "Clock",
+    "DeleteEnded",
+    "DispatchTask",
+    "Dispatcher",
+    "DispatcherStatistics",
+    "EndTask",
+    "Fetch",
+    "Free",
+    "HookAction",
+    "LoopHooks",
+    "Operation",
+    "RecoverAction",
+    "RepositoryLike",
+    "ResultChannel",
+    "RevertTask",
+    "StopReason",
+    "TaskFilter",
+    "TaskRepository",
+    "TaskResult",
+    "TimerLike",
+    "UpdateTask",
+    "Work",
+    "WorkRegistry",
+]
+
+
+# -- time ---------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """The only reader of the time. Knows the moment, and when to wake for another."""
+
+    @property
+    def max_sleep(self) -> float:
+        """Longest time, in seconds, to sleep without another look at the clock.
+
+        Finite where the time may be set, or the machine suspended; else infinite.
+        """
+        ...
+
+    def now(self) -> datetime:
+        """The present moment, aware and in UTC."""
+        ...
+
+    def deadline_for(self, moment: datetime) -> float:
+        """The moment as a time of Trio's clock, as far as can be told now.
+
+        Later than `trio.current_time` for every moment that is still to come, so that
+        who sleeps until then and looks again gets on.
+        """
+        ...
+
+
+# -- where tasks are kept -----------------------------------------------------------
+
+
+class RepositoryLike(Protocol):
+    """Where tasks are kept. Knows nothing of timers, workers, loops or the time.
+
+    Every method is a checkpoint and atomic under cancellation: it takes effect and
+    returns, or raises `trio.Cancelled` having changed nothing. A `RefusedError` is the
+    store's definite answer; any other error means that it failed.
+
+    Pending tasks are ordered by the earliest `scheduled_at`, then the largest
+    `priority`, then the oldest: the one added first.
+    """
+
+    async def add(self, tasks: Sequence[Task]) -> None:
+        """Keep tasks, in whatever state they are: all or, if an id is taken, none.
+
+        Raises:
+          TaskExistsError: names the first id that is taken, or given twice.
+        """
+        ...
+
+    async def get(self, task_id: str) -> Task:
+        """The task as it stands.
+
+        Raises:
+          TaskNotFoundError: if there is no such task.
+        """
+        ...
+
+    async def update(self, task_id: str, update: TaskUpdate) -> tuple[Task, bool]:
+        """Change a scheduled task. Its place among the oldest stays.
+
+        Returns:
+          The task as it now stands, and whether anything has changed.
+
+        Raises:
+          TaskNotFoundError, AlreadyDispatchedError, AlreadyCancelledError,
+          AlreadyDoneError: it can no longer be changed.
+          InvalidTaskError: its deadline would not be after its `scheduled_at`.
+        """
+        ...
+
+    async def cancel(self, task_id: str, at: datetime) -> tuple[Task, bool]:
+        """Cancel a scheduled task.
+
+        Returns:
+          The task as it now stands, and whether it was this call that cancelled it.
+
+        Raises:
+          TaskNotFoundError, AlreadyDispatchedError, AlreadyDoneError: it is too late.
+        """
+        ...
+
+    async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
+        """Record that a worker takes a due task, and count the attempt.
+
+        Returns:
+          The task as it now stands, last-second updates included: dispatched, or failed
+          if its deadline has passed.
+
+        Raises:
+          TaskNotFoundError, AlreadyDispatchedError, AlreadyCancelledError,
+          AlreadyDoneError: it is not to be had.
+          NotDueError: its `scheduled_at` is later than `at`.
+        """
+        ...
+
+    async def claim(
+        self, limit: int, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> Claimed:
+        """Do `mark_dispatched` to the first due tasks, as one step.
+
+        Returns:
+          At most `limit` dispatched tasks, and those that were past their deadline.
+        """
+        ...
+
+    async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
+        """End the run's task: done, or failed if there is an `err`.
+
+        `run` is the snapshot that `claim` gave; a run that has lost its task since is
+        refused.
+
+        Raises:
+          TaskNotFoundError, NotDispatchedError, AlreadyCancelledError,
+          AlreadyDoneError: there is no such run to end.
+          LostRunError: the task has been dispatched anew.
+        """
+        ...
+
+    async def mark_cancelled(self, run: Task, at: datetime) -> Task:
+        """End the run's task as cancelled. Raises what `mark_done` does."""
+        ...
+
+    async def revert(self, run: Task) -> Task:
+        """Put the run's task back to scheduled, and count the interruption.
+
+        Its place among the oldest stays. Raises what `mark_done` does.
+        """
+        ...
+
+    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+        """Revert or fail tasks that are dispatched and nobody runs.
+
+        Called before anything is dispatched. A store that several schedulers share
+        leaves the tasks of the living alone.
+
+        Returns:
+          Those tasks as they now stand.
+        """
+        ...
+
+    async def delete_ended(
+        self,
+        before: datetime | None = None,
+        states: Collection[TaskState] = ...,
+        limit: int | None = None,
+    ) -> list[str]:
+        """Forget tasks in these ended states, at most `limit`, oldest end first.
+
+        With `before`, only those that ended earlier than that.
+
+        Returns:
+          The ids of exactly the tasks that were deleted.
+        """
+        ...
+
+    async def apply(
+        self, operations: Sequence[Operation]
+    ) -> Sequence[outcome.Outcome[Any]]:
+        """Carry out operations one after the other, as one step if the store can.
+
+        Returns:
+          For each what its method would have returned or raised, in the same order.
+
+        Raises:
+          Any error of the store, which then has carried out none of them.
+        """
+        ...
+
+    async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
+        """The first pending task that passes the filter, due or not."""
+        ...
+
+    async def find(
+        self, query: TaskQuery, limit: int | None = None, after: Task | None = None
+    ) -> list[Task]:
+        """Tasks that match, by `scheduled_at`, largest priority, `created_at`, id.
+
+        With `after`, the last task of the page before, only those that follow it; it
+        need not exist any more.
+        """
+        ...
+
+    async def count_pending(self) -> Mapping[str, int]:
+        """How many tasks are scheduled, by work id."""
+        ...
+
+
+class TimerLike(Protocol):
+    """Knows when the next task falls due. Reset by every mutation that can move it."""
+
+    def start_timer(self, clock: Clock) -> None:
+        """Begin to tell the time by `clock`.
+
+        Raises:
+          SchedulerAlreadyRunningError: if it was started and not stopped.
+        """
+        ...
+
+    def stop_timer(self) -> None:
+        """Stop. Stopping twice is harmless."""
+        ...
+
+    async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
+        """Sleep until a task that passes the filter is due, and return the first.
+
+        Looks again whenever the first may have changed. With nothing pending it does
+        not wake at all. A checkpoint; cancellation changes nothing.
+        """
+        ...
+
+
+class TaskRepository(RepositoryLike, TimerLike, Protocol):
+    """Tasks, and the timer that watches them: what a scheduler is made with."""
+
+
+# -- what is run, and where ---------------------------------------------------------
+
+
+@attrs.frozen
+class Work:
+    """A function that tasks name."""
+
+    work_id: str
+    function: Callable[..., Any]
+    """Called with the task's `param` as keyword arguments."""
+
+    in_thread: bool = False
+    """A plain function, to be called in a thread."""
+
+    timeout: float | None = None
+    """Seconds that one attempt may take."""
+
+    check_param: Callable[[Mapping[str, Any]], None] = lambda _: None
+    """Raises `InvalidTaskError` if the function cannot be called with that."""
+
+
+class WorkRegistry(Protocol):
+    """Names to works."""
+
+    @property
+    def work_ids(self) -> frozenset[str]:
+        """The names known now; the same object for as long as they are the same."""
+        ...
+
+    def get(self, work_id: str) -> Work:
+        """The work of this name.
+
+        Raises:
+          WorkNotFoundError: if there is none.
+        """
+        ...
+
+
+@attrs.define(eq=False)
+class TaskResult:
+    """How one run ended."""
+
+    run: Task
+    """The snapshot that was fetched."""
+
+    outcome: outcome.Outcome[Any]
+    """What the work returned or raised.
+
+    A run that was stopped has a `WorkStoppedError`, a `DeadlineExceededError` or a
+    `WorkTimeoutError`, which says by what; never a `trio.Cancelled`.
+    """
+
+
+class ResultChannel(Protocol):
+    """Where results go: the sending end of an unbounded channel."""
+
+    def send_nowait(self, value: TaskResult, /) -> None: ...
+
+
+class Fetch(Protocol):
+    """How a dispatcher comes by tasks to run."""
+
+    async def __call__(self, free: Free, only: TaskFilter = ANY_TASK) -> Sequence[Task]:
+        """Wait until a task is due, then claim as many as there are free workers.
+
+        `free` is called at the moment of the claim, and so may have become smaller. The
+        tasks returned are recorded as dispatched: start each, or report a result for
+        it, before the next checkpoint. May return none; then call again.
+        """
+        ...
+
+
+@attrs.frozen
+class DispatcherStatistics:
+    """A dispatcher, as it stood when it was asked."""
+
+    max_workers: float
+    running: int
+
+
+class Dispatcher(Protocol):
+    """The only bridge to workers."""
+
+    async def start(
+        self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
+    ) -> None:
+        """Open for business. All it starts, it starts in the nursery.
+
+        Cancelling the nursery cancels every running work, with a result for each.
+        """
+        ...
+
+    async def dispatch(self, fetch: Fetch) -> None:
+        """Block until a worker is free, only then fetch tasks, and start them.
+
+        Returns once they are started. Cancellation either starts none, or comes after
+        all that were fetched have started.
+        """
+        ...
+
+    def cancel(self, task_id: str, reason: StopReason) -> bool:
+        """Cancel the running work of this task. Its result comes when it has ended.
+
+        Returns:
+          Whether there is such a run. Cancelling one twice is harmless, and the first
+          reason stands.
+        """
+        ...
+
+    def statistics(self) -> DispatcherStatistics: ...
+
+
+# -- hooks --------------------------------------------------------------------------
+
+
+class HookAction(enum.Enum):
+    """What the scheduler is to do about an error."""
+
+    RAISE = "raise"
+    """Let it leave `Scheduler.run`, which ends."""
+
+    IGNORE = "ignore"
+    """Go on without what failed: whoever waits for it gets the error."""
+
+    RETRY = "retry"
+    """Do the same again, after whatever the hook has awaited."""
+
+
+class LoopHooks(Protocol):
+    """Async callables that see every step, and decide what an error means.
+
+    A hook may call the scheduler. A slow one delays other hooks, never the answer to a
+    caller. An error that a hook raises leaves `Scheduler.run`.
+
+    The hooks for errors are told what was decided so far, `HookAction.RAISE` to begin
+    with, and return what is to be done.
+    """
+
+    async def on_get_next_error(
+        self, error: Exception, action: HookAction
+    ) -> HookAction:
+        """The repository failed to tell which task is next."""
+        ...
+
+    async def on_get_next(self, task: Task) -> None:
+        """The task was first in line as it fell due."""
+        ...
+
+    async def on_dispatch_error(
+        self, error: Exception, action: HookAction
+    ) -> HookAction:
+        """Due tasks could not be claimed. None of them was started."""
+        ...
+
+    async def on_dispatch(self, task: Task) -> None:
+        """The task was recorded as dispatched, and handed to a worker."""
+        ...
+
+    async def on_update_error(
+        self, operations: Sequence[Operation], error: Exception, action: HookAction
+    ) -> HookAction:
+        """The repository failed to carry out these operations.
+
+        A result that is ignored leaves its task dispatched until it is recovered.
+        """
+        ...
+
+    async def on_update(self, operation: Operation, task: Task) -> None:
+        """The operation took effect; `task` is how it left the task."""
+        ...
+
+    async def on_task_done(self, task: Task) -> None:
+        """The task's run is over: done, failed, or cancelled while running.
+
+        Also called for a task that failed because its deadline passed.
+        """
+        ...
+
+
+Listener: TypeAlias = Callable[[Task], Awaitable[None]]  # noqa: UP040 (3.11)
+"""An async function of an ended task, added with `add_on_task_done`."""
