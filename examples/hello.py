@@ -1,5 +1,3 @@
-"""One task, a second and a half from now."""
-
 import trio
 
 from trio_gokugen import WorkRegistry, open_scheduler
@@ -19,5 +17,4 @@ async def main() -> None:
         print(f"{ended.work_id} is {ended.state.value}")
 
 
-if __name__ == "__main__":
-    trio.run(main)
+trio.run(main)

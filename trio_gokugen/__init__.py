@@ -81,7 +81,6 @@ __all__ = [
     "TaskUpdate",
     "TimedRepository",
     "TrioClock",
-    "UNCHANGED",
     "WorkExistsError",
     "WorkNotFoundError",
     "WorkRegistry",

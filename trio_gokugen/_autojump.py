@@ -7,7 +7,7 @@ of them waits for a thread or a subprocess, and jumps over it (python-trio/trio#
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol, cast
 
@@ -39,7 +39,7 @@ _hold: trio.lowlevel.RunVar[_Hold] = trio.lowlevel.RunVar("trio_gokugen_autojump
 
 
 @contextmanager
-def autojump_held() -> Iterator[None]:
+def autojump_held() -> Generator[None]:
     """While inside, the mock clock does not jump; under a real clock, does nothing.
 
     May be entered by many tasks at once: the last to leave lets go.

@@ -42,9 +42,7 @@ def _deadline(clock: Clock, moment: datetime) -> float:
     present = trio.current_time()
     if moment <= now:
         return present
-    return max(
-        present + (moment - now).total_seconds(), math.nextafter(present, math.inf)
-    )
+    return max(present + (moment - now).total_seconds(), math.nextafter(present, math.inf))
 
 
 @attrs.define(eq=False)

@@ -25,7 +25,7 @@ def describe(error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:
+    except Exception as broken:  # noqa: BLE001 (it is told in place of the message)
         return f"<its message raised {type(broken).__qualname__}>"
 
 

@@ -8,28 +8,27 @@ before always wins, and one that comes after is told that it is too late.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
-import outcome
 import trio
 
-from ._errors import SchedulerNotRunningError, WorkStoppedError
+from ._errors import SchedulerNotRunningError
 from ._ledger import Ledger
 from ._observers import Observers
-from ._task import Task
 from ._update_loop import UpdateLoop
 from .abc import (
     ANY_TASK,
+    Claimed,
     ClaimTasks,
     Clock,
     Dispatcher,
     Free,
     HookAction,
     LoopHooks,
+    Start,
     TaskFilter,
     TaskRepository,
-    TaskResult,
     WorkRegistry,
 )
 
@@ -64,6 +63,8 @@ class DispatchLoop:
         self._observers = observers
         self._ledger = ledger
         self._updates = updates
+        self._likely_more = False
+        self._filter = ANY_TASK
         self._decided: Exception | None = None
         self._look_at: datetime | None = None
         self._scope = trio.CancelScope()
@@ -79,7 +80,7 @@ class DispatchLoop:
             self._ended.set()
 
     async def stop(self) -> None:
-        """Start nothing more. Returns once what was being claimed has been started."""
+        """Start nothing more. Returns once a claim that is under way is through."""
         self._scope.cancel()
         await self._ended.wait()
 
@@ -95,33 +96,35 @@ class DispatchLoop:
                 raise
             await self._decide(self._hooks.on_dispatch_error, error)
 
-    async def _fetch(self, free: Free, only: TaskFilter = ANY_TASK) -> Sequence[Task]:
+    async def _fetch(self, free: Free, start: Start, only: TaskFilter = ANY_TASK) -> int:
         """What dispatchers get their tasks by; see `Fetch`."""
-        await self._wait_until_due(only)
-        known = self._known(only)
-        claimed = await self._updates.queue.ask(
-            lambda now: ClaimTasks(free(), now, known), is_claim=True
-        )
-        tasks: list[Task] = []
-        for task in claimed.tasks:
-            reason = self._ledger.stopped_early.get(task.id)
-            if reason is None:
-                tasks.append(task)
-                self._observers.tell("on_dispatch", task)
-            else:
-                stopped = outcome.Error(WorkStoppedError(reason))
-                self._updates.send_nowait(TaskResult(task, stopped))
-        return tasks
+        # After a claim that left nobody free there is likely more that is due: ask for
+        # it, rather than when it is due.
+        if not self._likely_more:
+            await self._wait_until_due(only)
+        limit = 0
+
+        def claim(now: datetime) -> ClaimTasks:
+            nonlocal limit
+            limit = free()
+            return ClaimTasks(limit, now, self._known(only))
+
+        claimed: Claimed = await self._updates.queue.ask(claim, start)
+        self._likely_more = 0 < limit <= len(claimed.tasks)
+        return len(claimed.tasks)
 
     def _known(self, only: TaskFilter) -> TaskFilter:
-        return TaskFilter(self._works.work_ids) & only
+        work_ids = self._works.work_ids
+        if self._filter.work_ids is not work_ids:
+            self._filter = TaskFilter(work_ids)
+        return self._filter if only is ANY_TASK else self._filter & only
 
     async def _wait_until_due(self, only: TaskFilter) -> None:
         while True:
             try:
                 await self._look_for_unknown_works()
                 task = await self._repository.wait_until_due(self._known(only))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
                 await self._decide(self._hooks.on_get_next_error, error)
             else:
                 self._observers.tell("on_get_next", task)
@@ -145,7 +148,9 @@ class DispatchLoop:
         self._ledger.unknown_works = unknown
 
     async def _decide(
-        self, hook: Callable[[Exception, HookAction], Awaitable[HookAction]], error: Exception
+        self,
+        hook: Callable[[Exception, HookAction], Awaitable[HookAction]],
+        error: Exception,
     ) -> None:
         """Return if the loop is to look again, or raise the error."""
         action = await hook(error, HookAction.RAISE)

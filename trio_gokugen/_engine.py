@@ -45,9 +45,7 @@ class Engine:
         self.clock = clock
         self.ledger = Ledger()
         self.observers = Observers(hooks, listeners)
-        self.updates = UpdateLoop(
-            repository, clock, deciding, self.observers, self.ledger
-        )
+        self.updates = UpdateLoop(repository, clock, deciding, self.observers, self.ledger)
         self.dispatches = DispatchLoop(
             works,
             repository,
@@ -65,9 +63,7 @@ class Engine:
         self._hooks = deciding
         self._scope: trio.CancelScope | None = None
 
-    async def run(
-        self, recover: RecoverAction, task_status: trio.TaskStatus[None]
-    ) -> None:
+    async def run(self, recover: RecoverAction, task_status: trio.TaskStatus[None]) -> None:
         """Recover what was left running, then run the loops until stopped or cancelled."""
         self._repository.start_timer(self.clock)
         try:
@@ -98,7 +94,7 @@ class Engine:
             await self.dispatches.stop()
             await ledger.wait_until(lambda: not ledger.runs)
         for task_id in tuple(ledger.runs):
-            self.interrupt(task_id, StopReason.SHUTDOWN)
+            self._dispatcher.cancel(task_id, StopReason.SHUTDOWN)
         # However long it takes: nothing outlives the nursery.
         await ledger.wait_until(lambda: not ledger.unreported)
         # From here on it is only about writing, which may fail for ever.
@@ -109,11 +105,6 @@ class Engine:
         if self._scope is not None:
             self._scope.cancel()
         await self.ended.wait()
-
-    def interrupt(self, task_id: str, reason: StopReason) -> None:
-        """Cancel the work of a task that is among the ledger's runs."""
-        if not self._dispatcher.cancel(task_id, reason):
-            self.ledger.stopped_early[task_id] = reason
 
     async def _recover(self, recover: RecoverAction) -> None:
         while True:

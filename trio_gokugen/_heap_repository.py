@@ -20,14 +20,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import attrs
 import outcome
 import trio
 
 from . import _transitions
 from ._dump import read_tasks, write_tasks
 from ._errors import InvalidTaskError, RefusedError, TaskExistsError, TaskNotFoundError
-from ._repository import BulkRepository, recover_all
+from ._repository import BulkRepository, recover_runs
 from ._task import Task, TaskQuery, TaskState, find_order
 from ._timer import TimedRepository
 from .abc import (
@@ -47,7 +46,7 @@ from .abc import (
     UpdateTask,
 )
 
-_Entry: TypeAlias = tuple[datetime, int, int, Task]  # noqa: UP040 (3.11)
+_Entry: TypeAlias = tuple[datetime, int, int, Task]
 
 _FEW = 64
 """Heaps with fewer dead entries are not worth making anew."""
@@ -146,15 +145,15 @@ class HeapStore(BulkRepository):
         outcomes: list[outcome.Outcome[Any]] = []
         for operation in operations:
             try:
-                outcomes.append(
-                    outcome.Value(self._carry_out[type(operation)](operation))
-                )
+                outcomes.append(outcome.Value(self._carry_out[type(operation)](operation)))
             except (RefusedError, InvalidTaskError) as error:
                 outcomes.append(outcome.Error(error))
         return outcomes
 
     async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
-        return await recover_all(self, action, at)
+        tasks = [entry[3] for entry in self._entries.values()]
+        orphans = [task for task in tasks if task.state is TaskState.DISPATCHED]
+        return await recover_runs(self, orphans, action, at)
 
     def _add(self, operation: AddTasks) -> None:
         new: set[str] = set()
@@ -185,7 +184,7 @@ class HeapStore(BulkRepository):
         if task is entry[3]:
             return task, False
         self._bury(entry)
-        self._put(task, entry[2])
+        self._replace(entry, task)
         self._keep(task.id)
         return task, True
 
@@ -193,7 +192,7 @@ class HeapStore(BulkRepository):
         entry = self._entry(operation.task_id)
         task = _transitions.dispatched(entry[3], operation.at)
         self._bury(entry)
-        self._put(task, entry[2])
+        self._replace(entry, task)
         if task.state.ended:
             self._keep(task.id)
         return task
@@ -207,16 +206,15 @@ class HeapStore(BulkRepository):
             entry, work_id = heads[0]
             if entry[0] > operation.at:
                 break
-            heap = self._heaps[work_id]
-            heapq.heappop(heap.entries)
+            heapq.heappop(self._heaps[work_id].entries)
             task = _transitions.dispatched(entry[3], operation.at)
-            self._put(task, entry[2])
+            self._replace(entry, task)
             if task.state is TaskState.DISPATCHED:
                 tasks.append(task)
             else:
                 expired.append(task)
                 self._keep(task.id)
-            following = self._head(work_id)
+            following = self._head(work_id)  # past those that are dead
             if following is None:
                 heapq.heappop(heads)
             else:
@@ -226,7 +224,7 @@ class HeapStore(BulkRepository):
     def _end(self, operation: EndTask) -> Task:
         entry = self._entry(operation.run.id)
         task = _transitions.ended(entry[3], operation.run, operation.at, operation.err)
-        self._put(task, entry[2])
+        self._replace(entry, task)
         self._keep(task.id)
         return task
 
@@ -239,7 +237,7 @@ class HeapStore(BulkRepository):
     def _cancel_run(self, operation: CancelRun) -> Task:
         entry = self._entry(operation.run.id)
         task = _transitions.interrupted(entry[3], operation.run, operation.at)
-        self._put(task, entry[2])
+        self._replace(entry, task)
         self._keep(task.id)
         return task
 
@@ -264,7 +262,7 @@ class HeapStore(BulkRepository):
             raise TaskNotFoundError(task_id) from None
 
     def _put(self, task: Task, sequence: int) -> None:
-        """Hold the task; its place among the oldest is `sequence`."""
+        """Hold a task, pending or not; its place among the oldest is `sequence`."""
         entry = (task.scheduled_at, -task.priority, sequence, task)
         self._entries[task.id] = entry
         if task.state is TaskState.SCHEDULED:
@@ -272,6 +270,10 @@ class HeapStore(BulkRepository):
             if heap is None:
                 heap = self._heaps[task.work_id] = _Heap()
             heapq.heappush(heap.entries, entry)
+
+    def _replace(self, entry: _Entry, task: Task) -> None:
+        """Hold a task that is not pending in place of what was there."""
+        self._entries[task.id] = (entry[0], entry[1], entry[2], task)
 
     def _bury(self, entry: _Entry) -> None:
         """Count a pending entry as dead, which is about to be replaced."""
@@ -326,14 +328,12 @@ def _end(task: Task) -> datetime:
     return task.created_at if ended_at is None else ended_at
 
 
-class HeapRepository(TimedRepository):
+class HeapRepository(TimedRepository[HeapStore]):
     """Tasks in memory, and the timer that watches them.
 
     The next task is found in O(log n); ended tasks are kept up to `keep_ended`, and then
     forgotten, oldest end first. What must outlive the program can be dumped to a file.
     """
-
-    store: HeapStore
 
     def __init__(self, keep_ended: int = 10_000) -> None:
         super().__init__(HeapStore(keep_ended))

@@ -22,17 +22,13 @@ class PassThroughHooks:
     A base to derive from: override what is of interest.
     """
 
-    async def on_get_next_error(
-        self, error: Exception, action: HookAction
-    ) -> HookAction:
+    async def on_get_next_error(self, error: Exception, action: HookAction) -> HookAction:
         return action
 
     async def on_get_next(self, task: Task) -> None:
         pass
 
-    async def on_dispatch_error(
-        self, error: Exception, action: HookAction
-    ) -> HookAction:
+    async def on_dispatch_error(self, error: Exception, action: HookAction) -> HookAction:
         return action
 
     async def on_dispatch(self, task: Task) -> None:
@@ -65,9 +61,7 @@ class PartialHooks(PassThroughHooks):
         ) = None,
         on_dispatch: Callable[[Task], Awaitable[None]] | None = None,
         on_update_error: (
-            Callable[
-                [Sequence[Operation], Exception, HookAction], Awaitable[HookAction]
-            ]
+            Callable[[Sequence[Operation], Exception, HookAction], Awaitable[HookAction]]
             | None
         ) = None,
         on_update: Callable[[Operation, Task], Awaitable[None]] | None = None,
@@ -101,9 +95,7 @@ class ChainHooks:
     def __init__(self, *hooks: LoopHooks) -> None:
         self._hooks = hooks
 
-    async def on_get_next_error(
-        self, error: Exception, action: HookAction
-    ) -> HookAction:
+    async def on_get_next_error(self, error: Exception, action: HookAction) -> HookAction:
         for hooks in self._hooks:
             action = await hooks.on_get_next_error(error, action)
         return action
@@ -112,9 +104,7 @@ class ChainHooks:
         for hooks in self._hooks:
             await hooks.on_get_next(task)
 
-    async def on_dispatch_error(
-        self, error: Exception, action: HookAction
-    ) -> HookAction:
+    async def on_dispatch_error(self, error: Exception, action: HookAction) -> HookAction:
         for hooks in self._hooks:
             action = await hooks.on_dispatch_error(error, action)
         return action
@@ -158,22 +148,17 @@ class BackoffHooks(PassThroughHooks):
     ) -> None:
         if not 0 < initial <= longest:
             raise ValueError(
-                f"initial: must be positive and at most longest, {longest},"
-                f" not {initial}"
+                f"initial: must be positive and at most longest, {longest}, not {initial}"
             )
         self._initial = initial
         self._longest = longest
         self._random = source if source is not None else random.Random()
         self._failures = 0
 
-    async def on_get_next_error(
-        self, error: Exception, action: HookAction
-    ) -> HookAction:
+    async def on_get_next_error(self, error: Exception, action: HookAction) -> HookAction:
         return await self._back_off("reading the next task", error, action)
 
-    async def on_dispatch_error(
-        self, error: Exception, action: HookAction
-    ) -> HookAction:
+    async def on_dispatch_error(self, error: Exception, action: HookAction) -> HookAction:
         return await self._back_off("claiming due tasks", error, action)
 
     async def on_update_error(

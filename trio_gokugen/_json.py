@@ -8,17 +8,18 @@ the task is made, so that a task which exists can be kept anywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias, cast
 
 from ._errors import InvalidTaskError
 
-JSON: TypeAlias = (
-    "None | bool | int | float | str | list[JSON] | dict[str, JSON]"  # noqa: UP040 (3.11)
-)
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 MAX_DEPTH = 100
 """How deep lists and objects may nest: far more than data, far less than the stack."""
+
+_SHOWN = 60
+"""How much of a value an error quotes."""
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -68,7 +69,7 @@ def json_object(value: object, field: str) -> dict[str, JSON]:
         return {}
     if not isinstance(value, Mapping):
         raise InvalidTaskError(field, f"must be a JSON object, not {_a(value)}")
-    return _copied_object(value, field, 1)
+    return _copied_object(cast("Mapping[object, object]", value), field, 1)
 
 
 def _copied_object(
@@ -79,9 +80,7 @@ def _copied_object(
     copy: dict[str, JSON] = {}
     for key, item in value.items():
         if not isinstance(key, str):
-            raise InvalidTaskError(
-                path, f"has a key that is not a string: {_shown(key)}"
-            )
+            raise InvalidTaskError(path, f"has a key that is not a string: {_shown(key)}")
         copy[text(key, f"{path} key")] = _copied(item, f"{path}.{key}", depth)
     return copy
 
@@ -98,19 +97,21 @@ def _copied(value: object, path: str, depth: int) -> JSON:
             raise InvalidTaskError(path, f"must be a finite number, not {value}")
         return float(value)
     if isinstance(value, Mapping):
-        return _copied_object(value, path, depth + 1)
+        return _copied_object(cast("Mapping[object, object]", value), path, depth + 1)
     if isinstance(value, list | tuple):
         if depth >= MAX_DEPTH:
             raise InvalidTaskError(path, f"nests deeper than {MAX_DEPTH} levels")
         return [
             _copied(item, f"{path}[{index}]", depth + 1)
-            for index, item in enumerate(value)
+            for index, item in enumerate(cast("Sequence[object]", value))
         ]
     raise InvalidTaskError(path, f"cannot be JSON: {_a(value)}")
 
 
 def fresh(value: Mapping[str, JSON]) -> dict[str, JSON]:
     """A copy of a checked object that shares no list or object with it."""
+    if not value:
+        return {}
     return {
         key: _fresh_item(item) if isinstance(item, list | dict) else item
         for key, item in value.items()
@@ -138,4 +139,4 @@ def _a(value: object) -> str:
 
 def _shown(value: object) -> str:
     shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."

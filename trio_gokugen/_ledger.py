@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import attrs
 import trio
 
-from ._errors import SchedulerNotRunningError, StopReason
+from ._errors import SchedulerNotRunningError
 from ._task import Task, TaskState
 
 
@@ -44,54 +43,89 @@ class Ledger:
         self.unreported: set[str] = set()
         """Of these, the ones whose result has not come in."""
 
-        self.stopped_early: dict[str, StopReason] = {}
-        """Of these, the ones to be stopped that the dispatcher does not know yet."""
-
-        self.counts: Counter[str] = Counter()
+        self.added = 0
+        self.dispatched = 0
+        self.done = 0
+        self.failed = 0
+        self.cancelled = 0
+        self.reverted = 0
         self.unknown_works: dict[str, int] = {}
         self.version = 0
         """Grows with every batch that was written."""
 
         self._waiters: dict[str, list[Waiter]] = {}
-        self._watchers = trio.lowlevel.ParkingLot()
+        self._watchers: dict[trio.Event, Callable[[], bool]] = {}
 
     # -- runs -------------------------------------------------------------------------
 
-    def claimed(self, tasks: Iterable[Task]) -> None:
+    def claimed(self, tasks: Sequence[Task]) -> None:
         """These are to be run."""
+        self.dispatched += len(tasks)
         for task in tasks:
             self.runs[task.id] = task
             self.unreported.add(task.id)
-            self.counts["dispatched"] += 1
 
     def reported(self, run: Task) -> None:
         """A result has come in."""
         self.unreported.discard(run.id)
         if not self.unreported:
-            self._watchers.unpark_all()
+            self._look()
 
-    def recorded(self, run: Task) -> None:
-        """The result is in the store, or is never going to be."""
-        if self.runs.get(run.id) is run:
-            del self.runs[run.id]
-        self.unreported.discard(run.id)
-        self.stopped_early.pop(run.id, None)
+    def recorded(self, run: Task, task: Task) -> None:
+        """The result is in the store, and has left the task so."""
+        self.runs.pop(run.id, None)
+        if task.state is TaskState.SCHEDULED:
+            self.reverted += 1
+        else:
+            self.ended(task)
+
+    def lost(self, run: Task, error: Exception) -> None:
+        """The result is never going to be in the store: tell who waits for it why."""
+        self.runs.pop(run.id, None)
+        self._give_up(run.id, error)
 
     def batch_written(self) -> None:
-        """Have everybody look who waits for a condition."""
+        """Changes have been made to the store, and noted here."""
         self.version += 1
-        self._watchers.unpark_all()
+        self._look()
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something that the ledger tells is true. Maybe not a checkpoint."""
-        while not condition():
-            await self._watchers.park()
+        """Wait until something is true that is looked at after each batch.
+
+        It was true then; it may not be any more. Not a checkpoint if it is true now.
+        """
+        if condition():
+            return
+        event = trio.Event()
+        self._watchers[event] = condition
+        try:
+            await event.wait()
+        finally:
+            del self._watchers[event]
+
+    async def wait_until_written(self) -> None:
+        """Wait for the next batch."""
+        version = self.version
+        await self.wait_until(lambda: self.version != version)
+
+    def _look(self) -> None:
+        # Here, and not in the tasks that wait, which would be woken for nothing.
+        for event, condition in self._watchers.items():
+            if condition():
+                event.set()
 
     # -- ends -------------------------------------------------------------------------
 
     def ended(self, task: Task) -> None:
         """The task has ended: count it, and tell who waits."""
-        self.counts[task.state.value] += 1
+        if task.state is TaskState.DONE:
+            self.done += 1
+        elif task.state is TaskState.FAILED:
+            self.failed += 1
+        else:
+            self.cancelled += 1
+        if not self._waiters:
+            return
         for waiter in self._waiters.pop(task.id, ()):
             waiter.settle(task)
 
@@ -108,17 +142,13 @@ class Ledger:
             if not waiters:
                 del self._waiters[waiter.task_id]
 
-    def give_up(self, task_id: str, error: Exception) -> None:
-        """The end of this task cannot be known: tell who waits for it why."""
+    def _give_up(self, task_id: str, error: Exception) -> None:
         for waiter in self._waiters.pop(task_id, ()):
             waiter.settle(None, error)
 
     def close(self) -> None:
         """The scheduler has stopped: answer everybody."""
         for task_id in list(self._waiters):
-            self.give_up(task_id, SchedulerNotRunningError())
-        self._watchers.unpark_all()
-
-    def count(self, state: TaskState) -> int:
-        """How many tasks have come to this ended state."""
-        return self.counts[state.value]
+            self._give_up(task_id, SchedulerNotRunningError())
+        for event in self._watchers:
+            event.set()

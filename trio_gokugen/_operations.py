@@ -157,9 +157,7 @@ class CancelRun:
 
 def _are_ended(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if isinstance(value, str) or not ENDED.issuperset(value):
-        raise InvalidTaskError(
-            attribute.name, "only tasks that have ended can be deleted"
-        )
+        raise InvalidTaskError(attribute.name, "only tasks that have ended can be deleted")
 
 
 @attrs.define(eq=False)
@@ -176,7 +174,7 @@ class DeleteEnded:
         return await repository.delete_ended(self.before, self.states, self.limit)
 
 
-Operation: TypeAlias = (  # noqa: UP040 (3.11)
+Operation: TypeAlias = (
     AddTasks
     | UpdateTask
     | CancelTask
@@ -188,5 +186,8 @@ Operation: TypeAlias = (  # noqa: UP040 (3.11)
     | DeleteEnded
 )
 
-Free: TypeAlias = Callable[[], int]  # noqa: UP040 (3.11)
+Free: TypeAlias = Callable[[], int]
 """How many workers are free at the moment of the call."""
+
+Start: TypeAlias = Callable[[Task], None]
+"""Begins the run of a task that has just been recorded as dispatched."""

@@ -39,16 +39,17 @@ RECOVERED = "the run was lost: its scheduler ended without recording the outcome
 """The `err` of a task failed by `recover`."""
 
 
-async def recover_all(
-    repository: RepositoryLike, action: RecoverAction, at: datetime
+async def recover_runs(
+    repository: RepositoryLike,
+    orphans: Sequence[Task],
+    action: RecoverAction,
+    at: datetime,
 ) -> list[Task]:
-    """`RepositoryLike.recover` for a store that nobody else uses, as one batch."""
-    if action is RecoverAction.LEAVE:
-        await trio.lowlevel.checkpoint()
-        return []
-    orphans = await repository.find(TaskQuery(states={TaskState.DISPATCHED}))
+    """Revert or fail tasks that nobody runs, in one batch: see `recover`."""
     outcomes = await repository.apply(
-        [
+        []
+        if action is RecoverAction.LEAVE
+        else [
             RevertTask(run)
             if action is RecoverAction.REVERT
             else EndTask(run, at, RECOVERED)
@@ -74,9 +75,7 @@ class BulkRepository(ABC):
         await self._apply_one(AddTasks(tasks))
 
     async def update(self, task_id: str, update: TaskUpdate) -> tuple[Task, bool]:
-        return cast(
-            "tuple[Task, bool]", await self._apply_one(UpdateTask(task_id, update))
-        )
+        return cast("tuple[Task, bool]", await self._apply_one(UpdateTask(task_id, update)))
 
     async def cancel(self, task_id: str, at: datetime) -> tuple[Task, bool]:
         return cast("tuple[Task, bool]", await self._apply_one(CancelTask(task_id, at)))
@@ -84,9 +83,7 @@ class BulkRepository(ABC):
     async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
         return cast("Task", await self._apply_one(DispatchTask(task_id, at)))
 
-    async def claim(
-        self, limit: int, at: datetime, only: TaskFilter = ANY_TASK
-    ) -> Claimed:
+    async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
         return cast("Claimed", await self._apply_one(ClaimTasks(limit, at, only)))
 
     async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
@@ -122,9 +119,7 @@ class SimpleRepository(ABC):
     @abstractmethod
     async def mark_dispatched(self, task_id: str, at: datetime) -> Task: ...
 
-    async def claim(
-        self, limit: int, at: datetime, only: TaskFilter = ANY_TASK
-    ) -> Claimed:
+    async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
         await trio.lowlevel.checkpoint()
         tasks: list[Task] = []
         expired: list[Task] = []
@@ -141,6 +136,17 @@ class SimpleRepository(ABC):
                 (expired if ended else tasks).append(taken)
         return Claimed(tasks, expired)
 
+    @abstractmethod
+    async def find(
+        self, query: TaskQuery, limit: int | None = None, after: Task | None = None
+    ) -> list[Task]: ...
+
+    async def recover(
+        self: RepositoryLike, action: RecoverAction, at: datetime
+    ) -> list[Task]:
+        orphans = await self.find(TaskQuery(states=frozenset({TaskState.DISPATCHED})))
+        return await recover_runs(self, orphans, action, at)
+
     async def apply(
         self: RepositoryLike, operations: Sequence[Operation]
     ) -> Sequence[outcome.Outcome[Any]]:
@@ -150,6 +156,6 @@ class SimpleRepository(ABC):
             for operation in operations:
                 try:
                     outcomes.append(outcome.Value(await operation.carry_out(self)))
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 (it is the outcome)
                     outcomes.append(outcome.Error(error))
         return outcomes

@@ -53,7 +53,7 @@ from .abc import (
     WorkRegistry,
 )
 
-Recover: TypeAlias = Literal["revert", "fail", "leave"]  # noqa: UP040 (3.11)
+Recover: TypeAlias = Literal["revert", "fail", "leave"]
 
 
 @attrs.frozen
@@ -80,7 +80,7 @@ class SchedulerStatistics:
     reverted: int = 0
     """Runs that were cut short, and whose tasks are scheduled again."""
 
-    unknown_works: Mapping[str, int] = attrs.field(factory=dict)
+    unknown_works: Mapping[str, int] = attrs.field(factory=dict[str, int])
     """Pending tasks whose work is not registered here, by work id, at the last look."""
 
 
@@ -296,9 +296,7 @@ class Scheduler:
         )
         if not (update.work_id is UNCHANGED and update.param is UNCHANGED):
             await self._check_update(task_id, update)
-        _, changed = await engine.updates.queue.ask(
-            lambda _: UpdateTask(task_id, update)
-        )
+        _, changed = await engine.updates.queue.ask(lambda _: UpdateTask(task_id, update))
         return bool(changed)
 
     async def cancel(self, task_id: str) -> bool:
@@ -338,7 +336,8 @@ class Scheduler:
             if version == ledger.version:
                 raise NotRunningHereError(task_id)
         waiter = ledger.watch(task_id)
-        engine.interrupt(task_id, StopReason.INTERRUPT)
+        # If the dispatcher does not know it any more, its result is on the way.
+        self._dispatcher.cancel(task_id, StopReason.INTERRUPT)
         try:
             return await waiter.wait()
         finally:
@@ -394,18 +393,18 @@ class Scheduler:
         Tasks whose work is not registered here do not count: they would never run.
         """
         engine = self._running()
-        ledger = engine.ledger
+        ledger, queue = engine.ledger, engine.updates.queue
         while True:
+            await ledger.wait_until(lambda: not ledger.runs and not queue)
+            self._running()
             version = ledger.version
             known = TaskFilter(self._works.work_ids)
             pending = await self._repository.get_next(known)
             if version == ledger.version:
-                if pending is None and not ledger.runs:
+                if pending is None:
                     return
-                await ledger.wait_until(
-                    lambda seen=version: ledger.version != seen or engine.ended.is_set()
-                )
-            self._running()
+                await ledger.wait_until_written()
+                self._running()
 
     async def delete_ended(
         self,
@@ -437,20 +436,20 @@ class Scheduler:
         engine = self._engine
         if engine is None:
             return SchedulerStatistics("stopped")
-        counts = engine.ledger.counts
+        ledger = engine.ledger
         return SchedulerStatistics(
             state="stopping" if engine.stopping else "running",
-            running=len(engine.ledger.runs),
+            running=len(ledger.runs),
             max_workers=self._dispatcher.statistics().max_workers,
             queued=len(engine.updates.queue),
             unseen=engine.observers.waiting,
-            added=counts["added"],
-            dispatched=counts["dispatched"],
-            done=counts[TaskState.DONE.value],
-            failed=counts[TaskState.FAILED.value],
-            cancelled=counts[TaskState.CANCELLED.value],
-            reverted=counts["reverted"],
-            unknown_works=dict(engine.ledger.unknown_works),
+            added=ledger.added,
+            dispatched=ledger.dispatched,
+            done=ledger.done,
+            failed=ledger.failed,
+            cancelled=ledger.cancelled,
+            reverted=ledger.reverted,
+            unknown_works=dict(ledger.unknown_works),
         )
 
     def add_on_task_done(self, listener: Listener) -> None:

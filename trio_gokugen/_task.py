@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sized
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeGuard, TypeVar, cast
 
 import attrs
 
@@ -31,7 +31,8 @@ class TaskState(enum.Enum):
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen to the task."""
-        return self in ENDED
+        # Not `in ENDED`: the members of an enumeration are slow to hash.
+        return self is not TaskState.SCHEDULED and self is not TaskState.DISPATCHED
 
 
 ENDED = frozenset({TaskState.CANCELLED, TaskState.DONE, TaskState.FAILED})
@@ -49,7 +50,7 @@ class Unchanged(enum.Enum):
 UNCHANGED: Literal[Unchanged.UNCHANGED] = Unchanged.UNCHANGED
 
 T = TypeVar("T")
-Maybe: TypeAlias = T | Literal[Unchanged.UNCHANGED]  # noqa: UP040 (3.11)
+Maybe: TypeAlias = T | Literal[Unchanged.UNCHANGED]
 
 
 # -- checks -------------------------------------------------------------------------
@@ -125,13 +126,16 @@ def _meta(value: Mapping[str, JSON] | None) -> Mapping[str, JSON]:
     return json_object(value, "meta")
 
 
+def _empty() -> Mapping[str, JSON]:
+    return {}
+
+
 def check_deadline(scheduled_at: datetime, deadline: datetime | None) -> None:
     """Raise `InvalidTaskError` for a deadline that leaves no time to start in."""
     if deadline is not None and deadline <= scheduled_at:
         raise InvalidTaskError(
             "deadline",
-            f"{deadline.isoformat()} is not after scheduled_at,"
-            f" {scheduled_at.isoformat()}",
+            f"{deadline.isoformat()} is not after scheduled_at, {scheduled_at.isoformat()}",
         )
 
 
@@ -152,7 +156,7 @@ class TaskParam:
     scheduled_at: datetime = attrs.field(converter=as_utc, validator=_moment)
     """Earliest moment the work may start. Must be aware; kept in UTC."""
 
-    param: Mapping[str, JSON] = attrs.field(factory=dict, converter=_param, hash=False)
+    param: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_param, hash=False)
     """What the work is called with, as keyword arguments: a JSON object."""
 
     priority: int = attrs.field(default=0, validator=_int64)
@@ -163,7 +167,7 @@ class TaskParam:
     )
     """Moment after which the task must not start, and running work is cancelled."""
 
-    meta: Mapping[str, JSON] = attrs.field(factory=dict, converter=_meta, hash=False)
+    meta: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_meta, hash=False)
     """A JSON object of the user's own: searched, never passed to the work."""
 
     id: str | None = attrs.field(default=None, validator=_name_or_none)
@@ -174,7 +178,7 @@ class TaskParam:
 
 
 # A plain dict inside, not slots: a copy with changes is made twice in every task's life,
-# and two dict updates cost a seventh of what `attrs.evolve` does.
+# and a dict update costs a tenth of what `attrs.evolve` does.
 @attrs.frozen(kw_only=True, slots=False)
 class Task:
     """One run of one work at its appointed time, as it stood when it was read.
@@ -188,10 +192,10 @@ class Task:
     work_id: str = attrs.field(validator=_name)
     """Name the work is registered under. Looked up once a worker is free."""
 
-    param: Mapping[str, JSON] = attrs.field(factory=dict, converter=_param, hash=False)
+    param: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_param, hash=False)
     """What the work is called with: a private copy, read-only to the type checker."""
 
-    meta: Mapping[str, JSON] = attrs.field(factory=dict, converter=_meta, hash=False)
+    meta: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_meta, hash=False)
     """A JSON object of the user's own: searched, never passed to the work."""
 
     priority: int = attrs.field(default=0, validator=_int64)
@@ -276,7 +280,14 @@ _REQUIRED = frozenset(
     field.name for field in attrs.fields(Task) if field.default is attrs.NOTHING
 )
 _MOMENTS = frozenset(
-    ("scheduled_at", "created_at", "deadline", "cancelled_at", "dispatched_at", "done_at")
+    (
+        "scheduled_at",
+        "created_at",
+        "deadline",
+        "cancelled_at",
+        "dispatched_at",
+        "done_at",
+    )
 )
 
 
@@ -303,12 +314,11 @@ def _read(key: str, value: Any) -> Any:
 def evolve(task: Task, **changes: Any) -> Task:
     """The task with some fields changed, their values taken on trust.
 
-    For values that have been checked before, on the hot path. Seven times as fast as
+    For values that have been checked before, on the hot path. Ten times as fast as
     `attrs.evolve`, which checks everything anew.
     """
     new = object.__new__(Task)
-    new.__dict__.update(task.__dict__)
-    new.__dict__.update(changes)
+    new.__dict__.update(task.__dict__, **changes)
     return new
 
 
@@ -368,9 +378,7 @@ class TaskUpdate:
     `param` or `meta`.
     """
 
-    work_id: Maybe[str] = attrs.field(
-        default=UNCHANGED, validator=_unless_unchanged(_name)
-    )
+    work_id: Maybe[str] = attrs.field(default=UNCHANGED, validator=_unless_unchanged(_name))
     scheduled_at: Maybe[datetime] = attrs.field(
         default=UNCHANGED,
         converter=_maybe_moment,
@@ -405,17 +413,22 @@ _UPDATABLE = tuple(field.name for field in attrs.fields(TaskUpdate))
 
 
 def _equal(one: Any, other: Any) -> bool:
-    return same(one, other) if isinstance(one, dict) else one == other
+    return same(cast("JSON", one), other) if isinstance(one, dict) else bool(one == other)
 
 
 # -- queries ------------------------------------------------------------------------
 
-Moments: TypeAlias = tuple[datetime | None, datetime | None]  # noqa: UP040 (3.11)
+Moments: TypeAlias = tuple[datetime | None, datetime | None]
 """Since when (inclusive) and until when (exclusive); `None` leaves an end open."""
 
 
+def _is_pair(value: object) -> TypeGuard[tuple[Any, Any]]:
+    # `Sized`, as the elements of a plain `tuple` are unknown to type checkers.
+    return isinstance(value, tuple) and len(cast("Sized", value)) == 2  # noqa: PLR2004
+
+
 def _range(value: Moments | None) -> Moments | None:
-    if isinstance(value, tuple) and len(value) == 2:
+    if _is_pair(value):
         return as_utc_or_none(value[0]), as_utc_or_none(value[1])
     return value
 
@@ -423,43 +436,39 @@ def _range(value: Moments | None) -> Moments | None:
 def _is_range(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is None:
         return
-    if not isinstance(value, tuple) or len(value) != 2:
+    if not _is_pair(value):
         raise InvalidTaskError(attribute.name, "must be a pair (since, until)")
     for end in value:
         if end is not None:
             check_moment(end, attribute.name)
 
 
-def _frozen(value: Collection[T] | None) -> frozenset[T] | None:
-    # Text is a collection of letters, which nobody means: the validator refuses it.
-    if value is None or isinstance(value, str) or not isinstance(value, Collection):
-        return cast("frozenset[T] | None", value)
-    return frozenset(value)
+def _states(value: Collection[TaskState] | None) -> Collection[TaskState] | None:
+    states = _elements(value, "states")
+    if states is not None and not all(isinstance(each, TaskState) for each in states):
+        raise InvalidTaskError("states", "must hold only TaskState")
+    return states
 
 
-def _are_states(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None and not (
-        isinstance(value, frozenset) and all(isinstance(s, TaskState) for s in value)
-    ):
-        raise InvalidTaskError(attribute.name, "must be a set of TaskState")
+def _work_ids(value: Collection[str] | None) -> Collection[str] | None:
+    work_ids = _elements(value, "work_ids")
+    return work_ids and frozenset(text(each, "work_ids") for each in work_ids)
 
 
-def _are_names(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _elements(value: Collection[T] | None, field: str) -> frozenset[T] | None:
     if value is None:
-        return
-    if not isinstance(value, frozenset):
-        raise InvalidTaskError(attribute.name, "must be a set of strings")
-    for each in value:
-        text(each, attribute.name)
+        return None
+    # Text is a collection of letters, which nobody means.
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise InvalidTaskError(field, f"must be a set, not a value of type {_type(value)}")
+    try:
+        return frozenset(value)
+    except TypeError as error:
+        raise InvalidTaskError(field, str(error)) from None
 
 
 def _is_priority(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is None:
-        return
-    ends = value if isinstance(value, tuple) else (value,)
-    if isinstance(value, tuple) and len(value) != 2:
-        raise InvalidTaskError(attribute.name, "must be an int, or a pair (low, high)")
-    for end in ends:
+    for end in value if _is_pair(value) else (value,):
         if end is not None:
             int64(end, attribute.name)
 
@@ -472,12 +481,8 @@ def _moments_field() -> Any:
 class TaskQuery:
     """Which tasks are looked for. A field left out does not narrow the search."""
 
-    states: Collection[TaskState] | None = attrs.field(
-        default=None, converter=_frozen, validator=_are_states
-    )
-    work_ids: Collection[str] | None = attrs.field(
-        default=None, converter=_frozen, validator=_are_names
-    )
+    states: Collection[TaskState] | None = attrs.field(default=None, converter=_states)
+    work_ids: Collection[str] | None = attrs.field(default=None, converter=_work_ids)
     scheduled_at: Moments | None = _moments_field()
     created_at: Moments | None = _moments_field()
     deadline: Moments | None = _moments_field()
@@ -490,7 +495,7 @@ class TaskQuery:
     )
     """One value, or a pair (low, high): low included, high excluded, `None` open."""
 
-    meta: Mapping[str, JSON] = attrs.field(factory=dict, converter=_meta, hash=False)
+    meta: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_meta, hash=False)
     """Entries that a task's `meta` must have, equal as JSON; it may have others."""
 
     def matches(self, task: Task) -> bool:

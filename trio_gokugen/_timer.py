@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 import outcome
@@ -38,6 +38,8 @@ from .abc import (
     UpdateTask,
 )
 
+S = TypeVar("S", bound=RepositoryLike)
+
 
 @attrs.define(eq=False)
 class _Sleeper:
@@ -59,7 +61,7 @@ class HookTimer:
 
     _store: RepositoryLike
     _clock: Clock | None = None
-    _sleepers: dict[_Sleeper, None] = attrs.field(factory=dict, init=False)
+    _sleepers: dict[_Sleeper, None] = attrs.field(factory=dict[_Sleeper, None], init=False)
 
     def start_timer(self, clock: Clock) -> None:
         """Begin to tell the time by `clock`."""
@@ -105,6 +107,11 @@ class HookTimer:
         with trio.CancelScope(deadline=wake_at):
             await sleeper.event.wait()
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody sleeps, and wants to be told."""
+        return bool(self._sleepers)
+
     # -- what has changed -----------------------------------------------------------
 
     def reset(self) -> None:
@@ -128,8 +135,6 @@ class HookTimer:
 
     def observe(self, operation: Operation, result: Any) -> None:
         """The operation took effect, and returned this."""
-        if not self._sleepers:
-            return
         match operation, result:
             case AddTasks(tasks=tasks), _:
                 pending = [t for t in tasks if t.state is TaskState.SCHEDULED]
@@ -149,14 +154,14 @@ class HookTimer:
                 pass  # ended tasks, ended or deleted, are nobody's next
 
 
-class TimedRepository(BulkRepository):
+class TimedRepository(BulkRepository, Generic[S]):
     """A store joined with a timer, which makes it a `TaskRepository`.
 
     Every change goes through `apply`, and so past the timer. Change the store behind its
     back, and the timer must be told: `timer.reset()`.
     """
 
-    def __init__(self, store: RepositoryLike) -> None:
+    def __init__(self, store: S) -> None:
         self.store = store
         self.timer = HookTimer(store)
 
@@ -170,6 +175,8 @@ class TimedRepository(BulkRepository):
             # store itself does not know is worth a look.
             self.timer.reset()
             raise
+        if not self.timer.watched:
+            return outcomes
         for operation, result in zip(operations, outcomes, strict=True):
             if isinstance(result, outcome.Value):
                 self.timer.observe(operation, result.value)

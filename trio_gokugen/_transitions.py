@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
+from typing import TypeAlias
 
 from ._errors import (
     AlreadyCancelledError,
@@ -37,30 +38,37 @@ class Action(enum.Enum):
     INTERRUPT = "interrupt"
 
 
-_WHILE_SCHEDULED = {
+Refusal: TypeAlias = (
+    AlreadyCancelledError | AlreadyDispatchedError | AlreadyDoneError | NotDispatchedError
+)
+
+_SCHEDULED = TaskState.SCHEDULED
+_DISPATCHED = TaskState.DISPATCHED
+
+_UNLESS_SCHEDULED: dict[TaskState, type[Refusal]] = {
     TaskState.DISPATCHED: AlreadyDispatchedError,
     TaskState.CANCELLED: AlreadyCancelledError,
     TaskState.DONE: AlreadyDoneError,
     TaskState.FAILED: AlreadyDoneError,
 }
-_WHILE_DISPATCHED = {
+_UNLESS_DISPATCHED: dict[TaskState, type[Refusal]] = {
     TaskState.SCHEDULED: NotDispatchedError,
     TaskState.CANCELLED: AlreadyCancelledError,
     TaskState.DONE: AlreadyDoneError,
     TaskState.FAILED: AlreadyDoneError,
 }
-REFUSALS = {
-    Action.UPDATE: _WHILE_SCHEDULED,
+REFUSALS: dict[Action, dict[TaskState, type[Refusal]]] = {
+    Action.UPDATE: _UNLESS_SCHEDULED,
     # Cancelling what is cancelled is not refused: it changes nothing.
     Action.CANCEL: {
         state: refusal
-        for state, refusal in _WHILE_SCHEDULED.items()
+        for state, refusal in _UNLESS_SCHEDULED.items()
         if state is not TaskState.CANCELLED
     },
-    Action.DISPATCH: _WHILE_SCHEDULED,
-    Action.END: _WHILE_DISPATCHED,
-    Action.REVERT: _WHILE_DISPATCHED,
-    Action.INTERRUPT: _WHILE_DISPATCHED,
+    Action.DISPATCH: _UNLESS_SCHEDULED,
+    Action.END: _UNLESS_DISPATCHED,
+    Action.REVERT: _UNLESS_DISPATCHED,
+    Action.INTERRUPT: _UNLESS_DISPATCHED,
 }
 """For each action, the states in which it is refused, and with what error."""
 
@@ -73,7 +81,9 @@ def check(task: Task, action: Action) -> None:
 
 
 def _check_run(task: Task, run: Task, action: Action) -> None:
-    check(task, action)
+    # The identity first, as the members of an enumeration are slow to hash.
+    if task.state is not _DISPATCHED:
+        check(task, action)
     if task.attempt != run.attempt:
         raise LostRunError(task.id, run.attempt)
 
@@ -101,7 +111,8 @@ def cancelled(task: Task, at: datetime) -> Task:
 
 def dispatched(task: Task, at: datetime) -> Task:
     """The task, handed to a worker; or failed, if its deadline passed before."""
-    check(task, Action.DISPATCH)
+    if task.state is not _SCHEDULED:
+        check(task, Action.DISPATCH)
     if task.scheduled_at > at:
         raise NotDueError(task.id)
     if task.deadline is None or at < task.deadline:
@@ -123,9 +134,7 @@ def ended(task: Task, run: Task, at: datetime, err: str | None) -> Task:
 def reverted(task: Task, run: Task) -> Task:
     """The task, back to scheduled after its run was interrupted."""
     _check_run(task, run, Action.REVERT)
-    return evolve(
-        task, state=TaskState.SCHEDULED, interruptions=task.interruptions + 1
-    )
+    return evolve(task, state=TaskState.SCHEDULED, interruptions=task.interruptions + 1)
 
 
 def interrupted(task: Task, run: Task, at: datetime) -> Task:

@@ -97,7 +97,8 @@ class UpdateLoop:
                     if isinstance(item, Request):
                         item.lay_down()
                 nursery.start_soon(self._decide, group, error)
-            self._raise_leaving()
+            if self._leaving:
+                self._raise_leaving()
 
     async def finish(self) -> None:
         """Record what is left once the works have ended: in one write, under a shield.
@@ -147,67 +148,94 @@ class UpdateLoop:
           Groups of items that the store failed to write, each with the store's error.
         """
         now = self._clock.now()
-        batch: list[tuple[Item, Operation]] = []
+        taken: list[Item] = []
+        operations: list[Operation] = []
         for item in items:
             if isinstance(item, TaskResult):
-                batch.append((item, _operation_for(item, now)))
+                operations.append(_operation_for(item, now))
             elif item.take():
-                batch.append((item, item.make(now)))
+                operations.append(item.make(now))
+            else:
+                continue
+            taken.append(item)
         try:
-            outcomes = await self._repository.apply([each[1] for each in batch])
-        except Exception as error:
-            return self._set_apart([(item, error) for item, _ in batch])
+            outcomes = await self._repository.apply(operations)
+        except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
+            return self._set_apart([(item, error) for item in taken])
         except BaseException:
-            self._release([item for item, _ in batch])
+            self._release(taken)
             raise
+        failed = self._settle(taken, operations, outcomes)
+        self._ledger.batch_written()
+        return self._set_apart(failed) if failed else []
+
+    def _settle(
+        self,
+        items: Sequence[Item],
+        operations: Sequence[Operation],
+        outcomes: Sequence[outcome.Outcome[Any]],
+    ) -> list[tuple[Item, Exception]]:
+        """Note what was written, and answer; return what the store failed to write."""
         failed: list[tuple[Item, Exception]] = []
-        for (item, operation), result in zip(batch, outcomes, strict=True):
+        for item, operation, result in zip(items, operations, outcomes, strict=True):
             if isinstance(result, outcome.Value):
-                self._settle(item, operation, result.value)
-            elif isinstance(result.error, RefusedError | InvalidTaskError):
+                if isinstance(item, TaskResult):
+                    self._settle_result(item, operation, result.value)
+                else:
+                    self._settle_request(item, operation, result.value)
+                continue
+            assert isinstance(result, outcome.Error)
+            if isinstance(result.error, RefusedError | InvalidTaskError):
                 self._settle_refused(item, result)
             elif isinstance(result.error, Exception):
                 failed.append((item, result.error))
             else:
                 raise result.error
-        self._ledger.batch_written()
-        return self._set_apart(failed)
+        return failed
 
-    def _settle(self, item: Item, operation: Operation, result: Any) -> None:
-        if isinstance(item, TaskResult):
-            task: Task = result
-            self._ledger.recorded(item.run)
-            if isinstance(operation, RevertTask):
-                self._ledger.counts["reverted"] += 1
-            else:
-                self._ledger.ended(task)
-            self._note_leaving(item)
-            if self._observers.present:
-                self._observers.tell("on_update", operation, task)
-                if not isinstance(operation, RevertTask):
-                    self._observers.tell_done(task)
-        else:
-            self._settle_request(operation, result)
-            item.settle(outcome.Value(result))
+    def _settle_result(self, result: TaskResult, operation: Operation, task: Task) -> None:
+        self._ledger.recorded(result.run, task)
+        if not isinstance(result.outcome, outcome.Value):
+            self._note_leaving(result)
+        if self._observers.present:
+            self._observers.tell("on_update", operation, task)
+            if task.state.ended:
+                self._observers.tell_done(task)
 
-    def _settle_request(self, operation: Operation, result: Any) -> None:
+    def _settle_request(self, request: Request, operation: Operation, result: Any) -> None:
+        ledger, observers = self._ledger, self._observers
         match operation, result:
             case ClaimTasks(), Claimed(tasks=tasks, expired=expired):
-                self._ledger.claimed(tasks)
                 for task in expired:
-                    self._ledger.ended(task)
-                    self._observers.tell_done(task)
+                    ledger.ended(task)
+                    observers.tell_done(task)
+                ledger.claimed(tasks)
+                self._start(request, tasks)
             case CancelTask(), (Task() as task, True):
-                self._ledger.ended(task)
-                self._observers.tell("on_update", operation, task)
+                ledger.ended(task)
+                observers.tell("on_update", operation, task)
             case UpdateTask(), (Task() as task, True):
-                self._observers.tell("on_update", operation, task)
+                observers.tell("on_update", operation, task)
             case AddTasks(tasks=tasks), _:
-                self._ledger.counts["added"] += len(tasks)
-                for task in tasks:
-                    self._observers.tell("on_update", operation, task)
+                ledger.added += len(tasks)
+                if observers.present:
+                    for task in tasks:
+                        observers.tell("on_update", operation, task)
             case _:
                 pass  # nothing changed, or ended tasks were deleted
+        request.settle(outcome.Value(result))
+
+    def _start(self, claim: Request, tasks: Sequence[Task]) -> None:
+        """Have claimed tasks run, in the same step in which they are noted."""
+        assert claim.start is not None
+        watched = self._observers.present
+        for task in tasks:
+            if watched:
+                self._observers.tell("on_dispatch", task)
+            try:
+                claim.start(task)
+            except Exception as error:  # noqa: BLE001 (it is the outcome of the run)
+                self.send_nowait(TaskResult(task, outcome.Error(error)))
 
     def _settle_refused(self, item: Item, result: outcome.Error) -> None:
         if isinstance(item, Request):
@@ -219,10 +247,9 @@ class UpdateLoop:
             item.run.id,
             result.error,
         )
-        self._ledger.recorded(item.run)
-        error = LostRunError(item.run.id, item.run.attempt)
-        self._ledger.give_up(item.run.id, error)
-        self._note_leaving(item)
+        self._ledger.lost(item.run, LostRunError(item.run.id, item.run.attempt))
+        if isinstance(item.outcome, outcome.Error):
+            self._note_leaving(item)
 
     def _release(self, items: Sequence[Item]) -> None:
         """Keep results for the last write, and refuse requests: none was carried out."""
@@ -241,7 +268,7 @@ class UpdateLoop:
         """Group by error what failed. A claim's error is the dispatch loop's business."""
         groups: dict[int, tuple[list[Item], Exception]] = {}
         for item, error in failed:
-            if isinstance(item, Request) and item.is_claim:
+            if isinstance(item, Request) and item.start is not None:
                 item.settle(outcome.Error(error))
             else:
                 groups.setdefault(id(error), ([], error))[0].append(item)
@@ -255,9 +282,7 @@ class UpdateLoop:
             for item in items
         ]
         try:
-            action = await self._hooks.on_update_error(
-                operations, error, HookAction.RAISE
-            )
+            action = await self._hooks.on_update_error(operations, error, HookAction.RAISE)
         except BaseException:
             self._release(items)
             raise
@@ -268,9 +293,9 @@ class UpdateLoop:
             if isinstance(item, Request):
                 item.settle(outcome.Error(error))
             elif action is HookAction.IGNORE:
-                self._ledger.recorded(item.run)
-                self._ledger.give_up(item.run.id, error)
-                self._note_leaving(item)
+                self._ledger.lost(item.run, error)
+                if isinstance(item.outcome, outcome.Error):
+                    self._note_leaving(item)
             else:
                 self._unwritten.append(item)
         self._ledger.batch_written()
@@ -280,10 +305,10 @@ class UpdateLoop:
     # -- works that ended in what is not an Exception ---------------------------------
 
     def _note_leaving(self, result: TaskResult) -> None:
-        if isinstance(result.outcome, outcome.Error) and not isinstance(
-            result.outcome.error, Exception
-        ):
-            self._leaving.append(result.outcome.error)
+        assert isinstance(result.outcome, outcome.Error)
+        error = result.outcome.error
+        if not isinstance(error, Exception):
+            self._leaving.append(error)
 
     def _raise_leaving(self) -> None:
         """Let a `KeyboardInterrupt` or the like go on, now that it is recorded."""
@@ -298,6 +323,7 @@ def _operation_for(result: TaskResult, now: datetime) -> Operation:
     """How a run's result is recorded."""
     if isinstance(result.outcome, outcome.Value):
         return EndTask(result.run, now)
+    assert isinstance(result.outcome, outcome.Error)
     error = result.outcome.error
     if not isinstance(error, WorkStoppedError):
         return EndTask(result.run, now, describe(error))

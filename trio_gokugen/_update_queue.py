@@ -21,7 +21,7 @@ import outcome
 import trio
 
 from ._errors import SchedulerNotRunningError
-from .abc import Operation, TaskResult
+from .abc import Operation, Start, TaskResult
 
 
 class _Stage(enum.Enum):
@@ -37,8 +37,8 @@ class Request:
     make: Callable[[datetime], Operation]
     """Makes the operation at the last moment, as the batch is taken; is told when."""
 
-    is_claim: bool = False
-    """Whether the dispatch loop is the one who asks."""
+    start: Start | None = None
+    """For a claim: what to do with each task, in the step in which it is settled."""
 
     _trio_task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     _stage: _Stage = _Stage.WAITING
@@ -82,7 +82,7 @@ class Request:
         self.settle(outcome.Error(SchedulerNotRunningError()))
 
 
-Item: TypeAlias = Request | TaskResult  # noqa: UP040 (3.11)
+Item: TypeAlias = Request | TaskResult
 
 
 class UpdateQueue:
@@ -97,7 +97,7 @@ class UpdateQueue:
         return len(self._items)
 
     async def ask(
-        self, make: Callable[[datetime], Operation], *, is_claim: bool = False
+        self, make: Callable[[datetime], Operation], start: Start | None = None
     ) -> Any:
         """Have an operation carried out, and return its result or raise its error.
 
@@ -106,18 +106,23 @@ class UpdateQueue:
         """
         if self._closed:
             raise SchedulerNotRunningError
-        request = Request(make, is_claim)
-        self._put(request)
+        request = Request(make, start)
+        self._items.append(request)
+        if self._loop is not None:
+            self._wake()
         return await request.answer()
 
     def send_nowait(self, value: TaskResult, /) -> None:
-        """Put a result: the queue is a `ResultChannel`. Closed or not, none is lost."""
-        self._put(value)
+        """Put a result. Closed or not, none is lost."""
+        self._items.append(value)
+        if self._loop is not None:
+            self._wake()
 
     def put_back(self, items: Sequence[Item]) -> None:
         """Put items in front again, that were taken and not written."""
         self._items[:0] = items
-        self._wake()
+        if self._loop is not None:
+            self._wake()
 
     async def take_all(self) -> list[Item]:
         """All that waits, in order of arrival, once there is something."""
@@ -144,11 +149,7 @@ class UpdateQueue:
                 results.append(item)
         return results
 
-    def _put(self, item: Item) -> None:
-        self._items.append(item)
-        self._wake()
-
     def _wake(self) -> None:
-        if self._loop is not None:
-            trio.lowlevel.reschedule(self._loop)
-            self._loop = None
+        assert self._loop is not None
+        trio.lowlevel.reschedule(self._loop)
+        self._loop = None

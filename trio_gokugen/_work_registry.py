@@ -47,11 +47,13 @@ class WorkRegistry:
         *,
         timeout: float | timedelta | None = None,
     ) -> Any:
-        """Register a function as a work: as a decorator, with or without arguments, or
-        by a call with the name and the function.
+        """Register a function as a work.
+
+        A decorator, with or without arguments; or call it with a name and a function.
 
         Args:
           work_id: The name; the function's own by default.
+          function: What to call: async, or a plain function, which gets a thread.
           timeout: Seconds that one attempt may take; then it is cancelled, and the task
             fails. No limit by default.
 
@@ -70,7 +72,11 @@ class WorkRegistry:
             return self._register(None, work_id, timeout)
         if function is not None:
             return self._register(work_id, function, timeout)
-        return lambda decorated: self._register(work_id, decorated, timeout)
+
+        def decorate(decorated: F) -> F:
+            return self._register(work_id, decorated, timeout)
+
+        return decorate
 
     @property
     def work_ids(self) -> frozenset[str]:

@@ -19,12 +19,14 @@ import contextvars
 import functools
 import inspect
 import math
+from collections.abc import Awaitable
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import outcome
 import trio
+from trio.lowlevel import reschedule, wait_task_rescheduled
 
 from ._autojump import autojump_held
 from ._current_task import running
@@ -54,29 +56,37 @@ from .abc import (
 class _Worker:
     """A Trio task that runs works, one after the other."""
 
+    idle: dict[_Worker, None]
+    """The pool's idle workers."""
+
     run: Task | None
     """What it runs; none while it is idle."""
 
     has_token: bool = False
-
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     reason: StopReason | None = None
     """Why the scope was cancelled."""
 
-    trio_task: trio.lowlevel.Task | None = None
+    trio_task: trio.lowlevel.Task = attrs.field(init=False)
+
+    def stop_waiting(self, _: object) -> trio.lowlevel.Abort:
+        """What Trio calls to cancel its wait for a run."""
+        del self.idle[self]
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class WorkerPoolDispatcher:
-    """Runs works in the scheduler's own process: async ones as Trio tasks, others in
-    threads.
+    """Runs works in the scheduler's own process.
 
-    At most `max_workers` run at a time. The number may be changed while running: work
-    that runs is not disturbed, and new work starts once there is room for it.
+    Async functions run as Trio tasks, others in threads. At most `max_workers` run at a
+    time. The number may be changed while running: work that runs is not disturbed, and
+    new work starts once there is room for it.
     """
 
     def __init__(self, works: WorkRegistry, max_workers: int = 10) -> None:
         self._works = works
-        self._limiter = trio.CapacityLimiter(_checked(max_workers))
+        self._max_workers = _checked(max_workers)
+        self._limiter = trio.CapacityLimiter(max_workers)
         # The pool is the limit; Trio's default of 40 threads would be a second one.
         self._threads = trio.CapacityLimiter(math.inf)
         self._runs: dict[str, _Worker] = {}
@@ -88,11 +98,12 @@ class WorkerPoolDispatcher:
     @property
     def max_workers(self) -> int:
         """How many works may run at a time: at least 1."""
-        return int(self._limiter.total_tokens)
+        return self._max_workers
 
     @max_workers.setter
     def max_workers(self, value: int) -> None:
-        self._limiter.total_tokens = _checked(value)
+        self._max_workers = _checked(value)
+        self._limiter.total_tokens = value
 
     def statistics(self) -> DispatcherStatistics:
         return DispatcherStatistics(self.max_workers, len(self._runs))
@@ -112,13 +123,12 @@ class WorkerPoolDispatcher:
         await nursery.start(self._serve)
 
     async def dispatch(self, fetch: Fetch) -> None:
-        """Block until a worker is free, only then fetch tasks, and start them."""
-        gate = object()
-        await self._limiter.acquire_on_behalf_of(gate)
-        self._limiter.release_on_behalf_of(gate)
-        # No checkpoint from here on: what was fetched has been recorded as dispatched.
-        for run in await fetch(self._free):
-            self._start_run(run)
+        """Block until a worker is free, and only then fetch tasks."""
+        if not self._free():
+            gate = object()
+            await self._limiter.acquire_on_behalf_of(gate)
+            self._limiter.release_on_behalf_of(gate)
+        await fetch(self._free, self._start_run)
 
     def cancel(self, task_id: str, reason: StopReason) -> bool:
         """Cancel the running work of this task. Its result comes when it has ended."""
@@ -137,10 +147,9 @@ class WorkerPoolDispatcher:
         if self._idle:
             worker, _ = self._idle.popitem()
             worker.run = run
-            assert worker.trio_task is not None
-            trio.lowlevel.reschedule(worker.trio_task)
+            reschedule(worker.trio_task)
         else:
-            worker = _Worker(run)
+            worker = _Worker(self._idle, run)
             assert self._nursery is not None
             self._context.run(self._nursery.start_soon, self._live, worker)
         self._runs[run.id] = worker
@@ -185,14 +194,21 @@ class WorkerPoolDispatcher:
                 scopes = _open_scopes(worker.trio_task)
                 while worker.run is not None and worker.reason is None:
                     result = None
-                    result = await self._run(worker, worker.run)
+                    if not worker.has_token:
+                        await self._limiter.acquire_on_behalf_of(worker)
+                        worker.has_token = True
+                    result = await self._begin(worker.run)
                     if (
                         worker.reason is not None
                         or _open_scopes(worker.trio_task) is not scopes
                     ):
                         break
                     self._report(worker, worker.run, result)
-                    await self._wait_for_run(worker, worker.trio_task)
+                    if len(self._idle) + len(self._runs) >= self._max_workers:
+                        break  # the pool has become smaller
+                    worker.trio_task.context = self._context.copy()
+                    self._idle[worker] = None
+                    await wait_task_rescheduled(worker.stop_waiting)
         except BaseException as error:
             left = error
             if worker.run is None:
@@ -203,26 +219,24 @@ class WorkerPoolDispatcher:
             self._report(worker, worker.run, _last_outcome(worker, result, left))
             await trio.lowlevel.checkpoint_if_cancelled()
 
-    async def _run(self, worker: _Worker, run: Task) -> outcome.Outcome[Any]:
-        """What became of a run. Lets a `trio.Cancelled` through, and what is alike."""
-        if not worker.has_token:
-            await self._limiter.acquire_on_behalf_of(worker)
-            worker.has_token = True
+    def _begin(self, run: Task) -> Awaitable[outcome.Outcome[Any]]:
+        """The call of a run's work, to be awaited. Not async, to spare a frame."""
         running.set(run)
         try:
             work = self._works.get(run.work_id)
         except WorkNotFoundError as error:
-            return outcome.Error(error)
+            return _failed(error)
         if run.deadline is None and work.timeout is None:
-            return await self._call(work, run)
-        return await self._call_bounded(work, run)
+            return self._call(work, run)
+        return self._call_bounded(work, run)
 
     async def _call(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+        """What a work returned or raised. Lets a `trio.Cancelled` and the like through."""
         try:
             if work.in_thread:
                 return outcome.Value(await self._call_in_thread(work, run))
             return outcome.Value(await work.function(**fresh(run.param)))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (it is the outcome)
             return outcome.Error(error)
 
     async def _call_in_thread(self, work: Work, run: Task) -> Any:
@@ -259,14 +273,14 @@ class WorkerPoolDispatcher:
         try:
             with until_deadline, until_timeout:
                 result = await self._call(work, run)
-        except Exception as left:
+        except Exception as left:  # noqa: BLE001 (it is the outcome)
             error = left  # of a group, what is not a cancellation
         finally:
             self._bounded.pop(until_deadline, None)
         if isinstance(result, outcome.Value):
             return result  # it had ended before the cancellation reached it
-        if result is not None:
-            error = result.error
+        if isinstance(result, outcome.Error):
+            error = cast("Exception", result.error)
         fired = [s for s in (until_deadline, until_timeout) if s.cancel_called]
         if not fired:
             assert error is not None
@@ -281,29 +295,12 @@ class WorkerPoolDispatcher:
         reason.__cause__ = error
         return outcome.Error(reason)
 
-    def _report(
-        self, worker: _Worker, run: Task, result: outcome.Outcome[Any]
-    ) -> None:
+    def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
         worker.run = None
         del self._runs[run.id]
         if worker.has_token:
             self._limiter.release_on_behalf_of(worker)
         self._results.send_nowait(TaskResult(run, result))
-
-    async def _wait_for_run(
-        self, worker: _Worker, trio_task: trio.lowlevel.Task
-    ) -> None:
-        """Return with a run, or without if the pool has become too small."""
-        if len(self._idle) + self._limiter.borrowed_tokens >= self.max_workers:
-            return
-        trio_task.context = self._context.copy()
-        self._idle[worker] = None
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            del self._idle[worker]
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
 
 
 def _checked(max_workers: int) -> int:
@@ -314,13 +311,17 @@ def _checked(max_workers: int) -> int:
     return max_workers
 
 
+async def _failed(error: Exception) -> outcome.Outcome[Any]:
+    return outcome.Error(error)
+
+
 def _open_scopes(trio_task: trio.lowlevel.Task) -> object:
     """Changes when the task enters a cancel scope, and back when it leaves.
 
     Trio has no public way to see that a scope was left open, which an async generator
     that is not run to its end does to whoever iterates over it.
     """
-    return trio_task._cancel_status  # pyright: ignore[reportPrivateUsage]
+    return trio_task._cancel_status  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _last_outcome(
@@ -335,10 +336,10 @@ def _last_outcome(
     meanwhile. Otherwise a cancellation is what counts, and what the work raised on its
     way out is kept as the cause.
     """
-    if isinstance(result, outcome.Value) and left is None:
-        return result
     if left is None and result is not None:
-        left = result.error
+        if isinstance(result, outcome.Value):
+            return result
+        left = cast("outcome.Error", result).error
     error = left if left is None else _without_cancelled(left)
     reason = worker.reason
     if reason is None and trio.current_effective_deadline() == -math.inf:
@@ -352,6 +353,6 @@ def _last_outcome(
 
 def _without_cancelled(error: BaseException) -> BaseException | None:
     """What is left of an exception, or a group, without Trio's cancellations."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1]
-    return None if isinstance(error, trio.Cancelled) else error
+    group = BaseExceptionGroup("wrapped, as a group can be split", [error])
+    rest = group.split(trio.Cancelled)[1]
+    return None if rest is None else rest.exceptions[0]

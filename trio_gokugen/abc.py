@@ -31,6 +31,7 @@ from ._operations import (
     Operation,
     RecoverAction,
     RevertTask,
+    Start,
     TaskFilter,
     UpdateTask,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "RepositoryLike",
     "ResultChannel",
     "RevertTask",
+    "Start",
     "StopReason",
     "TaskFilter",
     "TaskRepository",
@@ -164,9 +166,7 @@ class RepositoryLike(Protocol):
         """
         ...
 
-    async def claim(
-        self, limit: int, at: datetime, only: TaskFilter = ANY_TASK
-    ) -> Claimed:
+    async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
         """Do `mark_dispatched` to the first due tasks, as one step.
 
         Returns:
@@ -340,18 +340,24 @@ class TaskResult:
 class ResultChannel(Protocol):
     """Where results go: the sending end of an unbounded channel."""
 
-    def send_nowait(self, value: TaskResult, /) -> None: ...
+    def send_nowait(self, value: TaskResult, /) -> None:
+        """Put a result. Never blocks, and is never refused."""
+        ...
 
 
 class Fetch(Protocol):
     """How a dispatcher comes by tasks to run."""
 
-    async def __call__(self, free: Free, only: TaskFilter = ANY_TASK) -> Sequence[Task]:
+    async def __call__(self, free: Free, start: Start, only: TaskFilter = ANY_TASK) -> int:
         """Wait until a task is due, then claim as many as there are free workers.
 
-        `free` is called at the moment of the claim, and so may have become smaller. The
-        tasks returned are recorded as dispatched: start each, or report a result for
-        it, before the next checkpoint. May return none; then call again.
+        `free` is called at the moment of the claim: it may have become smaller, or
+        larger. `start` is called with each task as soon as it is recorded as dispatched,
+        without a checkpoint between, so that nothing can come between the two. It must
+        not block; if it raises an `Exception`, that is how the run has ended.
+
+        Returns:
+          How many were started; maybe none, then call again.
         """
         ...
 
@@ -377,10 +383,10 @@ class Dispatcher(Protocol):
         ...
 
     async def dispatch(self, fetch: Fetch) -> None:
-        """Block until a worker is free, only then fetch tasks, and start them.
+        """Block until a worker is free, and only then fetch tasks.
 
-        Returns once they are started. Cancellation either starts none, or comes after
-        all that were fetched have started.
+        Returns once those that were fetched have started. Cancellation either starts
+        none, or comes after all of them have started.
         """
         ...
 
@@ -393,7 +399,9 @@ class Dispatcher(Protocol):
         """
         ...
 
-    def statistics(self) -> DispatcherStatistics: ...
+    def statistics(self) -> DispatcherStatistics:
+        """How it stands. May be called at any time."""
+        ...
 
 
 # -- hooks --------------------------------------------------------------------------
@@ -422,9 +430,7 @@ class LoopHooks(Protocol):
     with, and return what is to be done.
     """
 
-    async def on_get_next_error(
-        self, error: Exception, action: HookAction
-    ) -> HookAction:
+    async def on_get_next_error(self, error: Exception, action: HookAction) -> HookAction:
         """The repository failed to tell which task is next."""
         ...
 
@@ -432,9 +438,7 @@ class LoopHooks(Protocol):
         """The task was first in line as it fell due."""
         ...
 
-    async def on_dispatch_error(
-        self, error: Exception, action: HookAction
-    ) -> HookAction:
+    async def on_dispatch_error(self, error: Exception, action: HookAction) -> HookAction:
         """Due tasks could not be claimed. None of them was started."""
         ...
 
@@ -463,5 +467,5 @@ class LoopHooks(Protocol):
         ...
 
 
-Listener: TypeAlias = Callable[[Task], Awaitable[None]]  # noqa: UP040 (3.11)
+Listener: TypeAlias = Callable[[Task], Awaitable[None]]
 """An async function of an ended task, added with `add_on_task_done`."""
