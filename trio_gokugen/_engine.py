@@ -122,8 +122,7 @@ class Engine:
         try:
             await self.updates.finish()
         except BaseException as second:
-            if isinstance(error, trio.Cancelled):
-                raise
+            # Cancelled or not: a cancel scope takes its own out of the group.
             raise BaseExceptionGroup(
                 "the scheduler failed, and then to record what was left",
                 [error, second],

@@ -1,7 +1,9 @@
 """Tasks in memory: a dict to find them by id, a heap for each work to find the next.
 
-An entry, once made, never changes: `(scheduled_at, -priority, sequence, task)` is at the
-same time what the heap sorts and what the dict holds. Whatever happens to a task makes a
+An entry, once made, never changes: `(scheduled_at, -priority, sequence, version, task)` is
+at the same time what the heap sorts and what the dict holds. The sequence is the task's
+place among the oldest; the version tells its entries apart, so that two are never equal and
+the tasks themselves are never compared. Whatever happens to a task makes a
 new entry for the dict, so a heap's entry is alive exactly while the dict holds that very
 entry. Dead ones are left where they are, until they reach the head or outnumber the
 living, and the heap is made anew (lazy deletion).
@@ -46,7 +48,7 @@ from .abc import (
     UpdateTask,
 )
 
-_Entry: TypeAlias = tuple[datetime, int, int, Task]
+_Entry: TypeAlias = tuple[datetime, int, int, int, Task]
 
 _FEW = 64
 """Heaps with fewer dead entries are not worth making anew."""
@@ -100,12 +102,12 @@ class HeapStore(BulkRepository):
 
     async def get(self, task_id: str) -> Task:
         await trio.lowlevel.checkpoint()
-        return self._entry(task_id)[3]
+        return self._entry(task_id)[4]
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
         await trio.lowlevel.checkpoint()
         heads = self._heads(only)
-        return min(heads)[0][3] if heads else None
+        return min(heads)[0][4] if heads else None
 
     async def find(
         self, query: TaskQuery, limit: int | None = None, after: Task | None = None
@@ -113,7 +115,7 @@ class HeapStore(BulkRepository):
         await trio.lowlevel.checkpoint()
         start = None if after is None else find_order(after)
         # Snapshots do not change, so a list of them may be looked through at leisure.
-        tasks = [entry[3] for entry in self._entries.values()]
+        tasks = [entry[4] for entry in self._entries.values()]
         found: list[Task] = []
         for first in range(0, len(tasks), _SLICE):
             if first:
@@ -133,7 +135,7 @@ class HeapStore(BulkRepository):
 
     def snapshot(self) -> list[Task]:
         """All tasks in the order they were added."""
-        return [entry[3] for entry in sorted(self._entries.values(), key=_by_age)]
+        return [entry[4] for entry in sorted(self._entries.values(), key=_by_age)]
 
     # -- changing ---------------------------------------------------------------------
 
@@ -151,7 +153,7 @@ class HeapStore(BulkRepository):
         return outcomes
 
     async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
-        tasks = [entry[3] for entry in self._entries.values()]
+        tasks = [entry[4] for entry in self._entries.values()]
         orphans = [task for task in tasks if task.state is TaskState.DISPATCHED]
         return await recover_runs(self, orphans, action, at)
 
@@ -163,7 +165,7 @@ class HeapStore(BulkRepository):
             new.add(task.id)
         ended: list[Task] = []
         for task in operation.tasks:
-            self._put(task, next(self._sequence))
+            self._put(task, next(self._sequence), 0)
             if task.state.ended:
                 ended.append(task)
         for task in sorted(ended, key=_end):
@@ -171,17 +173,17 @@ class HeapStore(BulkRepository):
 
     def _update(self, operation: UpdateTask) -> tuple[Task, bool]:
         entry = self._entry(operation.task_id)
-        task = _transitions.updated(entry[3], operation.update)
-        if task is entry[3]:
+        task = _transitions.updated(entry[4], operation.update)
+        if task is entry[4]:
             return task, False
         self._bury(entry)
-        self._put(task, entry[2])
+        self._put(task, entry[2], entry[3] + 1)
         return task, True
 
     def _cancel(self, operation: CancelTask) -> tuple[Task, bool]:
         entry = self._entry(operation.task_id)
-        task = _transitions.cancelled(entry[3], operation.at)
-        if task is entry[3]:
+        task = _transitions.cancelled(entry[4], operation.at)
+        if task is entry[4]:
             return task, False
         self._bury(entry)
         self._replace(entry, task)
@@ -190,7 +192,7 @@ class HeapStore(BulkRepository):
 
     def _dispatch(self, operation: DispatchTask) -> Task:
         entry = self._entry(operation.task_id)
-        task = _transitions.dispatched(entry[3], operation.at)
+        task = _transitions.dispatched(entry[4], operation.at)
         self._bury(entry)
         self._replace(entry, task)
         if task.state.ended:
@@ -207,7 +209,7 @@ class HeapStore(BulkRepository):
             if entry[0] > operation.at:
                 break
             heapq.heappop(self._heaps[work_id].entries)
-            task = _transitions.dispatched(entry[3], operation.at)
+            task = _transitions.dispatched(entry[4], operation.at)
             self._replace(entry, task)
             if task.state is TaskState.DISPATCHED:
                 tasks.append(task)
@@ -223,20 +225,20 @@ class HeapStore(BulkRepository):
 
     def _end(self, operation: EndTask) -> Task:
         entry = self._entry(operation.run.id)
-        task = _transitions.ended(entry[3], operation.run, operation.at, operation.err)
+        task = _transitions.ended(entry[4], operation.run, operation.at, operation.err)
         self._replace(entry, task)
         self._keep(task.id)
         return task
 
     def _revert(self, operation: RevertTask) -> Task:
         entry = self._entry(operation.run.id)
-        task = _transitions.reverted(entry[3], operation.run)
-        self._put(task, entry[2])
+        task = _transitions.reverted(entry[4], operation.run)
+        self._put(task, entry[2], entry[3] + 1)
         return task
 
     def _cancel_run(self, operation: CancelRun) -> Task:
         entry = self._entry(operation.run.id)
-        task = _transitions.interrupted(entry[3], operation.run, operation.at)
+        task = _transitions.interrupted(entry[4], operation.run, operation.at)
         self._replace(entry, task)
         self._keep(task.id)
         return task
@@ -244,7 +246,7 @@ class HeapStore(BulkRepository):
     def _delete_ended(self, operation: DeleteEnded) -> list[str]:
         found = (
             task.id
-            for task in (self._entries[task_id][3] for task_id in self._ended)
+            for task in (self._entries[task_id][4] for task_id in self._ended)
             if task.state in operation.states
             and (operation.before is None or _end(task) < operation.before)
         )
@@ -261,9 +263,9 @@ class HeapStore(BulkRepository):
         except KeyError:
             raise TaskNotFoundError(task_id) from None
 
-    def _put(self, task: Task, sequence: int) -> None:
+    def _put(self, task: Task, sequence: int, version: int) -> None:
         """Hold a task, pending or not; its place among the oldest is `sequence`."""
-        entry = (task.scheduled_at, -task.priority, sequence, task)
+        entry = (task.scheduled_at, -task.priority, sequence, version, task)
         self._entries[task.id] = entry
         if task.state is TaskState.SCHEDULED:
             heap = self._heaps.get(task.work_id)
@@ -273,17 +275,17 @@ class HeapStore(BulkRepository):
 
     def _replace(self, entry: _Entry, task: Task) -> None:
         """Hold a task that is not pending in place of what was there."""
-        self._entries[task.id] = (entry[0], entry[1], entry[2], task)
+        self._entries[task.id] = (*entry[:4], task)
 
     def _bury(self, entry: _Entry) -> None:
         """Count a pending entry as dead, which is about to be replaced."""
-        task = entry[3]
+        task = entry[4]
         del self._entries[task.id]
         heap = self._heaps[task.work_id]
         heap.dead += 1
         if heap.dead > _FEW and heap.dead * 2 > len(heap.entries):
             entries = self._entries
-            heap.entries = [e for e in heap.entries if entries.get(e[3].id) is e]
+            heap.entries = [e for e in heap.entries if entries.get(e[4].id) is e]
             heapq.heapify(heap.entries)
             heap.dead = 0
         if not len(heap):
@@ -310,7 +312,7 @@ class HeapStore(BulkRepository):
         heap = self._heaps[work_id]
         while heap.entries:
             head = heap.entries[0]
-            if self._entries.get(head[3].id) is head:
+            if self._entries.get(head[4].id) is head:
                 return head
             heapq.heappop(heap.entries)
             heap.dead -= 1

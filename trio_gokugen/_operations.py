@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 
 from ._errors import InvalidTaskError
-from ._task import ENDED, Task, TaskState, TaskUpdate
+from ._task import ENDED, Task, TaskState, TaskUpdate, as_utc_or_none, check_moment
 
 if TYPE_CHECKING:
     from .abc import RepositoryLike
@@ -155,6 +155,11 @@ class CancelRun:
         return await repository.mark_cancelled(self.run, self.at)
 
 
+def _is_moment(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None:
+        check_moment(value, attribute.name)
+
+
 def _are_ended(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if isinstance(value, str) or not ENDED.issuperset(value):
         raise InvalidTaskError(attribute.name, "only tasks that have ended can be deleted")
@@ -164,7 +169,9 @@ def _are_ended(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
 class DeleteEnded:
     """Forget ended tasks, oldest end first."""
 
-    before: datetime | None = None
+    before: datetime | None = attrs.field(
+        default=None, converter=as_utc_or_none, validator=_is_moment
+    )
     """Only tasks that ended earlier than this."""
 
     states: Collection[TaskState] = attrs.field(default=ENDED, validator=_are_ended)

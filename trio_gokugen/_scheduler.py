@@ -225,10 +225,10 @@ class Scheduler:
         new = TaskParam(
             work_id=work_id,
             scheduled_at=moment,
-            param=param or {},
+            param=param,
             priority=priority,
             deadline=deadline,
-            meta=meta or {},
+            meta=meta,
             id=id,
         )
         [task] = await self._add(engine, [new])

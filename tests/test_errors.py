@@ -1,0 +1,309 @@
+import copy
+import inspect
+import pickle
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import pytest
+
+from trio_gokugen import (
+    AlreadyCancelledError,
+    AlreadyDispatchedError,
+    AlreadyDoneError,
+    DamagedFileError,
+    DeadlineExceededError,
+    GokugenError,
+    InvalidTaskError,
+    LeakedCancelledError,
+    LostRunError,
+    NotDispatchedError,
+    NotDueError,
+    NotRunningHereError,
+    RefusedError,
+    RepositoryError,
+    SchedulerAlreadyRunningError,
+    SchedulerNotRunningError,
+    StopReason,
+    TaskExistsError,
+    TaskNotFoundError,
+    WorkExistsError,
+    WorkNotFoundError,
+    WorkStoppedError,
+    WorkTimeoutError,
+    _errors,
+)
+
+EVERY = {
+    "invalid": (
+        InvalidTaskError("param.a", "must be an int"),
+        "param.a: must be an int",
+    ),
+    "invalid of many": (
+        InvalidTaskError("id", "must not be empty", 3),
+        "task 3: id: must not be empty",
+    ),
+    "no work": (WorkNotFoundError("greet"), "no work is registered as 'greet'"),
+    "no work of many": (
+        WorkNotFoundError("greet", 0),
+        "task 0: no work is registered as 'greet'",
+    ),
+    "work exists": (
+        WorkExistsError("greet"),
+        "a work is already registered as 'greet'",
+    ),
+    "no task": (TaskNotFoundError("t1"), "there is no task 't1'"),
+    "task exists": (TaskExistsError("t1"), "task 't1' exists already"),
+    "dispatched": (
+        AlreadyDispatchedError("t1"),
+        "task 't1' is already with a worker",
+    ),
+    "cancelled": (AlreadyCancelledError("t1"), "task 't1' has been cancelled"),
+    "done": (AlreadyDoneError("t1"), "task 't1' has already ended"),
+    "not dispatched": (NotDispatchedError("t1"), "task 't1' is not with a worker"),
+    "not due": (NotDueError("t1"), "task 't1' is not due yet"),
+    "lost run": (LostRunError("t1", 2), "attempt 2 of task 't1' has lost the task"),
+    "elsewhere": (
+        NotRunningHereError("t1"),
+        "task 't1' is not running in this scheduler",
+    ),
+    "damaged": (
+        DamagedFileError("tasks.jsonl", 7, "is not JSON"),
+        "tasks.jsonl, line 7: is not JSON",
+    ),
+    "not running": (SchedulerNotRunningError(), "the scheduler is not running"),
+    "running": (SchedulerAlreadyRunningError(), "the scheduler is already running"),
+    "repository in use": (
+        SchedulerAlreadyRunningError("repository's scheduler"),
+        "the repository's scheduler is already running",
+    ),
+    "stopped": (
+        WorkStoppedError(StopReason.SHUTDOWN),
+        "the work was stopped by shutdown",
+    ),
+    "deadline": (
+        DeadlineExceededError("2024-02-29T12:00:00+00:00", started=True),
+        "the deadline 2024-02-29T12:00:00+00:00 has passed: the work was cancelled",
+    ),
+    "deadline before": (
+        DeadlineExceededError("2024-02-29T12:00:00+00:00", started=False),
+        "the deadline 2024-02-29T12:00:00+00:00 has passed: the work was not started",
+    ),
+    "timeout": (
+        WorkTimeoutError(1.5),
+        "the work was cancelled after its timeout of 1.5 s",
+    ),
+    "leaked": (
+        LeakedCancelledError(),
+        "the work leaked a cancellation that is not its caller's",
+    ),
+}
+every_error = pytest.mark.parametrize(
+    "error", [error for error, _ in EVERY.values()], ids=EVERY.keys()
+)
+
+
+def fields(error: GokugenError) -> dict[str, Any]:
+    kind: Any = type(error)
+    return {field.name: getattr(error, field.name) for field in attrs.fields(kind)}
+
+
+def pickled(protocol: int) -> Callable[[GokugenError], GokugenError]:
+    def there_and_back(error: GokugenError) -> GokugenError:
+        back: GokugenError = pickle.loads(pickle.dumps(error, protocol))  # noqa: S301 - our own
+        return back
+
+    return there_and_back
+
+
+COPIES: dict[str, Callable[[GokugenError], GokugenError]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{f"pickle-{n}": pickled(n) for n in range(pickle.HIGHEST_PROTOCOL + 1)},
+}
+every_copy = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
+
+
+def test_every_error_is_tried_here() -> None:
+    """
+    Every class of error that the library defines, but the bare ones, is tried below.
+    """
+    bare = {GokugenError, RepositoryError, RefusedError}
+    defined = {
+        each
+        for _, each in inspect.getmembers(_errors, inspect.isclass)
+        if issubclass(each, BaseException)
+    }
+    assert {type(error) for error, _ in EVERY.values()} == defined - bare
+
+
+@pytest.mark.parametrize(("error", "shown"), EVERY.values(), ids=EVERY.keys())
+def test_an_error_reads_as_a_sentence(error: GokugenError, shown: str) -> None:
+    """
+    An error says in plain words what is wrong, and with which task, work or field.
+    """
+    assert str(error) == shown
+    assert traceback.format_exception_only(error) == [
+        f"trio_gokugen._errors.{type(error).__name__}: {shown}\n"
+    ]
+
+
+@every_error
+@every_copy
+def test_an_error_survives_a_copy(
+    error: GokugenError, copied: Callable[[GokugenError], GokugenError]
+) -> None:
+    """
+    A copy of an error, by pickle too, is of its class and has its fields and its text.
+    """
+    other = copied(error)
+    assert other is not error
+    assert type(other) is type(error)
+    assert fields(other) == fields(error)
+    assert other.args == error.args
+    assert (str(other), repr(other)) == (str(error), repr(error))
+
+
+@pytest.mark.parametrize("kind", [GokugenError, RepositoryError, RefusedError])
+@every_copy
+def test_a_bare_error_survives_a_copy(
+    kind: type[GokugenError], copied: Callable[[GokugenError], GokugenError]
+) -> None:
+    """
+    A copy of an error that has no fields keeps its text.
+    """
+    assert copied(kind("disk full")).args == ("disk full",)
+
+
+@every_copy
+def test_notes_survive_a_copy(copied: Callable[[GokugenError], GokugenError]) -> None:
+    """
+    A note that was added to an error, of any class, is there in a copy.
+    """
+    for error, _ in EVERY.values():
+        noted = copy.copy(error)
+        noted.add_note("while serving a client")
+        assert getattr(copied(noted), "__notes__", None) == ["while serving a client"]
+
+
+@every_error
+def test_an_error_stays_as_it_is(error: GokugenError) -> None:
+    """
+    A field of an error cannot be assigned or deleted.
+    """
+    for field in fields(error):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(error, field, "other")
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            delattr(error, field)
+
+
+@every_error
+def test_an_error_can_be_raised_like_any_other(error: GokugenError) -> None:
+    """
+    An error takes a cause, a context and a traceback, as it is raised and raised again.
+    """
+
+    @contextmanager
+    def passed_on() -> Generator[None]:
+        yield
+
+    raised, cause = copy.copy(error), KeyError("a")
+    with pytest.raises(type(error)) as caught, passed_on():
+        raise raised from cause
+    assert caught.value is raised
+    assert raised.__cause__ is cause
+    assert raised.with_traceback(None).__traceback__ is None
+    with pytest.RaisesGroup(type(error)):
+        raise ExceptionGroup("many", [raised])
+
+
+@every_error
+def test_an_error_is_itself_alone(error: GokugenError) -> None:
+    """
+    An error equals itself, and no copy of it; both can be put in one set.
+    """
+    other = copy.copy(error)
+    assert error != other
+    assert len({error, other, error}) == 2
+
+
+@pytest.mark.parametrize(
+    ("base", "derived"),
+    [
+        (
+            RepositoryError,
+            {
+                RefusedError,
+                TaskNotFoundError,
+                TaskExistsError,
+                AlreadyDispatchedError,
+                AlreadyCancelledError,
+                AlreadyDoneError,
+                NotDispatchedError,
+                NotDueError,
+                LostRunError,
+                NotRunningHereError,
+                DamagedFileError,
+            },
+        ),
+        (
+            RefusedError,
+            {
+                TaskNotFoundError,
+                TaskExistsError,
+                AlreadyDispatchedError,
+                AlreadyCancelledError,
+                AlreadyDoneError,
+                NotDispatchedError,
+                NotDueError,
+                LostRunError,
+                NotRunningHereError,
+            },
+        ),
+        (LookupError, {TaskNotFoundError, WorkNotFoundError}),
+        (ValueError, {InvalidTaskError, WorkExistsError, DamagedFileError}),
+        (RuntimeError, {SchedulerNotRunningError, SchedulerAlreadyRunningError}),
+        (TimeoutError, {DeadlineExceededError, WorkTimeoutError}),
+        (
+            GokugenError,
+            {
+                RepositoryError,
+                RefusedError,
+                *(type(error) for error, _ in EVERY.values()),
+            },
+        ),
+    ],
+    ids=lambda each: each.__name__ if isinstance(each, type) else "",
+)
+def test_errors_are_caught_by_what_they_have_in_common(
+    base: type[Exception], derived: set[type[Exception]]
+) -> None:
+    """
+    What is caught together is what a caller would treat alike.
+    """
+    defined = {
+        each
+        for _, each in inspect.getmembers(_errors, inspect.isclass)
+        if issubclass(each, base)
+    }
+    assert defined - {base} == derived
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidTaskError("\ud800", "is not a field of a task"),
+        WorkNotFoundError("\ud800"),
+        TaskNotFoundError("\ud800"),
+        DamagedFileError("tasks-\udcff.jsonl", 1, "is not JSON"),
+    ],
+    ids=["field", "work", "task", "path"],
+)
+def test_an_error_can_always_be_printed(error: GokugenError) -> None:
+    """
+    The text of an error can be encoded, whatever was wrong with the text it is about.
+    """
+    assert str(error).encode()

@@ -1,0 +1,453 @@
+"""The examples, run as a reader would run them, and the service of one of them for real."""
+
+import importlib.util
+import math
+import re
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from trio_gokugen import Scheduler, TaskQuery, TaskState
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+HOUR = 3600.0
+WAY_OUT = 1_000_000.0
+"""Seconds of virtual time after which an answer that has not come never will."""
+
+
+def run_script(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    return done.stdout
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# -- the scripts --------------------------------------------------------------------
+
+
+def test_hello_says_hello() -> None:
+    """
+    The first example greets, and tells that its task is done.
+    """
+    assert run_script("hello.py") == "hello trio\ngreet is done\n"
+
+
+def test_hello_is_the_first_program_of_the_readme() -> None:
+    """
+    The README's first block of Python is `hello.py`, to the letter.
+    """
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    assert blocks[0] == (EXAMPLES / "hello.py").read_text(encoding="utf-8")
+
+
+def test_embedded_shows_a_conversation_and_ends() -> None:
+    """
+    Run as a script, the service serves its own client: every kind of answer is shown.
+    """
+    ids: dict[str, str] = {}
+
+    def short(match: re.Match[str]) -> str:
+        return ids.setdefault(match[0], f"#{len(ids) + 1}")
+
+    output = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", short, output_of_it())
+    first, *talk = output.splitlines()
+    assert re.fullmatch(r"serving on 127\.0\.0\.1:\d+", first)
+    assert talk == [
+        "client:  remind 0.5 tea is ready",
+        "service: scheduled #1",
+        "client:  remind 0.8 the eggs are done",
+        "service: scheduled #2",
+        "client:  cancel #2",
+        "service: cancelled #2",
+        "client:  remind soon dinner",
+        "service: error 'soon' is not a number of seconds",
+        "service: reminder #1 tea is ready",
+        "client:  cancel #1",
+        "service: too late #1",
+        "client:  remind 3600 an hour has passed",
+        "service: scheduled #3",
+        "client hangs up",
+        "reminders sent: 1, cancelled: 2",
+    ]
+
+
+def output_of_it() -> str:
+    return run_script("embedded.py")
+
+
+def test_the_tests_of_an_example_pass_on_their_own() -> None:
+    """
+    `test_reminders.py` passes where there is nothing but it and pytest's setting.
+    """
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            *("-p", "no:cacheprovider", "-c", "/dev/null", "-o", "trio_mode=true"),
+            EXAMPLES / "test_reminders.py",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
+
+
+# -- the reminder service, on a real loopback socket and virtual time ----------------
+
+
+embedded = load("embedded")
+
+
+@attrs.define(eq=False)
+class Peer:
+    """A client that is not made of the service's own code."""
+
+    stream: trio.SocketStream
+    received: bytes = b""
+
+    async def say(self, line: str | bytes) -> None:
+        data = line if isinstance(line, bytes) else line.encode()
+        await self.stream.send_all(data + b"\n")
+
+    async def hear(self) -> str:
+        """The next line; empty at the end."""
+        with trio.fail_after(WAY_OUT):
+            while b"\n" not in self.received:
+                chunk = await self.stream.receive_some()
+                if not chunk:
+                    return ""
+                self.received += chunk
+        line, _, self.received = self.received.partition(b"\n")
+        return line.decode()
+
+    async def ask(self, line: str | bytes) -> str:
+        await self.say(line)
+        return await self.hear()
+
+    async def remind(self, seconds: float, text: str) -> str:
+        word, task_id = (await self.ask(f"remind {seconds} {text}")).split()
+        assert word == "scheduled"
+        return task_id
+
+
+@attrs.define(eq=False)
+class Running:
+    """The service, and who is connected."""
+
+    _service: Any
+    _streams: AsyncExitStack
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _port: int = attrs.field(default=0, init=False)
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            with self._scope:
+                [listener] = await nursery.start(self._service.run)
+                self._port = listener.socket.getsockname()[1]
+                task_status.started()
+                await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+        self._ended.set()
+
+    async def stop(self) -> None:
+        self._scope.cancel()
+        await self._ended.wait()
+        assert self._service.clients == {}
+        assert self.scheduler.statistics().state == "stopped"
+
+    @property
+    def scheduler(self) -> Scheduler:
+        scheduler: Scheduler = self._service.scheduler
+        return scheduler
+
+    async def connect(self) -> Peer:
+        stream = await trio.open_tcp_stream("127.0.0.1", self._port)
+        return Peer(await self._streams.enter_async_context(stream))
+
+    async def pending(self) -> list[str]:
+        """What clients are still to be reminded of."""
+        query = TaskQuery(states={TaskState.SCHEDULED})
+        return [str(task.param["text"]) for task in await self.scheduler.find(query)]
+
+
+@asynccontextmanager
+async def running_service() -> AsyncGenerator[Running]:
+    async with AsyncExitStack() as streams, trio.open_nursery() as nursery:
+        running = Running(embedded.ReminderService(), streams)
+        await nursery.start(running.run)
+        yield running
+        await running.stop()
+
+
+@pytest.fixture
+def clock(mock_clock: MockClock) -> MockClock:
+    """Stands still, while real bytes are under way. It jumps when a test says so, or
+    when nothing has happened for so long that nothing is going to.
+    """
+    mock_clock.autojump_threshold = 10
+    return mock_clock
+
+
+async def test_a_reminder_comes_at_its_time_and_not_before(clock: MockClock) -> None:
+    """
+    A reminder is sent exactly when it is due, to who asked for it.
+    """
+    async with running_service() as service:
+        one, other = await service.connect(), await service.connect()
+        task_id = await one.remind(HOUR, "an hour has passed")
+        clock.jump(HOUR - 0.001)
+        # Whatever comes before this answer would have been sent before.
+        assert (await one.ask("?")).startswith("error")
+        clock.jump(0.001)
+        assert await one.hear() == f"reminder {task_id} an hour has passed"
+        assert clock.current_time() == HOUR
+        assert (await other.ask("?")).startswith("error")
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.0", "-0", "1e-9"])
+async def test_the_id_comes_before_the_reminder(clock: MockClock, seconds: str) -> None:
+    """
+    A reminder that is due at once does not overtake the answer that tells its id.
+    """
+    async with running_service() as service:
+        peer = await service.connect()
+        word, task_id = (await peer.ask(f"remind {seconds} now")).split()
+        assert word == "scheduled"
+        clock.jump(1e-6)
+        assert await peer.hear() == f"reminder {task_id} now"
+
+
+async def test_many_requests_in_one_packet_are_all_answered_in_order(
+    clock: MockClock,
+) -> None:
+    """
+    Lines need not arrive one by one, nor in one piece.
+    """
+    async with running_service() as service:
+        peer = await service.connect()
+        await peer.stream.send_all(b"remind 5 one\nremind 5 two\nrem")
+        await peer.stream.send_all(b"ind 5 three\r\n")
+        answers = [await peer.hear() for _ in range(3)]
+        assert [answer.split()[0] for answer in answers] == ["scheduled"] * 3
+        clock.jump(5)
+        reminders = sorted([await peer.hear() for _ in range(3)])
+        texts = sorted(reminder.split(maxsplit=2)[2] for reminder in reminders)
+        assert texts == ["one", "three", "two"]
+
+
+async def test_a_cancelled_reminder_never_comes(clock: MockClock) -> None:
+    """
+    After the answer `cancelled`, the reminder is not sent; cancelling again says so too.
+    """
+    async with running_service() as service:
+        peer = await service.connect()
+        cancelled = await peer.remind(5, "not this")
+        kept = await peer.remind(6, "but this")
+        assert await peer.ask(f"cancel {cancelled}") == f"cancelled {cancelled}"
+        assert await peer.ask(f"cancel {cancelled}") == f"cancelled {cancelled}"
+        clock.jump(10)
+        assert await peer.hear() == f"reminder {kept} but this"
+
+
+async def test_cancelling_what_was_sent_is_too_late(clock: MockClock) -> None:
+    """
+    A client that cancels too late is told so.
+    """
+    async with running_service() as service:
+        peer = await service.connect()
+        task_id = await peer.remind(5, "sent")
+        clock.jump(5)
+        assert await peer.hear() == f"reminder {task_id} sent"
+        assert await peer.ask(f"cancel {task_id}") == f"too late {task_id}"
+
+
+async def test_nobody_can_cancel_the_reminder_of_another(clock: MockClock) -> None:
+    """
+    An id that belongs to another client is as good as none.
+    """
+    async with running_service() as service:
+        one, other = await service.connect(), await service.connect()
+        task_id = await one.remind(5, "mine")
+        answer = await other.ask(f"cancel {task_id}")
+        assert answer == f"error you have no reminder '{task_id}'"
+        clock.jump(5)
+        assert await one.hear() == f"reminder {task_id} mine"
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("", "error say: remind <seconds> <text>, or: cancel <id>"),
+        ("hello", "error say: remind <seconds> <text>, or: cancel <id>"),
+        ("REMIND 5 x", "error say: remind <seconds> <text>, or: cancel <id>"),
+        ("remind", "error '' is not a number of seconds"),
+        ("remind soon x", "error 'soon' is not a number of seconds"),
+        ("remind 5", "error remind you of what?"),
+        ("remind 5  ", "error remind you of what?"),
+        ("remind -1 x", "error after: must be finite and not negative, not -1.0"),
+        ("remind nan x", "error after: must be finite and not negative, not nan"),
+        ("remind inf x", "error after: must be finite and not negative, not inf"),
+        ("remind 1e300 x", "error after: leads beyond the year 9999"),
+        ("remind 5 \0", "error param.text: must not contain a NUL character"),
+        ("cancel", "error you have no reminder ''"),
+        ("cancel 42", "error you have no reminder '42'"),
+        ("cancel \0", "error you have no reminder '\\x00'"),
+        (b"remind 5 \xff", "error lines must be UTF-8"),
+    ],
+)
+async def test_a_bad_line_gets_a_clear_answer(
+    clock: MockClock, line: str | bytes, answer: str
+) -> None:
+    """
+    Nonsense is answered with what is wrong, stores nothing, and ends nothing.
+    """
+    async with running_service() as service:
+        peer = await service.connect()
+        assert await peer.ask(line) == answer
+        assert await service.pending() == []
+        task_id = await peer.remind(0, "still here")
+        assert await peer.hear() == f"reminder {task_id} still here"
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+async def test_a_line_that_does_not_end_is_cut_off(
+    clock: MockClock, end: bytes
+) -> None:
+    """
+    More than the longest line is an error that ends the connection, and that one only.
+    """
+    async with running_service() as service:
+        peer, other = await service.connect(), await service.connect()
+        await peer.stream.send_all(b"x" * (embedded.LONGEST_LINE + 1) + end)
+        answer = f"error more than {embedded.LONGEST_LINE} bytes a line"
+        assert [await peer.hear(), await peer.hear()] == [answer, ""]
+        assert await other.remind(5, "x")
+
+
+async def test_the_longest_line_is_served(clock: MockClock) -> None:
+    """
+    A line that is just not too long is a line like others.
+    """
+    async with running_service() as service:
+        peer = await service.connect()
+        text = "x" * (embedded.LONGEST_LINE - len("remind 5.0 "))
+        task_id = await peer.remind(5.0, text)
+        clock.jump(5)
+        assert await peer.hear() == f"reminder {task_id} {text}"
+
+
+@pytest.mark.parametrize("how", ["closes", "resets", "stops sending"])
+async def test_reminders_of_who_hangs_up_are_cancelled(
+    clock: MockClock, how: str
+) -> None:
+    """
+    However a client leaves, its reminders are cancelled, and nobody else's.
+    """
+    async with running_service() as service:
+        peer, other = await service.connect(), await service.connect()
+        await peer.remind(5, "one")
+        await peer.remind(HOUR, "two")
+        kept = await other.remind(HOUR, "three")
+        if how == "resets":
+            linger = struct.pack("ii", 1, 0)
+            peer.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        if how == "stops sending":
+            await peer.stream.send_all(b"remind 5 half a li")
+            await peer.stream.send_eof()
+            assert await peer.hear() == ""
+        else:
+            await peer.stream.aclose()
+        while (pending := await service.pending()) != ["three"]:
+            assert "three" in pending
+            await trio.lowlevel.checkpoint()
+        assert service.scheduler.statistics().cancelled == 2
+        clock.jump(HOUR)
+        assert await other.hear() == f"reminder {kept} three"
+
+
+async def test_a_client_that_does_not_read_is_cut_off(clock: MockClock) -> None:
+    """
+    Who takes nothing for as long as a line may take is disconnected; others are served.
+    """
+    async with running_service() as service:
+        deaf, other = await service.connect(), await service.connect()
+        line = b"cancel " + b"x" * 900 + b"\n"
+
+        async def flood() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await deaf.stream.send_all(line * 1000)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            while nursery.child_tasks:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                clock.jump(embedded.SEND_TIMEOUT)
+        assert await other.remind(5, "x")
+        assert await service.pending() == ["x"]
+
+
+async def test_stopping_hangs_up_and_leaves_nothing_behind(clock: MockClock) -> None:
+    """
+    A service that is cancelled ends at once, whatever it was in the middle of.
+    """
+    async with running_service() as service:
+        idle, waiting = await service.connect(), await service.connect()
+        await waiting.remind(HOUR, "x")
+        await waiting.say("remind 0 y")
+        await service.stop()
+        assert clock.current_time() == 0
+        assert await idle.hear() == ""
+        while await waiting.hear():
+            pass  # the reminder may have been sent
+        with pytest.raises(OSError, match="connect"):
+            await service.connect()
+
+
+async def test_works_with_a_real_clock_too() -> None:
+    """
+    Without a mock clock, a reminder comes no earlier than it was asked for.
+    """
+    async with running_service() as service:
+        peer = await service.connect()
+        asked_at = trio.current_time()
+        task_id = await peer.remind(0.05, "x")
+        assert await peer.hear() == f"reminder {task_id} x"
+        assert asked_at + 0.05 <= trio.current_time() < math.inf

@@ -1,0 +1,597 @@
+"""How a scheduler ends: in good order, cancelled, or by an error; and begins again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import outcome
+import pytest
+import trio
+import trio.testing
+from support import NOON, Bench, TroubledRepository, at, noon, open_bench, stored
+
+from trio_gokugen import (
+    AlreadyDispatchedError,
+    HeapRepository,
+    PartialHooks,
+    RepositoryError,
+    Scheduler,
+    SchedulerNotRunningError,
+    Task,
+    TaskState,
+    TrioClock,
+    WorkerPoolDispatcher,
+    WorkRegistry,
+    open_scheduler,
+)
+from trio_gokugen.abc import EndTask, RevertTask
+
+
+# -- in good order ----------------------------------------------------------------------
+
+
+async def test_leaving_waits_for_running_work(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Work that ends by itself within the grace is done; what is not due yet stays.
+    """
+    repository = HeapRepository()
+    async with open_bench(repository, grace=30) as (scheduler, bench):
+        await scheduler.add_tasks(
+            [at(0, "a", "sleep", param={"seconds": 20}), at(15, "later")]
+        )
+        await trio.sleep(5)
+        assert scheduler.statistics().state == "running"
+    assert trio.current_time() == 20.0
+    assert bench.log == [("a", 0.0), ("a done", 20.0)]
+    assert (await repository.get("a")).state is TaskState.DONE
+    assert await repository.get("later") == stored("later", seconds=15)
+
+
+async def test_after_the_grace_work_is_cancelled_and_scheduled_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Work still running after the grace is cancelled; its task is scheduled again, and
+    the interruption is counted apart from its attempts.
+    """
+    repository = HeapRepository()
+    async with open_bench(repository, grace=7) as (scheduler, bench):
+        await scheduler.add_tasks([at(0, "a", "sleep"), at(0, "b", "stubborn")])
+        await trio.sleep(5)
+    assert trio.current_time() == 60.0
+    assert sorted(bench.log) == [
+        ("a", 0.0),
+        ("a cancelled", 12.0),
+        ("b", 0.0),
+        ("b done", 60.0),
+    ]
+    assert await repository.get("a") == stored(
+        "a", "sleep", attempt=1, interruptions=1, dispatched_at=NOON
+    )
+    assert (await repository.get("b")).state is TaskState.DONE
+
+    async with open_bench(repository) as (scheduler, bench):
+        ended = await scheduler.wait("a")
+    assert (ended.state, ended.attempt, ended.interruptions) == (TaskState.DONE, 2, 1)
+    assert bench.log == [("a", 60.0), ("a done", 120.0)]
+
+
+@pytest.mark.parametrize("grace", [0, 0.0])
+async def test_no_grace(autojump_clock: trio.testing.MockClock, grace: float) -> None:
+    """
+    Without grace, leaving cancels running work at once.
+    """
+    repository = HeapRepository()
+    async with open_bench(repository, grace=grace) as (scheduler, bench):
+        await scheduler.add_tasks([at(0, "a", "sleep")])
+        await trio.sleep(5)
+    assert trio.current_time() == 5.0
+    assert bench.log == [("a", 0.0), ("a cancelled", 5.0)]
+    assert (await repository.get("a")).state is TaskState.SCHEDULED
+
+
+async def test_while_stopping_calls_are_answered_and_nothing_starts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Until the last work has ended the scheduler serves its callers, but starts nothing.
+    """
+    repository = HeapRepository()
+    works = WorkRegistry()
+    seen: list[Any] = []
+
+    @works.register
+    async def busy() -> None:
+        await trio.sleep(10)
+        seen.append(scheduler.statistics().state)
+        added = await scheduler.add_task("busy", after=0, id="next")
+        seen.append(await scheduler.update(added.id, priority=1))
+        seen.append((await scheduler.get("next")).priority)
+
+    async with open_scheduler(works, repository) as scheduler:
+        await scheduler.add_task("busy", after=0, id="first")
+        await trio.sleep(1)
+    assert seen == ["stopping", True, 1]
+    assert (await repository.get("first")).state is TaskState.DONE
+    assert (await repository.get("next")).state is TaskState.SCHEDULED
+
+
+async def test_hooks_see_everything_before_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Leaving the block waits until the hooks have seen what happened.
+    """
+    seen: list[tuple[str, float]] = []
+
+    async def slow(task: Task) -> None:
+        await trio.sleep(1)
+        seen.append((task.id, trio.current_time()))
+
+    hooks = PartialHooks(on_task_done=slow)
+    async with open_bench(hooks=hooks, grace=30) as (scheduler, _):
+        await scheduler.add_tasks([at(0, str(n)) for n in range(3)])
+        await scheduler.drain()
+    assert sorted(task_id for task_id, _ in seen) == ["0", "1", "2"]
+    assert [when for _, when in seen] == [1.0, 2.0, 3.0]
+
+
+async def test_a_hook_that_never_ends_does_not_keep_the_scheduler(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Hooks are waited for as long as the grace lasts, or 5 s where that is longer.
+    """
+    for grace, waited in ((0, 5.0), (20, 20.0)):
+
+        async def stuck(task: Task) -> None:
+            await trio.sleep_forever()
+
+        before = trio.current_time()
+        async with open_bench(
+            hooks=PartialHooks(on_task_done=stuck), grace=grace, clock=TrioClock(NOON)
+        ) as (scheduler, _):
+            await scheduler.add_tasks([at(0, "a")])
+            await scheduler.drain()
+        assert trio.current_time() == before + waited
+
+
+async def test_stop_may_be_called_by_many(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    Whoever stops it, and however often, gets back when it has stopped.
+    """
+    async with open_bench() as (scheduler, bench):
+        await scheduler.add_tasks([at(0, "a", "sleep")])
+        await trio.sleep(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.stop)
+            nursery.start_soon(scheduler.stop, 10)
+        assert trio.current_time() == 11.0
+        assert scheduler.statistics().state == "stopped"
+    assert bench.log == [("a", 0.0), ("a cancelled", 11.0)]
+
+
+# -- cancelled ----------------------------------------------------------------------------
+
+
+async def test_cancelled_from_outside(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A cancellation from outside cancels running work at once, and is recorded.
+    """
+    repository = HeapRepository()
+    with trio.move_on_after(5):
+        async with open_bench(repository) as (scheduler, bench):
+            await scheduler.add_tasks([at(0, "a", "sleep"), at(9, "b")])
+            await trio.sleep_forever()
+    assert trio.current_time() == 5.0
+    assert bench.log == [("a", 0.0), ("a cancelled", 5.0)]  # pyright: ignore[reportPossiblyUnbound]
+    assert await repository.get("a") == stored(
+        "a", "sleep", attempt=1, interruptions=1, dispatched_at=NOON
+    )
+    assert await repository.get("b") == stored("b", seconds=9)
+
+
+async def test_an_error_in_the_block_cancels_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    An exception in the block leaves it in a group, and cancels running work at once.
+    """
+    repository = HeapRepository()
+    with pytest.RaisesGroup(pytest.RaisesExc(KeyError, match="oops")):
+        async with open_bench(repository) as (scheduler, _):
+            await scheduler.add_tasks([at(0, "a", "sleep")])
+            await trio.sleep(5)
+            raise KeyError("oops")
+    assert trio.current_time() == 5.0
+    assert (await repository.get("a")).state is TaskState.SCHEDULED
+
+
+async def test_recording_is_limited_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A store that does not answer keeps a cancelled scheduler for 5 s, and the error says
+    what could not be recorded.
+    """
+    repository = TroubledRepository()
+
+    async def hang(_: object) -> None:
+        await trio.sleep(60)
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(RepositoryError, match="1 runs could not be recorded within"),
+        flatten_subgroups=True,
+    ):
+        with trio.CancelScope() as scope:
+            async with open_bench(repository) as (scheduler, _):
+                await scheduler.add_tasks([at(0, "a", "sleep")])
+                await trio.sleep(3)
+                repository.before_apply = hang
+                scope.cancel()
+                await trio.sleep_forever()
+    assert trio.current_time() == 8.0
+    assert (await repository.get("a")).state is TaskState.DISPATCHED
+
+
+async def test_the_last_write_fails(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    If the last outcomes cannot be written, the scheduler's end says so.
+    """
+    repository = TroubledRepository()
+
+    async def fail(_: object) -> None:
+        raise OSError("disk full")
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(RepositoryError, match="stay dispatched"), flatten_subgroups=True
+    ):
+        with trio.CancelScope() as scope:
+            async with open_bench(repository) as (scheduler, _):
+                await scheduler.add_tasks([at(0, "a", "sleep")])
+                await trio.sleep(3)
+                repository.before_apply = fail
+                scope.cancel()
+                await trio.sleep_forever()
+    assert (await repository.get("a")).state is TaskState.DISPATCHED
+
+
+async def test_an_error_and_then_the_last_write_fails(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    An error of the store that ends the run is not hidden by a second one.
+    """
+    repository = TroubledRepository()
+
+    async def fail(operations: Any) -> None:
+        raise OSError(type(operations[0]).__name__)
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(OSError, match="CancelTask"),
+        pytest.RaisesExc(OSError, match="CancelTask"),
+        pytest.RaisesExc(RepositoryError, match="stay dispatched"),
+        flatten_subgroups=True,
+    ):
+        async with open_bench(repository) as (scheduler, _):
+            await scheduler.add_tasks([at(0, "a", "sleep")])
+            await trio.sleep(3)
+            repository.before_apply = fail
+            await scheduler.cancel("a")
+
+
+async def test_whoever_waits_when_it_stops_is_answered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Callers that wait as the scheduler ends are told so, one and all.
+    """
+    for cancelled in (False, True):
+        bench = Bench()
+        scheduler = Scheduler(
+            bench.works,
+            HeapRepository(),
+            WorkerPoolDispatcher(bench.works),
+            clock=TrioClock(NOON),
+            grace=0,
+        )
+        told: list[str] = []
+
+        async def expect(call: Any, *args: Any) -> None:
+            with pytest.raises(SchedulerNotRunningError):
+                await call(*args)
+            told.append(call.__name__)
+
+        async with trio.open_nursery() as callers, trio.open_nursery() as nursery:
+            await nursery.start(scheduler.run)
+            await scheduler.add_tasks([at(0, "a", "sleep"), at(999, "b")])
+            await trio.sleep(1)
+            callers.start_soon(expect, scheduler.wait, "a")
+            callers.start_soon(expect, scheduler.wait, "b")
+            callers.start_soon(expect, scheduler.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            if cancelled:
+                nursery.cancel_scope.cancel()
+            else:
+                await scheduler.stop()
+        assert sorted(told) == ["drain", "wait", "wait"]
+
+
+@pytest.mark.parametrize("call", ["add", "update", "cancel", "delete"])
+async def test_a_change_under_way_when_it_is_cancelled_is_refused(
+    autojump_clock: trio.testing.MockClock, call: str
+) -> None:
+    """
+    A change that is with the store as the scheduler is cancelled is refused, and has
+    not been made.
+    """
+    repository = TroubledRepository()
+    bench = Bench()
+    scheduler = Scheduler(
+        bench.works, repository, WorkerPoolDispatcher(bench.works), clock=TrioClock(NOON)
+    )
+    refused = False
+
+    async def hang(_: object) -> None:
+        repository.before_apply = None
+        await trio.sleep(60)
+
+    async def change() -> None:
+        nonlocal refused
+        with pytest.raises(SchedulerNotRunningError):
+            if call == "add":
+                await scheduler.add_task("note", after=0, id="new")
+            elif call == "update":
+                await scheduler.update("a", priority=1)
+            elif call == "cancel":
+                await scheduler.cancel("a")
+            else:
+                await scheduler.delete_ended()
+        refused = True
+
+    async with trio.open_nursery() as callers, trio.open_nursery() as nursery:
+        await nursery.start(scheduler.run)
+        await scheduler.add_tasks([at(999, "a")])
+        repository.before_apply = hang
+        callers.start_soon(change)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert refused
+    assert [task.id for task in repository.store.snapshot()] == ["a"]
+    assert await repository.get("a") == stored("a", seconds=999)
+
+
+async def test_a_result_under_way_when_it_is_cancelled_is_recorded(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A result that is with the store as the scheduler is cancelled is written again.
+    """
+    repository = TroubledRepository()
+
+    async def hang(operations: Any) -> None:
+        if isinstance(operations[0], EndTask):
+            repository.before_apply = None
+            await trio.sleep(60)
+
+    repository.before_apply = hang
+    with trio.move_on_after(5):
+        async with open_bench(repository) as (scheduler, _):
+            await scheduler.add_tasks([at(0, "a")])
+            await trio.sleep_forever()
+    assert (await repository.get("a")).state is TaskState.DONE
+    assert trio.current_time() == 5.0
+
+
+async def test_a_caller_cancelled_before_its_turn_has_changed_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A caller that is cancelled while its request waits has changed nothing.
+    """
+    repository = TroubledRepository()
+
+    async def hang(_: object) -> None:
+        repository.before_apply = None
+        await trio.sleep(10)
+
+    async with open_bench(repository) as (scheduler, _), trio.open_nursery() as nursery:
+        await scheduler.add_tasks([at(999, "a")])
+        repository.before_apply = hang
+        nursery.start_soon(scheduler.cancel, "a")
+        await trio.sleep(1)
+        with trio.move_on_after(1):
+            await scheduler.add_task("note", after=0, id="b")
+        assert trio.current_time() == 2.0
+        await scheduler.wait("a")
+        assert [task.id for task in await scheduler.find()] == ["a"]
+
+
+async def test_a_caller_cancelled_during_its_turn_gets_its_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A caller that is cancelled while its change is being written stays until it is.
+    """
+    repository = TroubledRepository()
+
+    async def hang(_: object) -> None:
+        repository.before_apply = None
+        await trio.sleep(10)
+
+    async with open_bench(repository) as (scheduler, _):
+        repository.before_apply = hang
+        with trio.move_on_after(1) as scope:
+            task = await scheduler.add_task("note", after=100)
+            assert await repository.get(task.id)
+        assert scope.cancelled_caught
+        assert trio.current_time() == 10.0
+        assert len(await scheduler.find()) == 1
+
+
+# -- what works may do --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+async def test_what_is_no_exception_leaves_after_it_is_recorded(
+    autojump_clock: trio.testing.MockClock, error: type[BaseException]
+) -> None:
+    """
+    A work that raises what is no `Exception` ends as failed, and then it leaves `run`.
+    """
+    repository = HeapRepository()
+    works = WorkRegistry()
+
+    @works.register
+    async def rude() -> None:
+        raise error("bye")
+
+    @works.register
+    async def sleep() -> None:
+        await trio.sleep_forever()
+
+    with pytest.RaisesGroup(pytest.RaisesExc(error, match="bye"), flatten_subgroups=True):
+        async with open_scheduler(works, repository) as scheduler:
+            await scheduler.add_task("sleep", after=0, id="b")
+            await scheduler.add_task("rude", after=5, id="a")
+            await trio.sleep_forever()
+    assert trio.current_time() == 5.0
+    ended = await repository.get("a")
+    assert ended.state is TaskState.FAILED
+    assert ended.err is not None
+    assert ended.err.startswith(f"{error.__name__}: bye")
+    assert (await repository.get("b")).state is TaskState.SCHEDULED
+
+
+async def test_two_works_leave_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    Of two works that end in what is no `Exception`, neither is lost.
+    """
+    repository = HeapRepository()
+    works = WorkRegistry()
+
+    @works.register
+    async def rude(code: int) -> None:
+        raise SystemExit(code)
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(SystemExit), pytest.RaisesExc(SystemExit), flatten_subgroups=True
+    ):
+        async with open_scheduler(works, repository, clock=TrioClock(NOON)) as scheduler:
+            await scheduler.add_tasks(
+                [at(0, str(n), "rude", param={"code": n}) for n in range(2)]
+            )
+            await trio.sleep_forever()
+    for task_id in ("0", "1"):
+        assert (await repository.get(task_id)).state is TaskState.FAILED
+
+
+async def test_a_rude_work_while_the_scheduler_is_cancelled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What is no `Exception` is recorded and leaves `run` even during a cancellation.
+    """
+    repository = HeapRepository()
+    works = WorkRegistry()
+
+    @works.register
+    async def rude() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise SystemExit(3)
+
+    with pytest.RaisesGroup(SystemExit, flatten_subgroups=True), trio.move_on_after(5):
+        async with open_scheduler(works, repository) as scheduler:
+            await scheduler.add_task("rude", after=0, id="a")
+            await trio.sleep_forever()
+    assert (await repository.get("a")).state is TaskState.FAILED
+
+
+# -- beginning again ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recover", ["revert", "fail", "leave"])
+async def test_recovery(autojump_clock: trio.testing.MockClock, recover: Any) -> None:
+    """
+    Tasks found dispatched at the start are scheduled again, failed, or left, as told.
+    """
+    repository = HeapRepository()
+    await repository.add(
+        [stored("a", state=TaskState.DISPATCHED, attempt=1, dispatched_at=noon(-9))]
+    )
+    async with open_bench(repository, recover=recover) as (scheduler, bench):
+        await scheduler.drain()
+    task = await repository.get("a")
+    if recover == "revert":
+        assert bench.log == [("a", 0.0)]
+        assert (task.state, task.attempt, task.interruptions) == (TaskState.DONE, 2, 1)
+    elif recover == "fail":
+        assert (task.state, task.attempt, task.done_at) == (TaskState.FAILED, 1, NOON)
+        assert task.err is not None
+        assert "the run was lost" in task.err
+    else:
+        assert (task.state, task.attempt) == (TaskState.DISPATCHED, 1)
+    if recover != "revert":
+        assert bench.log == []
+
+
+async def test_a_crash_is_recovered_from_a_dump(
+    autojump_clock: trio.testing.MockClock, tmp_path: Any
+) -> None:
+    """
+    What was dumped while running goes on after a crash: pending tasks on time, running
+    ones once more.
+    """
+    path = tmp_path / "tasks.jsonl"
+    repository = HeapRepository()
+    async with open_bench(repository, grace=0) as (scheduler, _):
+        await scheduler.add_tasks([at(0, "a", "sleep"), at(0, "b"), at(100, "c")])
+        await trio.sleep(5)
+        await repository.dump(path)
+
+    second = HeapRepository()
+    await second.load(path)
+    async with open_bench(second) as (scheduler, bench):
+        await scheduler.drain()
+    assert bench.log == [("a", 5.0), ("a done", 65.0), ("c", 100.0)]
+    assert (await second.get("a")).attempt == 2
+    assert (await second.get("b")).attempt == 1
+
+
+async def test_tasks_overdue_at_the_start(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    Tasks that fell due while nothing ran start at once, in order.
+    """
+    repository = HeapRepository()
+    await repository.add([stored(str(n), seconds=-n) for n in range(100)])
+    async with open_bench(repository, max_workers=1) as (scheduler, bench):
+        await scheduler.drain()
+    assert bench.log == [(str(n), 0.0) for n in reversed(range(100))]
+
+
+async def test_nothing_is_dispatched_twice_by_a_late_result(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    The result of a run that has lost its task is dropped, and changes nothing.
+    """
+    repository = HeapRepository()
+    async with open_bench(repository) as (scheduler, bench):
+        await scheduler.add_tasks([at(0, "a", "sleep")])
+        await trio.sleep(1)
+        run = await repository.get("a")
+        with pytest.raises(AlreadyDispatchedError):
+            await scheduler.cancel("a")
+        # Somebody else takes the task back, and runs it anew.
+        [first, second] = await repository.apply([RevertTask(run)] * 2)
+        assert isinstance(first, outcome.Value)
+        assert isinstance(second, outcome.Error)
+        await repository.mark_dispatched("a", noon(1))
+        waited = None
+        with pytest.raises(RepositoryError, match="attempt 1 of task 'a' has lost"):
+            waited = await scheduler.wait("a")
+        assert waited is None
+        assert (await scheduler.get("a")).state is TaskState.DISPATCHED
+    assert bench.log == [("a", 0.0), ("a done", 60.0)]

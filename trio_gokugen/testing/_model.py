@@ -1,0 +1,149 @@
+"""A repository at its plainest: a list of tasks, and everything by looking through it.
+
+What a store does with its indices and its transactions must look just like this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import outcome
+
+from trio_gokugen import _transitions
+from trio_gokugen._errors import (
+    InvalidTaskError,
+    RefusedError,
+    TaskExistsError,
+    TaskNotFoundError,
+)
+from trio_gokugen._task import Task, TaskState
+from trio_gokugen.abc import (
+    AddTasks,
+    CancelRun,
+    CancelTask,
+    Claimed,
+    ClaimTasks,
+    DeleteEnded,
+    DispatchTask,
+    EndTask,
+    Operation,
+    RevertTask,
+    TaskFilter,
+    UpdateTask,
+)
+
+
+class Model:
+    """Tasks in the order they were added."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self.ends: list[str] = []
+        """Ids of ended tasks, in the order they ended."""
+
+    def pending(self, only: TaskFilter) -> list[Task]:
+        """The scheduled tasks of the filter, who goes first first."""
+        return sorted(
+            (
+                task
+                for task in self.tasks
+                if task.state is TaskState.SCHEDULED and only.accepts(task)
+            ),
+            key=lambda task: (task.scheduled_at, -task.priority),
+        )
+
+    def apply(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
+        """What each operation returns or raises."""
+        outcomes: list[outcome.Outcome[Any]] = []
+        for operation in operations:
+            try:
+                outcomes.append(outcome.Value(self._carry_out(operation)))
+            except (RefusedError, InvalidTaskError) as error:
+                outcomes.append(outcome.Error(error))
+        return outcomes
+
+    def _carry_out(self, operation: Operation) -> Any:
+        match operation:
+            case AddTasks(tasks=tasks):
+                return self._add(tasks)
+            case ClaimTasks():
+                return self._claim(operation)
+            case DeleteEnded():
+                return self._delete_ended(operation)
+            case UpdateTask(task_id=task_id) | CancelTask(task_id=task_id):
+                before = self._get(task_id)
+                after = self._put(_changed(before, operation))
+                return after, after is not before
+            case DispatchTask(task_id=task_id):
+                return self._put(_changed(self._get(task_id), operation))
+            case EndTask(run=run) | RevertTask(run=run) | CancelRun(run=run):
+                return self._put(_changed(self._get(run.id), operation))
+
+    def _add(self, tasks: Sequence[Task]) -> None:
+        ids = {task.id for task in self.tasks}
+        for task in tasks:
+            if task.id in ids:
+                raise TaskExistsError(task.id)
+            ids.add(task.id)
+        self.tasks += tasks
+        ended = [task for task in tasks if task.state.ended]
+        self.ends += [task.id for task in sorted(ended, key=_end)]
+
+    def _claim(self, operation: ClaimTasks) -> Claimed:
+        claimed: list[Task] = []
+        expired: list[Task] = []
+        for task in self.pending(operation.only):
+            if len(claimed) == operation.limit or task.scheduled_at > operation.at:
+                break
+            taken = self._put(_transitions.dispatched(task, operation.at))
+            (expired if taken.state.ended else claimed).append(taken)
+        return Claimed(claimed, expired)
+
+    def _delete_ended(self, operation: DeleteEnded) -> list[str]:
+        deleted = [
+            task_id
+            for task_id in self.ends
+            if (task := self._get(task_id)).state in operation.states
+            and (operation.before is None or _end(task) < operation.before)
+        ][: operation.limit]
+        self.tasks = [task for task in self.tasks if task.id not in deleted]
+        self.ends = [task_id for task_id in self.ends if task_id not in deleted]
+        return deleted
+
+    def _get(self, task_id: str) -> Task:
+        for task in self.tasks:
+            if task.id == task_id:
+                return task
+        raise TaskNotFoundError(task_id)
+
+    def _put(self, task: Task) -> Task:
+        self.tasks = [task if each.id == task.id else each for each in self.tasks]
+        if task.state.ended and task.id not in self.ends:
+            self.ends.append(task.id)
+        return task
+
+
+def _changed(task: Task, operation: Operation) -> Task:
+    """The task as an operation on this one task leaves it."""
+    match operation:
+        case UpdateTask(update=update):
+            task = _transitions.updated(task, update)
+        case CancelTask(at=at):
+            task = _transitions.cancelled(task, at)
+        case DispatchTask(at=at):
+            task = _transitions.dispatched(task, at)
+        case EndTask(run=run, at=at, err=err):
+            task = _transitions.ended(task, run, at, err)
+        case RevertTask(run=run):
+            task = _transitions.reverted(task, run)
+        case CancelRun(run=run, at=at):
+            task = _transitions.interrupted(task, run, at)
+        case _:
+            raise TypeError(f"not an operation on one task: {operation}")
+    return task
+
+
+def _end(task: Task) -> datetime:
+    return task.created_at if task.ended_at is None else task.ended_at
