@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from ._autojump import jumping_clock
-from ._task import as_utc, check_moment
+from ._task import as_utc
 from .abc import Clock
 
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -106,8 +106,7 @@ class TrioClock:
 
     def __attrs_post_init__(self) -> None:
         if self.epoch is not None:
-            check_moment(as_utc(self.epoch), "epoch")
-            self.epoch = as_utc(self.epoch)
+            self.epoch = as_utc(self.epoch, "epoch")
         if trio.lowlevel.in_trio_run():
             self._started()
 

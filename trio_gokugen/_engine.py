@@ -121,7 +121,7 @@ class Engine:
     async def _finish_after(self, error: BaseException) -> None:
         try:
             await self.updates.finish()
-        except BaseException as second:
+        except BaseException as second:  # noqa: BLE001 (both leave, in a group)
             # Cancelled or not: a cancel scope takes its own out of the group.
             raise BaseExceptionGroup(
                 "the scheduler failed, and then to record what was left",

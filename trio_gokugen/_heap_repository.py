@@ -176,8 +176,8 @@ class HeapStore(BulkRepository):
         task = _transitions.updated(entry[4], operation.update)
         if task is entry[4]:
             return task, False
-        self._bury(entry)
         self._put(task, entry[2], entry[3] + 1)
+        self._bury(entry)
         return task, True
 
     def _cancel(self, operation: CancelTask) -> tuple[Task, bool]:
@@ -185,43 +185,48 @@ class HeapStore(BulkRepository):
         task = _transitions.cancelled(entry[4], operation.at)
         if task is entry[4]:
             return task, False
-        self._bury(entry)
         self._replace(entry, task)
+        self._bury(entry)
         self._keep(task.id)
         return task, True
 
     def _dispatch(self, operation: DispatchTask) -> Task:
         entry = self._entry(operation.task_id)
         task = _transitions.dispatched(entry[4], operation.at)
-        self._bury(entry)
         self._replace(entry, task)
+        self._bury(entry)
         if task.state.ended:
             self._keep(task.id)
         return task
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
-        tasks: list[Task] = []
-        expired: list[Task] = []
+        claimed = Claimed([], [])
         heads = self._heads(operation.only)
         heapq.heapify(heads)
-        while heads and len(tasks) < operation.limit:
+        while heads and len(claimed.tasks) < operation.limit:
             entry, work_id = heads[0]
             if entry[0] > operation.at:
                 break
-            heapq.heappop(self._heaps[work_id].entries)
-            task = _transitions.dispatched(entry[4], operation.at)
-            self._replace(entry, task)
-            if task.state is TaskState.DISPATCHED:
-                tasks.append(task)
-            else:
-                expired.append(task)
-                self._keep(task.id)
-            following = self._head(work_id)  # past those that are dead
+            self._claim_head(entry, operation.at, claimed)
+            if len(claimed.tasks) == operation.limit:
+                break
+            following = self._head(work_id)
             if following is None:
                 heapq.heappop(heads)
             else:
                 heapq.heapreplace(heads, (following, work_id))
-        return Claimed(tasks, expired)
+        return claimed
+
+    def _claim_head(self, entry: _Entry, at: datetime, claimed: Claimed) -> None:
+        """Take the first entry from its work's heap, for a run or past its deadline."""
+        task = _transitions.dispatched(entry[4], at)
+        heapq.heappop(self._heaps[task.work_id].entries)
+        self._replace(entry, task)
+        if task.state is TaskState.DISPATCHED:
+            claimed.tasks.append(task)
+        else:
+            claimed.expired.append(task)
+            self._keep(task.id)
 
     def _end(self, operation: EndTask) -> Task:
         entry = self._entry(operation.run.id)
@@ -278,18 +283,18 @@ class HeapStore(BulkRepository):
         self._entries[task.id] = (*entry[:4], task)
 
     def _bury(self, entry: _Entry) -> None:
-        """Count a pending entry as dead, which is about to be replaced."""
-        task = entry[4]
-        del self._entries[task.id]
-        heap = self._heaps[task.work_id]
+        """Count as dead a pending entry that has been replaced."""
+        work_id = entry[4].work_id
+        heap = self._heaps[work_id]
         heap.dead += 1
-        if heap.dead > _FEW and heap.dead * 2 > len(heap.entries):
+        size = len(heap.entries)
+        if heap.dead == size:
+            del self._heaps[work_id]
+        elif heap.dead > _FEW and heap.dead * 2 > size:
             entries = self._entries
             heap.entries = [e for e in heap.entries if entries.get(e[4].id) is e]
             heapq.heapify(heap.entries)
             heap.dead = 0
-        if not len(heap):
-            del self._heaps[task.work_id]
 
     def _keep(self, task_id: str) -> None:
         """Keep an ended task for a while, and forget the oldest of too many."""
@@ -300,12 +305,14 @@ class HeapStore(BulkRepository):
 
     def _heads(self, only: TaskFilter) -> list[tuple[_Entry, str]]:
         """The first entry of each work that the filter accepts, in no order."""
-        work_ids = self._heaps.keys() if only.work_ids is None else only.work_ids
-        return [
-            (head, work_id)
-            for work_id in tuple(work_ids)
-            if work_id in self._heaps and (head := self._head(work_id)) is not None
-        ]
+        heaps = self._heaps
+        heads: list[tuple[_Entry, str]] = []
+        for work_id in tuple(heaps) if only.work_ids is None else only.work_ids:
+            if work_id in heaps:
+                head = self._head(work_id)
+                if head is not None:
+                    heads.append((head, work_id))
+        return heads
 
     def _head(self, work_id: str) -> _Entry | None:
         """The first living entry of a work, the dead before it removed."""

@@ -26,6 +26,8 @@ _INT64 = range(-(2**63), 2**63)
 
 def text(value: object, field: str) -> str:
     """A string every store can keep, or an `InvalidTaskError` that names the field."""
+    if type(value) is str and value.isascii() and "\0" not in value:
+        return value
     if not isinstance(value, str):
         raise InvalidTaskError(field, f"must be a string, not {_a(value)}")
     if "\0" in value:

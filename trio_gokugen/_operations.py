@@ -11,12 +11,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
 from ._errors import InvalidTaskError
-from ._task import ENDED, Task, TaskState, TaskUpdate, as_utc_or_none, check_moment
+from ._task import ENDED, Task, TaskQuery, TaskState, TaskUpdate, as_utc_or_none
 
 if TYPE_CHECKING:
     from .abc import RepositoryLike
@@ -60,10 +60,10 @@ ANY_TASK = TaskFilter()
 class Claimed:
     """What a claim found."""
 
-    tasks: Sequence[Task]
+    tasks: list[Task]
     """Dispatched, in the order they are to start."""
 
-    expired: Sequence[Task] = ()
+    expired: list[Task]
     """Past their deadline, and so ended as failed instead of dispatched."""
 
 
@@ -155,27 +155,23 @@ class CancelRun:
         return await repository.mark_cancelled(self.run, self.at)
 
 
-def _is_moment(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None:
-        check_moment(value, attribute.name)
-
-
-def _are_ended(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if isinstance(value, str) or not ENDED.issuperset(value):
-        raise InvalidTaskError(attribute.name, "only tasks that have ended can be deleted")
-
-
 @attrs.define(eq=False)
 class DeleteEnded:
     """Forget ended tasks, oldest end first."""
 
-    before: datetime | None = attrs.field(
-        default=None, converter=as_utc_or_none, validator=_is_moment
-    )
+    before: datetime | None = None
     """Only tasks that ended earlier than this."""
 
-    states: Collection[TaskState] = attrs.field(default=ENDED, validator=_are_ended)
+    states: Collection[TaskState] = ENDED
     limit: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.before = as_utc_or_none(self.before, "before")
+        # A query is as particular about its states, and takes any collection of them.
+        states = TaskQuery(states=self.states).states
+        if states is None or not ENDED.issuperset(states):
+            raise InvalidTaskError("states", "only tasks that have ended can be deleted")
+        self.states = states
 
     async def carry_out(self, repository: RepositoryLike) -> list[str]:
         return await repository.delete_ended(self.before, self.states, self.limit)

@@ -225,10 +225,10 @@ class Scheduler:
         new = TaskParam(
             work_id=work_id,
             scheduled_at=moment,
-            param=param,
+            param={} if param is None else param,
             priority=priority,
             deadline=deadline,
-            meta=meta,
+            meta={} if meta is None else meta,
             id=id,
         )
         [task] = await self._add(engine, [new])
@@ -496,7 +496,7 @@ class Scheduler:
         """
         task = await self._repository.get(task_id)
         _transitions.check(task, _transitions.Action.UPDATE)
-        param = task.param if update.param is UNCHANGED else update.param
+        param = task.param if update.param is UNCHANGED else (update.param or {})
         if update.work_id is not UNCHANGED:
             self._check(update.work_id, param)
         elif task.work_id in self._works.work_ids:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Collection, Mapping, Sized
+from collections.abc import Callable, Collection, Mapping, Sized
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias, TypeGuard, TypeVar, cast
 
@@ -56,78 +56,86 @@ Maybe: TypeAlias = T | Literal[Unchanged.UNCHANGED]
 # -- checks -------------------------------------------------------------------------
 
 
-def as_utc(value: datetime) -> datetime:
-    """An aware moment in UTC. What cannot be one is left for the validator to name."""
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        if value.tzinfo is UTC:
-            return value
-        try:
-            return value.astimezone(UTC)
-        except OverflowError:
-            return value
-    return value
+def as_utc_or_none(value: datetime | None, field: str) -> datetime | None:
+    """`as_utc`, where there need be no moment."""
+    return None if value is None else as_utc(value, field)
 
 
-def as_utc_or_none(value: datetime | None) -> datetime | None:
-    return None if value is None else as_utc(value)
-
-
-def check_moment(value: object, field: str) -> None:
-    """Raise `InvalidTaskError` for anything but an aware moment in UTC."""
+def as_utc(value: datetime, field: str) -> datetime:
+    """An aware moment in UTC, or an `InvalidTaskError` that names the field."""
     if not isinstance(value, datetime):
         raise InvalidTaskError(
             field, f"must be an aware datetime, not a value of type {_type(value)}"
         )
+    if value.tzinfo is UTC and type(value) is datetime:
+        return value
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidTaskError(
             field, "is a naive datetime: give it a time zone, datetime.UTC for example"
         )
-    if value.tzinfo is not UTC:
-        raise InvalidTaskError(field, "leaves the years 1 to 9999 when turned to UTC")
+    try:
+        utc = value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidTaskError(
+            field, "leaves the years 1 to 9999 when turned to UTC"
+        ) from None
+    # Of a subclass, the moment that it is: nothing else would come back from a store.
+    return datetime.combine(utc.date(), utc.timetz(), UTC)
 
 
-def _moment(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    check_moment(value, attribute.name)
+def _name_or_none(value: str | None, field: str) -> str | None:
+    return None if value is None else name(value, field)
 
 
-def _moment_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None:
-        check_moment(value, attribute.name)
+def _text_or_none(value: str | None, field: str) -> str | None:
+    return None if value is None else text(value, field)
 
 
-def _name(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    name(value, attribute.name)
+def _count(value: int, field: str) -> int:
+    checked = int64(value, field)
+    if checked < 0:
+        raise InvalidTaskError(field, "must not be negative")
+    return checked
 
 
-def _name_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None:
-        name(value, attribute.name)
+def _state(value: TaskState, field: str) -> TaskState:
+    if not isinstance(value, TaskState):
+        raise InvalidTaskError(
+            field, f"must be a TaskState, not a value of type {_type(value)}"
+        )
+    return value
 
 
-def _text_or_none(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None:
-        text(value, attribute.name)
-
-
-def _int64(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    int64(value, attribute.name)
-
-
-def _count(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if int64(value, attribute.name) < 0:
-        raise InvalidTaskError(attribute.name, "must not be negative")
-
-
-def _param(value: Mapping[str, JSON] | None) -> Mapping[str, JSON]:
-    return json_object(value, "param")
-
-
-def _meta(value: Mapping[str, JSON] | None) -> Mapping[str, JSON]:
-    return json_object(value, "meta")
+_CHECKS: Mapping[str, Callable[[Any, str], object]] = {
+    "id": name,
+    "work_id": name,
+    "param": json_object,
+    "meta": json_object,
+    "priority": int64,
+    "state": _state,
+    "err": _text_or_none,
+    "attempt": _count,
+    "interruptions": _count,
+    "scheduled_at": as_utc,
+    "created_at": as_utc,
+    "deadline": as_utc_or_none,
+    "cancelled_at": as_utc_or_none,
+    "dispatched_at": as_utc_or_none,
+    "done_at": as_utc_or_none,
+}
+"""What makes of a value given for a field the one that is kept, or refuses it."""
 
 
 def _empty() -> Mapping[str, JSON]:
     return {}
+
+
+def _keep(instance: object, field: str, check: Callable[[Any, str], object]) -> None:
+    """Have a field of a frozen instance checked, and hold what is to be kept."""
+    value = getattr(instance, field)
+    kept = check(value, field)
+    if kept is not value:
+        object.__setattr__(instance, field, kept)
 
 
 def check_deadline(scheduled_at: datetime, deadline: datetime | None) -> None:
@@ -150,35 +158,41 @@ def _type(value: object) -> str:
 class TaskParam:
     """What a new task is made from."""
 
-    work_id: str = attrs.field(validator=_name)
+    work_id: str
     """Name the work is registered under."""
 
-    scheduled_at: datetime = attrs.field(converter=as_utc, validator=_moment)
+    scheduled_at: datetime
     """Earliest moment the work may start. Must be aware; kept in UTC."""
 
-    param: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_param, hash=False)
+    param: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
     """What the work is called with, as keyword arguments: a JSON object."""
 
-    priority: int = attrs.field(default=0, validator=_int64)
+    priority: int = 0
     """Among tasks due at the same moment, the larger goes first. 64 bits."""
 
-    deadline: datetime | None = attrs.field(
-        default=None, converter=as_utc_or_none, validator=_moment_or_none
-    )
+    deadline: datetime | None = None
     """Moment after which the task must not start, and running work is cancelled."""
 
-    meta: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_meta, hash=False)
+    meta: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
     """A JSON object of the user's own: searched, never passed to the work."""
 
-    id: str | None = attrs.field(default=None, validator=_name_or_none)
+    id: str | None = None
     """An id of the user's own, which makes a repeated add safe; otherwise a UUIDv7."""
 
     def __attrs_post_init__(self) -> None:
+        for field, check in _PARAM_CHECKS:
+            _keep(self, field, check)
         check_deadline(self.scheduled_at, self.deadline)
 
 
+_PARAM_CHECKS = tuple(
+    (field.name, _CHECKS[field.name] if field.name != "id" else _name_or_none)
+    for field in attrs.fields(TaskParam)
+)
+
+
 # A plain dict inside, not slots: a copy with changes is made twice in every task's life,
-# and a dict update costs a tenth of what `attrs.evolve` does.
+# and merging two dicts costs a tenth of what `attrs.evolve` does.
 @attrs.frozen(kw_only=True, slots=False)
 class Task:
     """One run of one work at its appointed time, as it stood when it was read.
@@ -186,58 +200,51 @@ class Task:
     A snapshot: to change a task, ask the scheduler, and get a new snapshot back.
     """
 
-    id: str = attrs.field(validator=_name)
+    id: str
     """Sorts in the order the tasks were added, unless it is the user's own."""
 
-    work_id: str = attrs.field(validator=_name)
+    work_id: str
     """Name the work is registered under. Looked up once a worker is free."""
 
-    param: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_param, hash=False)
+    param: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
     """What the work is called with: a private copy, read-only to the type checker."""
 
-    meta: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_meta, hash=False)
+    meta: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
     """A JSON object of the user's own: searched, never passed to the work."""
 
-    priority: int = attrs.field(default=0, validator=_int64)
+    priority: int = 0
     """Among tasks due at the same moment, the larger goes first."""
 
-    state: TaskState = attrs.field(
-        default=TaskState.SCHEDULED, validator=attrs.validators.instance_of(TaskState)
-    )
+    state: TaskState = TaskState.SCHEDULED
 
-    err: str | None = attrs.field(default=None, validator=_text_or_none)
+    err: str | None = None
     """Why a failed task failed: type, message and a bounded traceback."""
 
-    attempt: int = attrs.field(default=0, validator=_count)
+    attempt: int = 0
     """How often the task has been dispatched."""
 
-    interruptions: int = attrs.field(default=0, validator=_count)
+    interruptions: int = 0
     """How many of these attempts were cut short by a shutdown or a crash."""
 
-    scheduled_at: datetime = attrs.field(converter=as_utc, validator=_moment)
+    scheduled_at: datetime
     """Earliest moment the work may start. Aware, in UTC."""
 
-    created_at: datetime = attrs.field(converter=as_utc, validator=_moment)
+    created_at: datetime
 
-    deadline: datetime | None = attrs.field(
-        default=None, converter=as_utc_or_none, validator=_moment_or_none
-    )
+    deadline: datetime | None = None
     """Moment after which the task must not start, and running work is cancelled."""
 
-    cancelled_at: datetime | None = attrs.field(
-        default=None, converter=as_utc_or_none, validator=_moment_or_none
-    )
-    dispatched_at: datetime | None = attrs.field(
-        default=None, converter=as_utc_or_none, validator=_moment_or_none
-    )
+    cancelled_at: datetime | None = None
+
+    dispatched_at: datetime | None = None
     """When the current attempt was handed to a worker, or the last one was."""
 
-    done_at: datetime | None = attrs.field(
-        default=None, converter=as_utc_or_none, validator=_moment_or_none
-    )
+    done_at: datetime | None = None
     """When the task ended, done or failed."""
 
     def __attrs_post_init__(self) -> None:
+        for field, check in _CHECKS.items():
+            _keep(self, field, check)
         check_deadline(self.scheduled_at, self.deadline)
 
     @property
@@ -318,7 +325,7 @@ def evolve(task: Task, **changes: Any) -> Task:
     `attrs.evolve`, which checks everything anew.
     """
     new = object.__new__(Task)
-    new.__dict__.update(task.__dict__, **changes)
+    object.__setattr__(new, "__dict__", task.__dict__ | changes)
     return new
 
 
@@ -346,30 +353,6 @@ def new_task(param: TaskParam, task_id: str, created_at: datetime) -> Task:
     )
 
 
-def _maybe_moment(value: Maybe[datetime]) -> Maybe[datetime]:
-    return value if value is UNCHANGED else as_utc(value)
-
-
-def _maybe_moment_or_none(value: Maybe[datetime | None]) -> Maybe[datetime | None]:
-    return value if value is UNCHANGED else as_utc_or_none(value)
-
-
-def _maybe_param(value: Maybe[Mapping[str, JSON] | None]) -> Maybe[Mapping[str, JSON]]:
-    return value if value is UNCHANGED else _param(value)
-
-
-def _maybe_meta(value: Maybe[Mapping[str, JSON] | None]) -> Maybe[Mapping[str, JSON]]:
-    return value if value is UNCHANGED else _meta(value)
-
-
-def _unless_unchanged(check: Any) -> Any:
-    def validate(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if value is not UNCHANGED:
-            check(instance, attribute, value)
-
-    return validate
-
-
 @attrs.frozen(kw_only=True)
 class TaskUpdate:
     """What is to change of a scheduled task.
@@ -378,35 +361,26 @@ class TaskUpdate:
     `param` or `meta`.
     """
 
-    work_id: Maybe[str] = attrs.field(default=UNCHANGED, validator=_unless_unchanged(_name))
-    scheduled_at: Maybe[datetime] = attrs.field(
-        default=UNCHANGED,
-        converter=_maybe_moment,
-        validator=_unless_unchanged(_moment),
-    )
-    param: Maybe[Mapping[str, JSON]] = attrs.field(
-        default=UNCHANGED, converter=_maybe_param, hash=False
-    )
-    priority: Maybe[int] = attrs.field(
-        default=UNCHANGED, validator=_unless_unchanged(_int64)
-    )
-    deadline: Maybe[datetime | None] = attrs.field(
-        default=UNCHANGED,
-        converter=_maybe_moment_or_none,
-        validator=_unless_unchanged(_moment_or_none),
-    )
-    meta: Maybe[Mapping[str, JSON]] = attrs.field(
-        default=UNCHANGED, converter=_maybe_meta, hash=False
-    )
+    work_id: Maybe[str] = UNCHANGED
+    scheduled_at: Maybe[datetime] = UNCHANGED
+    param: Maybe[Mapping[str, JSON] | None] = attrs.field(default=UNCHANGED, hash=False)
+    priority: Maybe[int] = UNCHANGED
+    deadline: Maybe[datetime | None] = UNCHANGED
+    meta: Maybe[Mapping[str, JSON] | None] = attrs.field(default=UNCHANGED, hash=False)
+
+    def __attrs_post_init__(self) -> None:
+        for field in _UPDATABLE:
+            if getattr(self, field) is not UNCHANGED:
+                _keep(self, field, _CHECKS[field])
 
     def changes(self, task: Task) -> dict[str, Any]:
         """The fields of `task` that would get another value, with that value."""
-        return {
-            field: new
-            for field in _UPDATABLE
-            if (new := getattr(self, field)) is not UNCHANGED
-            and not _equal(new, getattr(task, field))
-        }
+        changes: dict[str, Any] = {}
+        for field in _UPDATABLE:
+            new = getattr(self, field)
+            if new is not UNCHANGED and not _equal(new, getattr(task, field)):
+                changes[field] = new
+        return changes
 
 
 _UPDATABLE = tuple(field.name for field in attrs.fields(TaskUpdate))
@@ -427,32 +401,24 @@ def _is_pair(value: object) -> TypeGuard[tuple[Any, Any]]:
     return isinstance(value, tuple) and len(cast("Sized", value)) == 2  # noqa: PLR2004
 
 
-def _range(value: Moments | None) -> Moments | None:
-    if _is_pair(value):
-        return as_utc_or_none(value[0]), as_utc_or_none(value[1])
-    return value
-
-
-def _is_range(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _range(value: Moments | None, field: str) -> Moments | None:
     if value is None:
-        return
+        return None
     if not _is_pair(value):
-        raise InvalidTaskError(attribute.name, "must be a pair (since, until)")
-    for end in value:
-        if end is not None:
-            check_moment(end, attribute.name)
+        raise InvalidTaskError(field, "must be a pair (since, until)")
+    return as_utc_or_none(value[0], field), as_utc_or_none(value[1], field)
 
 
-def _states(value: Collection[TaskState] | None) -> Collection[TaskState] | None:
-    states = _elements(value, "states")
+def _states(value: Collection[TaskState] | None, field: str) -> object:
+    states = _elements(value, field)
     if states is not None and not all(isinstance(each, TaskState) for each in states):
-        raise InvalidTaskError("states", "must hold only TaskState")
+        raise InvalidTaskError(field, "must hold only TaskState")
     return states
 
 
-def _work_ids(value: Collection[str] | None) -> Collection[str] | None:
-    work_ids = _elements(value, "work_ids")
-    return work_ids and frozenset(text(each, "work_ids") for each in work_ids)
+def _work_ids(value: Collection[str] | None, field: str) -> object:
+    work_ids = _elements(value, field)
+    return work_ids and frozenset(text(each, field) for each in work_ids)
 
 
 def _elements(value: Collection[T] | None, field: str) -> frozenset[T] | None:
@@ -467,36 +433,44 @@ def _elements(value: Collection[T] | None, field: str) -> frozenset[T] | None:
         raise InvalidTaskError(field, str(error)) from None
 
 
-def _is_priority(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    for end in value if _is_pair(value) else (value,):
-        if end is not None:
-            int64(end, attribute.name)
-
-
-def _moments_field() -> Any:
-    return attrs.field(default=None, converter=_range, validator=_is_range)
+def _priority(value: object, field: str) -> object:
+    if value is None:
+        return None
+    if not _is_pair(value):
+        return int64(value, field)
+    low, high = value
+    return (
+        None if low is None else int64(low, field),
+        None if high is None else int64(high, field),
+    )
 
 
 @attrs.frozen(kw_only=True)
 class TaskQuery:
     """Which tasks are looked for. A field left out does not narrow the search."""
 
-    states: Collection[TaskState] | None = attrs.field(default=None, converter=_states)
-    work_ids: Collection[str] | None = attrs.field(default=None, converter=_work_ids)
-    scheduled_at: Moments | None = _moments_field()
-    created_at: Moments | None = _moments_field()
-    deadline: Moments | None = _moments_field()
-    cancelled_at: Moments | None = _moments_field()
-    dispatched_at: Moments | None = _moments_field()
-    done_at: Moments | None = _moments_field()
+    states: Collection[TaskState] | None = None
+    work_ids: Collection[str] | None = None
+    scheduled_at: Moments | None = None
+    created_at: Moments | None = None
+    deadline: Moments | None = None
+    cancelled_at: Moments | None = None
+    dispatched_at: Moments | None = None
+    done_at: Moments | None = None
 
-    priority: int | tuple[int | None, int | None] | None = attrs.field(
-        default=None, validator=_is_priority
-    )
+    priority: int | tuple[int | None, int | None] | None = None
     """One value, or a pair (low, high): low included, high excluded, `None` open."""
 
-    meta: Mapping[str, JSON] = attrs.field(factory=_empty, converter=_meta, hash=False)
+    meta: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
     """Entries that a task's `meta` must have, equal as JSON; it may have others."""
+
+    def __attrs_post_init__(self) -> None:
+        for field in _QUERIED_MOMENTS:
+            _keep(self, field, _range)
+        _keep(self, "states", _states)
+        _keep(self, "work_ids", _work_ids)
+        _keep(self, "priority", _priority)
+        _keep(self, "meta", json_object)
 
     def matches(self, task: Task) -> bool:
         """Whether `task` is one of those looked for."""

@@ -74,14 +74,16 @@ REFUSALS: dict[Action, dict[TaskState, type[Refusal]]] = {
 
 
 def check(task: Task, action: Action) -> None:
-    """Raise the refusal, if the task's state does not allow the action."""
+    """Raise the refusal, if the task's state does not allow the action.
+
+    Hot paths ask by identity first, as the members of an enumeration are slow to hash.
+    """
     refusal = REFUSALS[action].get(task.state)
     if refusal is not None:
         raise refusal(task.id)
 
 
 def _check_run(task: Task, run: Task, action: Action) -> None:
-    # The identity first, as the members of an enumeration are slow to hash.
     if task.state is not _DISPATCHED:
         check(task, action)
     if task.attempt != run.attempt:
@@ -90,7 +92,8 @@ def _check_run(task: Task, run: Task, action: Action) -> None:
 
 def updated(task: Task, update: TaskUpdate) -> Task:
     """The task with the changes made; the same object if there are none."""
-    check(task, Action.UPDATE)
+    if task.state is not _SCHEDULED:
+        check(task, Action.UPDATE)
     changes = update.changes(task)
     if not changes:
         return task
@@ -103,9 +106,9 @@ def updated(task: Task, update: TaskUpdate) -> Task:
 
 def cancelled(task: Task, at: datetime) -> Task:
     """The task, cancelled; the same object if it was before."""
-    check(task, Action.CANCEL)
-    if task.state is TaskState.CANCELLED:
-        return task
+    if task.state is not _SCHEDULED:
+        check(task, Action.CANCEL)
+        return task  # cancelled it is: only that is neither scheduled nor refused
     return evolve(task, state=TaskState.CANCELLED, cancelled_at=at)
 
 
