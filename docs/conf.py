@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as version_of
 
+from sphinx.util.inspect import TypeAliasForwardRef
+
 project = "trio_gokugen"
 author = "trio_gokugen contributors"
 copyright = "2026, trio_gokugen contributors"  # noqa: A001 - the name is Sphinx's
@@ -15,11 +17,19 @@ extensions = [
     "sphinxcontrib_trio",
 ]
 exclude_patterns = ["_build"]
+# Headings are targets for links.
+myst_heading_anchors = 3
 # Single backquotes are code, as in Markdown.
 default_role = "code"
 # sphinxcontrib-trio shows `await f()` and `async with f()` only by way of these.
 autodoc_use_legacy_class_based = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+# Shown by their names, not as what they stand for. Within another type Sphinx would
+# show how it represents such a name.
+autodoc_type_aliases = {
+    name: name for name in ("JSON", "Listener", "Maybe", "Moments", "Operation", "Recover")
+}
+TypeAliasForwardRef.__repr__ = lambda self: self.name
 html_theme = "furo"
 html_title = f"trio_gokugen {release}"

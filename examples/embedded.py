@@ -90,9 +90,7 @@ class ReminderService:
         self,
         port: int = 0,
         *,
-        task_status: trio.TaskStatus[
-            list[trio.SocketListener]
-        ] = trio.TASK_STATUS_IGNORED,
+        task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until cancelled."""
         async with open_scheduler(self.works, max_workers=100) as self.scheduler:

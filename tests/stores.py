@@ -206,9 +206,7 @@ class ThreadedStore(BulkRepository):
         return tasks[task_id]
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
-        return await self._in_thread(
-            lambda: next(iter(self._model.pending(only)), None)
-        )
+        return await self._in_thread(lambda: next(iter(self._model.pending(only)), None))
 
     async def find(
         self, query: TaskQuery, limit: int | None = None, after: Task | None = None
@@ -232,6 +230,6 @@ class SlowlyReadStore(HeapStore):
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
         task = await super().get_next(only)
-        await trio.sleep(0)
-        await trio.sleep(0)
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
         return task

@@ -1,12 +1,17 @@
-"""The examples, run as a reader would run them, and the service of one of them for real."""
+"""The examples, run as a reader would run them, and the service of one of them for real.
+
+The code blocks of the README and the docs are run by `conftest.py`.
+"""
 
 import importlib.util
 import math
+import os
 import re
 import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,6 +24,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+import trio_gokugen
 from trio_gokugen import Scheduler, TaskQuery, TaskState
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +77,36 @@ def test_hello_is_the_first_program_of_the_readme() -> None:
     assert blocks[0] == (EXAMPLES / "hello.py").read_text(encoding="utf-8")
 
 
+def test_hooks_outlives_its_store() -> None:
+    """
+    While the store is down nothing is run or lost, and each task runs once.
+    """
+    output = run_script("hooks.py")
+    before, down, after = re.split(r"^--- the store is .*\n", output, flags=re.MULTILINE)
+    assert before.splitlines() == [
+        "hook:      mail is dispatched",
+        "work:      backs up mail, attempt 1",
+        "listener:  mail is done",
+    ]
+    assert set(down.splitlines()) >= {"hook:      AddTasks not written: retry"}
+    assert re.fullmatch(
+        r"(log:       (claiming due tasks|writing 1 changes?) failed,"
+        r" to be retried in [\d.e-]+ s: the store is down\n|hook:      AddTasks .*\n)+",
+        down,
+    )
+    assert "claiming due tasks" in down
+    lines = after.splitlines()
+    assert lines[-1] == "3 done, 0 failed, 0 reverted"
+    for line in (
+        "caller:    music was added, at last",
+        "work:      backs up photos, attempt 1",
+        "work:      backs up music, attempt 1",
+        "listener:  photos is done",
+        "listener:  music is done",
+    ):
+        assert lines.count(line) == 1
+
+
 def test_embedded_shows_a_conversation_and_ends() -> None:
     """
     Run as a script, the service serves its own client: every kind of answer is shown.
@@ -80,7 +116,8 @@ def test_embedded_shows_a_conversation_and_ends() -> None:
     def short(match: re.Match[str]) -> str:
         return ids.setdefault(match[0], f"#{len(ids) + 1}")
 
-    output = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", short, output_of_it())
+    output = run_script("embedded.py")
+    output = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", short, output)
     first, *talk = output.splitlines()
     assert re.fullmatch(r"serving on 127\.0\.0\.1:\d+", first)
     assert talk == [
@@ -102,10 +139,6 @@ def test_embedded_shows_a_conversation_and_ends() -> None:
     ]
 
 
-def output_of_it() -> str:
-    return run_script("embedded.py")
-
-
 def test_the_tests_of_an_example_pass_on_their_own() -> None:
     """
     `test_reminders.py` passes where there is nothing but it and pytest's setting.
@@ -116,7 +149,7 @@ def test_the_tests_of_an_example_pass_on_their_own() -> None:
             "-m",
             "pytest",
             "-q",
-            *("-p", "no:cacheprovider", "-c", "/dev/null", "-o", "trio_mode=true"),
+            *("-p", "no:cacheprovider", "-c", os.devnull, "-o", "trio_mode=true"),
             EXAMPLES / "test_reminders.py",
         ],
         capture_output=True,
@@ -126,6 +159,17 @@ def test_the_tests_of_an_example_pass_on_their_own() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "5 passed" in done.stdout
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """
+    `docs/api.md` lists what can be imported from the package, once each.
+    """
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(
+        r"^\.\. auto(?:class|data|exception|function):: (\w+)", reference, re.MULTILINE
+    )
+    assert sorted(listed) == sorted(trio_gokugen.__all__)
 
 
 # -- the reminder service, on a real loopback socket and virtual time ----------------
@@ -178,12 +222,10 @@ class Running:
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            with self._scope:
-                [listener] = await nursery.start(self._service.run)
-                self._port = listener.socket.getsockname()[1]
-                task_status.started()
-                await trio.sleep_forever()
-            nursery.cancel_scope.cancel()
+            self._scope = nursery.cancel_scope
+            [listener] = await nursery.start(self._service.run)
+            self._port = listener.socket.getsockname()[1]
+            task_status.started()
         self._ended.set()
 
     async def stop(self) -> None:
@@ -200,6 +242,13 @@ class Running:
     async def connect(self) -> Peer:
         stream = await trio.open_tcp_stream("127.0.0.1", self._port)
         return Peer(await self._streams.enter_async_context(stream))
+
+    async def until_cancelled(self, count: int) -> None:
+        """Wait until so many reminders have been cancelled, in a few real seconds."""
+        late = time.monotonic() + 10
+        while self.scheduler.statistics().cancelled < count:
+            assert time.monotonic() < late
+            await trio.lowlevel.checkpoint()
 
     async def pending(self) -> list[str]:
         """What clients are still to be reminded of."""
@@ -347,9 +396,7 @@ async def test_a_bad_line_gets_a_clear_answer(
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
-async def test_a_line_that_does_not_end_is_cut_off(
-    clock: MockClock, end: bytes
-) -> None:
+async def test_a_line_that_does_not_end_is_cut_off(clock: MockClock, end: bytes) -> None:
     """
     More than the longest line is an error that ends the connection, and that one only.
     """
@@ -374,9 +421,7 @@ async def test_the_longest_line_is_served(clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("how", ["closes", "resets", "stops sending"])
-async def test_reminders_of_who_hangs_up_are_cancelled(
-    clock: MockClock, how: str
-) -> None:
+async def test_reminders_of_who_hangs_up_are_cancelled(clock: MockClock, how: str) -> None:
     """
     However a client leaves, its reminders are cancelled, and nobody else's.
     """
@@ -394,12 +439,29 @@ async def test_reminders_of_who_hangs_up_are_cancelled(
             assert await peer.hear() == ""
         else:
             await peer.stream.aclose()
-        while (pending := await service.pending()) != ["three"]:
-            assert "three" in pending
-            await trio.lowlevel.checkpoint()
-        assert service.scheduler.statistics().cancelled == 2
+        await service.until_cancelled(2)
+        assert await service.pending() == ["three"]
         clock.jump(HOUR)
         assert await other.hear() == f"reminder {kept} three"
+
+
+async def test_hanging_up_as_reminders_fall_due_is_harmless(clock: MockClock) -> None:
+    """
+    Some reminders of a client that has left are cancelled, others come to nothing.
+    """
+    async with running_service() as service:
+        peer, other = await service.connect(), await service.connect()
+        for _ in range(150):
+            await peer.remind(5, "x")
+        await peer.stream.aclose()
+        await service.until_cancelled(1)
+        clock.jump(5)
+        await service.scheduler.drain()
+        counts = service.scheduler.statistics()
+        assert counts.cancelled + counts.done == 150
+        assert counts.done > 0
+        assert counts.failed == 0
+        assert await other.remind(5, "x")
 
 
 async def test_a_client_that_does_not_read_is_cut_off(clock: MockClock) -> None:
@@ -408,16 +470,17 @@ async def test_a_client_that_does_not_read_is_cut_off(clock: MockClock) -> None:
     """
     async with running_service() as service:
         deaf, other = await service.connect(), await service.connect()
-        line = b"cancel " + b"x" * 900 + b"\n"
+        lines = b"cancel %b\nremind 0 %b\n" % (b"x" * 900, b"x" * 900)
 
         async def flood() -> None:
             with pytest.raises(trio.BrokenResourceError):
                 while True:
-                    await deaf.stream.send_all(line * 1000)
+                    await deaf.stream.send_all(lines * 500)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood)
             while nursery.child_tasks:
+                assert clock.current_time() < HOUR
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 clock.jump(embedded.SEND_TIMEOUT)
         assert await other.remind(5, "x")

@@ -1,5 +1,6 @@
 """Runs tasks at their appointed times inside a Trio program."""
 
+from ._autojump import autojump_held
 from ._clock import SystemClock, TrioClock
 from ._current_task import current_task
 from ._errors import (
@@ -29,6 +30,7 @@ from ._errors import (
 )
 from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
+from ._json import JSON
 from ._repository import BulkRepository, SimpleRepository
 from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
 from ._task import UNCHANGED, Task, TaskParam, TaskQuery, TaskState, TaskUpdate
@@ -40,6 +42,7 @@ from .abc import HookAction, LoopHooks
 __version__ = "0.1.0"
 
 __all__ = [
+    "JSON",
     "UNCHANGED",
     "AlreadyCancelledError",
     "AlreadyDispatchedError",
@@ -87,6 +90,7 @@ __all__ = [
     "WorkStoppedError",
     "WorkTimeoutError",
     "WorkerPoolDispatcher",
+    "autojump_held",
     "current_task",
     "open_scheduler",
 ]

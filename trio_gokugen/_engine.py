@@ -9,6 +9,8 @@ write that is shielded, and limited in time.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import trio
 
 from ._dispatch_loop import DispatchLoop
@@ -56,7 +58,7 @@ class Engine:
             self.ledger,
             self.updates,
         )
-        self.stopping = False
+        self._stopping = False
         self.ended = trio.Event()
         self._repository = repository
         self._dispatcher = dispatcher
@@ -87,7 +89,7 @@ class Engine:
 
     async def stop(self, grace: float) -> None:
         """End in good order, giving running work `grace` seconds. Returns at the end."""
-        self.stopping = True
+        self._stopping = True
         ledger = self.ledger
         grace_ends = trio.current_time() + grace
         with trio.move_on_at(grace_ends):
@@ -106,16 +108,28 @@ class Engine:
             self._scope.cancel()
         await self.ended.wait()
 
+    @property
+    def state(self) -> Literal["running", "stopping", "stopped"]:
+        """Where it is in its life."""
+        if self.ended.is_set():
+            return "stopped"
+        return "stopping" if self._stopping else "running"
+
     async def _recover(self, recover: RecoverAction) -> None:
         while True:
             try:
-                await self._repository.recover(recover, self.clock.now())
+                recovered = await self._repository.recover(recover, self.clock.now())
             except Exception as error:
                 action = await self._hooks.on_update_error((), error, HookAction.RAISE)
                 if action is HookAction.RETRY:
                     continue
                 if action is not HookAction.IGNORE:
                     raise
+                return
+            for task in recovered:
+                self.ledger.recorded(task, task)
+                if task.state.ended:
+                    self.observers.tell_done(task)
             return
 
     async def _finish_after(self, error: BaseException) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from ._callables import check_async
 from ._errors import RepositoryError
 from ._task import Task
 from .abc import HookAction, LoopHooks, Operation
@@ -79,8 +80,7 @@ class PartialHooks(PassThroughHooks):
         for name, hook in given.items():
             if hook is None:
                 continue
-            if not callable(hook):
-                raise TypeError(f"{name}: must be an async function, not {hook!r}")
+            check_async(hook, name)
             # An attribute of the instance hides the method of the class.
             setattr(self, name, hook)
 
@@ -134,9 +134,10 @@ class BackoffHooks(PassThroughHooks):
 
     Waits before each retry: `initial` seconds at first, twice as long each time, at most
     `longest`, and of that a random part between a half and all ("equal jitter", see
-    Marc Brooker, *Exponential Backoff and Jitter*, 2015). Any success starts it anew.
-    Each failure is logged as a warning. Errors that are no `RepositoryError` are left as
-    they are.
+    Marc Brooker, *Exponential Backoff and Jitter*, 2015). Reading, claiming and writing
+    each begin anew when they have succeeded. Failures are logged as warnings, the first
+    in a row with its traceback. Errors that are no `RepositoryError` are left as they
+    are.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class BackoffHooks(PassThroughHooks):
         self._initial = initial
         self._longest = longest
         self._random = source if source is not None else random.Random()
-        self._failures = 0
+        self._failures: dict[str, int] = {}
 
     async def on_get_next_error(self, error: Exception, action: HookAction) -> HookAction:
         return await self._back_off("reading the next task", error, action)
@@ -164,29 +165,34 @@ class BackoffHooks(PassThroughHooks):
     async def on_update_error(
         self, operations: Sequence[Operation], error: Exception, action: HookAction
     ) -> HookAction:
-        what = f"writing {len(operations)} changes"
-        return await self._back_off(what, error, action)
+        return await self._back_off("writing changes", error, action)
 
     async def on_get_next(self, task: Task) -> None:
-        self._failures = 0
+        self._failures.pop("reading the next task", None)
 
     async def on_dispatch(self, task: Task) -> None:
-        self._failures = 0
+        self._failures.pop("claiming due tasks", None)
 
     async def on_update(self, operation: Operation, task: Task) -> None:
-        self._failures = 0
+        self._failures.pop("writing changes", None)
 
     async def _back_off(
         self, what: str, error: Exception, action: HookAction
     ) -> HookAction:
         if not isinstance(error, RepositoryError):
             return action
+        failures = self._failures.get(what, 0)
+        self._failures[what] = failures + 1
         # Doubling for longer than a float can hold would overflow.
-        doubled = self._initial * 2.0 ** min(self._failures, 1000)
+        doubled = self._initial * 2.0 ** min(failures, 1000)
         pause = min(doubled, self._longest) * self._random.uniform(0.5, 1)
-        self._failures += 1
         logger.warning(
-            "%s failed, to be retried in %.3g s: %s", what, pause, error, exc_info=error
+            "%s failed %d times, to be retried in %.3g s: %s",
+            what,
+            failures + 1,
+            pause,
+            error,
+            exc_info=None if failures else error,
         )
         await trio.sleep(pause)
         return HookAction.RETRY

@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 
 from ._errors import InvalidTaskError
 
-JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 MAX_DEPTH = 100
 """How deep lists and objects may nest: far more than data, far less than the stack."""

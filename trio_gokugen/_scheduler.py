@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from . import _transitions
+from ._callables import check_async
 from ._clock import default_clock
 from ._engine import Engine
 from ._errors import (
@@ -35,6 +36,7 @@ from ._task import (
     TaskQuery,
     TaskState,
     TaskUpdate,
+    as_utc,
     new_task,
 )
 from ._worker_pool import WorkerPoolDispatcher
@@ -58,7 +60,7 @@ Recover: TypeAlias = Literal["revert", "fail", "leave"]
 
 @attrs.frozen
 class SchedulerStatistics:
-    """A scheduler, as it stood when it was asked. Counts are since its start."""
+    """A scheduler, as it stood when it was asked. Counts are those of its last run."""
 
     state: Literal["running", "stopping", "stopped"]
 
@@ -151,7 +153,7 @@ class Scheduler:
             already.
           RepositoryError: if the last outcomes could not be recorded.
         """
-        if self._engine is not None:
+        if self._engine is not None and not self._engine.ended.is_set():
             raise SchedulerAlreadyRunningError
         clock = default_clock() if self._clock is None else self._clock
         self._engine = Engine(
@@ -162,10 +164,7 @@ class Scheduler:
             self._listeners,
             clock,
         )
-        try:
-            await self._engine.run(self._recover, task_status)
-        finally:
-            self._engine = None
+        await self._engine.run(self._recover, task_status)
 
     async def stop(self, grace: float | timedelta | None = None) -> None:
         """Stop, and return once everything has ended.
@@ -178,7 +177,7 @@ class Scheduler:
         Cancellation leaves the stop half done: nothing more is dispatched.
         """
         seconds = self._grace if grace is None else _grace(grace)
-        if self._engine is None:
+        if self._engine is None or self._engine.ended.is_set():
             await trio.lowlevel.checkpoint()
         else:
             await self._engine.stop(seconds)
@@ -221,7 +220,7 @@ class Scheduler:
         engine = self._running()
         if (at is None) is (after is None):
             raise InvalidTaskError("at", "give either at or after")
-        moment = _after(engine.clock.now(), after) if at is None else at
+        moment = _after(engine.clock.now(), after) if at is None else as_utc(at, "at")
         new = TaskParam(
             work_id=work_id,
             scheduled_at=moment,
@@ -438,7 +437,7 @@ class Scheduler:
             return SchedulerStatistics("stopped")
         ledger = engine.ledger
         return SchedulerStatistics(
-            state="stopping" if engine.stopping else "running",
+            state=engine.state,
             running=len(ledger.runs),
             max_workers=self._dispatcher.statistics().max_workers,
             queued=len(engine.updates.queue),
@@ -457,8 +456,7 @@ class Scheduler:
 
         It is called after `LoopHooks.on_task_done`, and under the same rules.
         """
-        if not callable(listener):
-            raise TypeError(f"listener: must be an async function, not {listener!r}")
+        check_async(listener, "listener")
         self._listeners.append(listener)
 
     def remove_on_task_done(self, listener: Listener) -> None:
@@ -475,7 +473,7 @@ class Scheduler:
     # -- checks -----------------------------------------------------------------------
 
     def _running(self) -> Engine:
-        if self._engine is None:
+        if self._engine is None or self._engine.ended.is_set():
             raise SchedulerNotRunningError
         return self._engine
 

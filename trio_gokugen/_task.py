@@ -459,7 +459,10 @@ class TaskQuery:
     done_at: Moments | None = None
 
     priority: int | tuple[int | None, int | None] | None = None
-    """One value, or a pair (low, high): low included, high excluded, `None` open."""
+    """One value, or a pair (low, high) of which low is included and high is not.
+
+    `None` leaves an end open.
+    """
 
     meta: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
     """Entries that a task's `meta` must have, equal as JSON; it may have others."""

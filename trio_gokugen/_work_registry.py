@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
+from ._callables import is_async
 from ._errors import InvalidTaskError, WorkExistsError, WorkNotFoundError
 from ._json import name
 from .abc import Work
@@ -102,10 +102,12 @@ class WorkRegistry:
             work_id = getattr(function, "__name__", None)
             if work_id is None or work_id == "<lambda>":
                 raise TypeError(f"work_id: {function!r} has no name, so give it one")
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(f"function: {function!r} is a generator, which is never run")
         work = Work(
             name(work_id, "work_id"),
             function,
-            in_thread=not _is_async(function),
+            in_thread=not is_async(function),
             timeout=_seconds(timeout),
             check_param=_param_check(function),
         )
@@ -114,15 +116,6 @@ class WorkRegistry:
         self._works[work.work_id] = work
         self._work_ids = frozenset(self._works)
         return function
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    while isinstance(function, functools.partial):
-        function = function.func
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"function: {function!r} is a generator, which is never run")
-    call = type(function).__call__
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def _seconds(timeout: float | timedelta | None) -> float | None:

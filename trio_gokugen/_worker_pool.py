@@ -193,7 +193,6 @@ class WorkerPoolDispatcher:
             with worker.scope:
                 scopes = _open_scopes(worker.trio_task)
                 while worker.run is not None and worker.reason is None:
-                    result = None
                     if not worker.has_token:
                         await self._limiter.acquire_on_behalf_of(worker)
                         worker.has_token = True
@@ -206,6 +205,9 @@ class WorkerPoolDispatcher:
                     self._report(worker, worker.run, result)
                     if len(self._idle) + len(self._runs) >= self._max_workers:
                         break  # the pool has become smaller
+                    # What became of this run must not be taken for the next one's, if
+                    # that is stopped before it has begun.
+                    result = None
                     worker.trio_task.context = self._context.copy()
                     self._idle[worker] = None
                     await wait_task_rescheduled(worker.stop_waiting)

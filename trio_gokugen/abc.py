@@ -1,6 +1,8 @@
 """The seams: what a store, a timer, an executor, a registry and a clock must promise.
 
 The scheduler knows its parts by these Protocols only, so any of them can be replaced.
+Who writes a store finds here, too, what all stores share: `transitions`, which says what
+may happen to a task in each state, and what becomes of it, and `find_order`.
 `trio_gokugen.testing` has suites that check an implementation against what is promised
 here.
 """
@@ -16,6 +18,7 @@ import attrs
 import outcome
 import trio
 
+from . import _transitions as transitions
 from ._errors import StopReason
 from ._operations import (
     ANY_TASK,
@@ -35,10 +38,11 @@ from ._operations import (
     TaskFilter,
     UpdateTask,
 )
-from ._task import Task, TaskQuery, TaskState, TaskUpdate
+from ._task import ENDED, Task, TaskQuery, TaskState, TaskUpdate, find_order
 
 __all__ = [
     "ANY_TASK",
+    "ENDED",
     "AddTasks",
     "CancelRun",
     "CancelTask",
@@ -68,6 +72,8 @@ __all__ = [
     "UpdateTask",
     "Work",
     "WorkRegistry",
+    "find_order",
+    "transitions",
 ]
 
 
@@ -212,7 +218,7 @@ class RepositoryLike(Protocol):
     async def delete_ended(
         self,
         before: datetime | None = None,
-        states: Collection[TaskState] = ...,
+        states: Collection[TaskState] = ENDED,
         limit: int | None = None,
     ) -> list[str]:
         """Forget tasks in these ended states, at most `limit`, oldest end first.

@@ -7,7 +7,8 @@ from ._check_dispatcher import (
     check_dispatcher,
 )
 from ._check_repository import REPOSITORY_CHECKS, check_repository
-from ._faulty_repository import Call, Fault, FaultyRepository
+from ._faults import Call, Fault
+from ._faulty_repository import FaultyRepository
 from ._seeded_order import seeded_order
 from ._works import conformance_works
 

@@ -5,7 +5,6 @@ Each method is called once for every checkpoint that it has, and cancelled there
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias, cast
 
@@ -135,7 +134,10 @@ async def _expect_atomic(open_repository: OpenRepository, name: str, call: _Call
     """Cancel the call at its first checkpoint, its second, until it has no more."""
     before, result, after = await _effect(open_repository, call)
     expected = _plain(result.unwrap())
-    for number in itertools.count(1):
+    number = 0
+    was_cancelled = True
+    while was_cancelled:
+        number += 1
         async with open_repository() as repository:
             await repository.add(_TASKS)
             attempt = await cancelled_at(number, lambda: call(repository))
@@ -144,11 +146,10 @@ async def _expect_atomic(open_repository: OpenRepository, name: str, call: _Call
         if attempt.result is None:
             expect_equal(f"{what} raised Cancelled; after it", now, before)
         else:
-            actual = _plain(attempt.result.unwrap())
+            actual = _plain(attempt.result.value)
             expect_equal(f"{what} returned", actual, expected)
             expect_equal(f"{what} returned; after it", now, after)
-        if not attempt.was_cancelled:
-            return
+        was_cancelled = attempt.was_cancelled
 
 
 @checks.of_several

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -20,13 +21,23 @@ from ._repository_kit import EPOCH, RepositoryChecks, contents, moment, new
 checks = RepositoryChecks()
 
 
+_ROUNDS = 30
+_MOST_STEPS = 5
+
+
 async def _all_at_once(
-    *calls: Callable[[], Awaitable[Any]],
+    chance: random.Random, *calls: Callable[[], Awaitable[Any]]
 ) -> list[outcome.Outcome[Any]]:
-    """The outcomes of calls made by as many Trio tasks, in the order of the calls."""
+    """The outcomes of calls made by as many Trio tasks, in the order of the calls.
+
+    Some start a few steps later than others, so that by and by each step of one falls
+    between any two of another.
+    """
     outcomes: dict[int, outcome.Outcome[Any]] = {}
 
     async def make(number: int, call: Callable[[], Awaitable[Any]]) -> None:
+        for _ in range(chance.randrange(_MOST_STEPS)):
+            await trio.lowlevel.checkpoint()
         outcomes[number] = await outcome.acapture(call)
 
     async with trio.open_nursery() as nursery:
@@ -61,10 +72,12 @@ async def each_task_is_claimed_once(repository: TaskRepository) -> None:
 @checks
 async def a_task_is_dispatched_or_cancelled(repository: TaskRepository) -> None:
     """When a task is dispatched, claimed and cancelled at once, one of them succeeds."""
-    for number in range(20):
+    chance = random.Random(1)
+    for number in range(_ROUNDS):
         task_id = f"t{number}"
         await repository.add([new(task_id)])
         cancel, dispatch, claim = await _all_at_once(
+            chance,
             partial(repository.cancel, task_id, EPOCH),
             partial(repository.mark_dispatched, task_id, EPOCH),
             partial(repository.claim, 1, EPOCH),
@@ -90,10 +103,12 @@ async def a_task_is_dispatched_or_cancelled(repository: TaskRepository) -> None:
 async def a_task_is_claimed_or_postponed(repository: TaskRepository) -> None:
     """When a task is claimed and postponed at once, it runs now or later, not both."""
     later = TaskUpdate(scheduled_at=moment(50))
-    for number in range(20):
+    chance = random.Random(1)
+    for number in range(_ROUNDS):
         task_id = f"t{number}"
         await repository.add([new(task_id)])
         update, claim = await _all_at_once(
+            chance,
             partial(repository.update, task_id, later),
             partial(repository.claim, 1, EPOCH),
         )
@@ -108,9 +123,11 @@ async def a_task_is_claimed_or_postponed(repository: TaskRepository) -> None:
 @checks
 async def a_run_ends_once(repository: TaskRepository) -> None:
     """When several end the same run at once, one of them does, and the others hear it."""
-    await repository.add([new(f"t{n}") for n in range(15)])
-    for run in (await repository.claim(15, EPOCH)).tasks:
+    await repository.add([new(f"t{n}") for n in range(_ROUNDS)])
+    chance = random.Random(1)
+    for run in (await repository.claim(_ROUNDS, EPOCH)).tasks:
         outcomes = await _all_at_once(
+            chance,
             partial(repository.mark_done, run, moment(1)),
             partial(repository.mark_done, run, moment(1), "no luck"),
             partial(repository.mark_cancelled, run, moment(1)),
@@ -128,10 +145,11 @@ async def a_run_ends_once(repository: TaskRepository) -> None:
 async def an_id_is_added_once(repository: TaskRepository) -> None:
     """When several add tasks of the same ids at once, one add keeps all, the rest none."""
     outcomes = await _all_at_once(
+        random.Random(1),
         *[
             partial(repository.add, [new(name, priority=n) for name in ("a", f"{n}", "b")])
             for n in range(8)
-        ]
+        ],
     )
     errors = _errors(outcomes)
     expect_equal("how many were refused", len(errors), 7)

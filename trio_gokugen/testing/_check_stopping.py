@@ -16,6 +16,7 @@ from trio_gokugen._errors import (
     WorkTimeoutError,
 )
 from trio_gokugen._task import Task
+from trio_gokugen.abc import ANY_TASK, Free, Start, TaskFilter
 
 from ._dispatcher_kit import (
     Bench,
@@ -144,7 +145,7 @@ async def the_first_reason_stands(open_dispatcher: OpenDispatcher) -> None:
     async with bench(open_dispatcher) as b:
         for one, other in ((first, second), (second, first)):
             run = run_of("never_end")
-            result = await _outcome_of_cancelled(b, run, one, other, one)
+            result = await _outcome_of_cancelled(b, run, one, other)
             expect_failure("it", result, WorkStoppedError, reason=one)
 
 
@@ -169,12 +170,22 @@ async def cancel_may_come_at_once(open_dispatcher: OpenDispatcher) -> None:
     async with bench(open_dispatcher, 1) as b:
         for _ in range(3):  # by a new worker, and by one that has worked before
             run = run_of("never_end")
-            await b.dispatch(run)
-            expect(b.dispatcher.cancel(run.id, StopReason.INTERRUPT), "it is not known")
+
+            async def fetch(
+                free: Free, start: Start, only: TaskFilter = ANY_TASK, run: Task = run
+            ) -> int:
+                del free, only
+                await trio.lowlevel.checkpoint()
+                start(run)
+                known = b.dispatcher.cancel(run.id, StopReason.INTERRUPT)
+                expect(known, "cancel of a run that was just started returned False")
+                return 1
+
+            await b.dispatcher.dispatch(fetch)
             [result] = await b.results.wait_for(run)
             expect_failure("it", result, WorkStoppedError, reason=StopReason.INTERRUPT)
-            expect_value("another", await b.outcome_of(run_of("echo", value=1)), 1)
             b.results.clear()
+            expect_value("the next", await b.outcome_of(run_of("echo", value=1)), 1)
 
 
 @checks

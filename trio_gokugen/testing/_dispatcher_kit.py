@@ -179,11 +179,14 @@ async def bench(
     """A dispatcher that is started, in a nursery that is cancelled at the end."""
     async with open_dispatcher(conformance_works, max_workers) as dispatcher:
         results = Results()
+        ended = False
         async with trio.open_nursery() as nursery:
             clock = TrioClock(EPOCH)
             await dispatcher.start(nursery, results, clock)
             yield Bench(dispatcher, nursery, clock, results)
+            ended = True
             nursery.cancel_scope.cancel()
+        expect(ended, "the nursery that the dispatcher was given has been cancelled")
 
 
 def expect_value(what: str, actual: outcome.Outcome[Any], expected: object) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, assert_never
 
 import outcome
 
@@ -80,6 +80,8 @@ class Model:
                 return self._put(_changed(self._get(task_id), operation))
             case EndTask(run=run) | RevertTask(run=run) | CancelRun(run=run):
                 return self._put(_changed(self._get(run.id), operation))
+            case _:
+                assert_never(operation)
 
     def _add(self, tasks: Sequence[Task]) -> None:
         ids = {task.id for task in self.tasks}

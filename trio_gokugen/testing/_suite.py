@@ -23,10 +23,15 @@ import trio.testing
 
 from trio_gokugen._autojump import jumping_clock
 
+from ._yields import step_limit
+
 S = TypeVar("S")
 
 HANGS_AFTER = 3600.0
 """Virtual seconds in which every check has long come to its end."""
+
+SPINS_AFTER = 500_000
+"""Steps of Trio tasks in which it has, too: who never sleeps stops the clock."""
 
 
 @attrs.frozen
@@ -47,7 +52,8 @@ class Check(Generic[S]):
         """The failure, if the promise is broken."""
         try:
             with trio.move_on_after(HANGS_AFTER) as scope:
-                await self.function(subject)
+                with step_limit(SPINS_AFTER, scope.cancel):
+                    await self.function(subject)
         except Exception as error:  # noqa: BLE001 (whatever it is breaks the promise)
             failure = AssertionError(f"{self.name}: {self.promise} {_detail(error)}")
             failure.__cause__ = error

@@ -89,7 +89,7 @@ class Walk:
 
     def _operation(self) -> Operation:
         choose = self.random
-        at = moment(self.steps / 50 + choose.random() / 100)
+        at = moment(self.steps / 100 + choose.random() / 100)
         task_id = f"t{choose.randrange(30)}"
         run = choose.choice(self._runs[-6:])
         # How far a claim with a small limit looks for expired tasks is left open.
@@ -110,25 +110,24 @@ class Walk:
 
     def _new_task(self) -> Task:
         choose = self.random
-        at = choose.randrange(10)
         return new(
             f"t{choose.randrange(30)}",
-            at,
+            choose.randrange(4),
             work_id=choose.choice(_WORKS),
-            priority=choose.randrange(3),
+            priority=choose.randrange(2),
             param={"n": choose.randrange(5)},
         )
 
     def _update(self) -> TaskUpdate:
         choose = self.random
         changes: list[dict[str, Any]] = [
-            {"scheduled_at": moment(choose.randrange(10))},
-            {"priority": choose.randrange(3)},
+            {"scheduled_at": moment(choose.randrange(4))},
+            {"priority": choose.randrange(2)},
             {"work_id": choose.choice(_WORKS)},
             {"param": {"n": choose.randrange(5)}, "meta": None},
         ]
         if self._deadlines:
-            changes.append({"deadline": moment(choose.randrange(20))})
+            changes.append({"deadline": moment(choose.randrange(6))})
             changes.append({"deadline": None})
         return TaskUpdate(**choose.choice(changes))
 

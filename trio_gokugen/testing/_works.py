@@ -207,6 +207,9 @@ def nap(seconds: float) -> None:
     time.sleep(seconds)
 
 
+PATIENCE = 2.0
+"""Seconds, in real time, that a thread waits for another."""
+
 _meeting = threading.Barrier(2)
 
 
@@ -214,7 +217,7 @@ _meeting = threading.Barrier(2)
 def meet() -> str:
     """Wait for another run, which must be under way. Needs the process of the suite."""
     try:
-        _meeting.wait(timeout=1)
+        _meeting.wait(PATIENCE)
     except threading.BrokenBarrierError:
         _meeting.reset()
         raise

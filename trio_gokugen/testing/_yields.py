@@ -40,6 +40,27 @@ def at_yield(number: int, act: Callable[[], object]) -> Generator[None]:
 
 
 @attrs.define(eq=False)
+class _StepLimit(trio.abc.Instrument):
+    """Acts when Trio has made so many steps, of whatever tasks."""
+
+    _left: int
+    _act: Callable[[], object]
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        del task
+        self._left -= 1
+        if self._left == 0:
+            self._act()
+
+
+@contextmanager
+def step_limit(number: int, act: Callable[[], object]) -> Generator[None]:
+    """Act when that many steps have been made while in the block."""
+    with _instrument(_StepLimit(number, act)):
+        yield
+
+
+@attrs.define(eq=False)
 class Steps(trio.abc.Instrument):
     """How often Trio tasks were woken."""
 
@@ -77,19 +98,16 @@ class Cancelled:
     was_cancelled: bool
     """Whether there was such a checkpoint."""
 
-    result: outcome.Outcome[Any] | None
-    """What the call returned or raised, unless it was a `trio.Cancelled`."""
+    result: outcome.Value[Any] | None
+    """What the call returned; none if it raised `trio.Cancelled`."""
 
 
 async def cancelled_at(number: int, call: Callable[[], Awaitable[Any]]) -> Cancelled:
     """Make a call, and cancel it at that checkpoint; 0 is before the first."""
-    result: outcome.Outcome[Any] | None = None
+    result: outcome.Value[Any] | None = None
     with trio.CancelScope() as scope:
         if number == 0:
             scope.cancel()
         with at_yield(number, scope.cancel):
-            try:
-                result = outcome.Value(await call())
-            except Exception as error:  # noqa: BLE001 (it is the result)
-                result = outcome.Error(error)
+            result = outcome.Value(await call())
     return Cancelled(scope.cancel_called, result)
