@@ -8,12 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 
+def called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that is called in the end: behind partials, or of an object's type."""
+    while isinstance(function, functools.partial | staticmethod):
+        function = (
+            function.func if isinstance(function, functools.partial) else function.__func__
+        )
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return function
+    return type(function).__call__
+
+
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine, seen through partials and objects."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    call = type(function).__call__
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    return inspect.iscoroutinefunction(called(function))
 
 
 def check_async(function: Callable[..., Any], name: str) -> None:

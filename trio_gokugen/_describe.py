@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import traceback
 
+from ._errors import printable
+
 MAX_FRAMES = 20
 MAX_MESSAGE = 1_000
 MAX_LENGTH = 8_000
@@ -14,29 +16,32 @@ def describe(error: BaseException) -> str:
 
     At most 8,000 characters: of a longer text, the beginning and the end.
     """
-    summary = traceback.TracebackException.from_exception(
-        error, limit=-MAX_FRAMES, compact=True
-    )
-    head = f"{type(error).__qualname__}: {_message(error)}"
-    frames = _cut("".join(summary.format()), MAX_LENGTH - MAX_MESSAGE - 100)
-    return _printable(f"{_cut(head, MAX_MESSAGE)}\n\n{frames}")
+    head = _cut(f"{type(error).__qualname__}: {_message(error)}", MAX_MESSAGE)
+    frames = _cut(_traceback(error), MAX_LENGTH - MAX_MESSAGE - 100)
+    return f"{head}\n\n{frames}"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        summary = traceback.TracebackException.from_exception(
+            error, limit=-MAX_FRAMES, compact=True
+        )
+        return "".join(summary.format())
+    except Exception as broken:  # noqa: BLE001 (it is told in place of the traceback)
+        # Odd fields of a SyntaxError do that.
+        return f"<its traceback cannot be told: {type(broken).__qualname__}>"
 
 
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:  # noqa: BLE001 (it is told in place of the message)
+    except BaseException as broken:  # noqa: BLE001 (it is told in place of the message)
         return f"<its message raised {type(broken).__qualname__}>"
 
 
 def _cut(text: str, length: int) -> str:
+    text = printable(text).replace("\0", "\\0")  # as a store may refuse it
     if len(text) <= length:
         return text
     half = length // 2 - 25
     return f"{text[:half]}\n[{len(text) - 2 * half} characters cut]\n{text[-half:]}"
-
-
-def _printable(text: str) -> str:
-    """Without what a store may refuse: lone surrogates, and NUL."""
-    encodable = text.encode("utf-8", "backslashreplace").decode()
-    return encodable.replace("\0", "\\0")

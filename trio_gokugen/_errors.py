@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import enum
+from typing import Any
 
 import attrs
 
 
 class GokugenError(Exception):
     """The root of everything this library raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What an exception does by itself would try to assign the fields, which cannot
+        # be assigned, and lose the notes.
+        return _copied, (type(self), self.args, self.__dict__)
+
+
+def _copied(
+    kind: type[GokugenError], args: tuple[object, ...], state: dict[str, object]
+) -> GokugenError:
+    error = kind(*args)
+    error.__dict__.update(copy.copy(state))
+    return error
+
+
+def printable(text: str) -> str:
+    """The text, with what cannot be encoded written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # -- what is wrong with the request -------------------------------------------------
@@ -32,7 +52,7 @@ class InvalidTaskError(GokugenError, ValueError):
 
     def __str__(self) -> str:
         where = self.field if self.index is None else f"task {self.index}: {self.field}"
-        return f"{where}: {self.reason}"
+        return printable(f"{where}: {self.reason}")
 
 
 @attrs.frozen
@@ -193,7 +213,11 @@ class DamagedFileError(RepositoryError, ValueError):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}, line {self.line}: {self.reason}"
+        return printable(f"{self.path}, line {self.line}: {self.reason}")
+
+
+REFUSALS = (RefusedError, InvalidTaskError)
+"""What a store may say about one operation, having changed nothing."""
 
 
 # -- what the scheduler answers -----------------------------------------------------

@@ -27,7 +27,7 @@ import trio
 
 from . import _transitions
 from ._dump import read_tasks, write_tasks
-from ._errors import InvalidTaskError, RefusedError, TaskExistsError, TaskNotFoundError
+from ._errors import REFUSALS, TaskExistsError, TaskNotFoundError
 from ._repository import BulkRepository, recover_runs
 from ._task import Task, TaskQuery, TaskState, find_order
 from ._timer import TimedRepository
@@ -148,7 +148,7 @@ class HeapStore(BulkRepository):
         for operation in operations:
             try:
                 outcomes.append(outcome.Value(self._carry_out[type(operation)](operation)))
-            except (RefusedError, InvalidTaskError) as error:
+            except REFUSALS as error:
                 outcomes.append(outcome.Error(error))
         return outcomes
 

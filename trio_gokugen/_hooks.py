@@ -187,7 +187,7 @@ class BackoffHooks(PassThroughHooks):
         doubled = self._initial * 2.0 ** min(failures, 1000)
         pause = min(doubled, self._longest) * self._random.uniform(0.5, 1)
         logger.warning(
-            "%s failed %d times, to be retried in %.3g s: %s",
+            "%s failed, %d in a row, to be retried in %.3g s: %s",
             what,
             failures + 1,
             pause,

@@ -21,8 +21,6 @@ MAX_DEPTH = 100
 _SHOWN = 60
 """How much of a value an error quotes."""
 
-_INT64 = range(-(2**63), 2**63)
-
 
 def text(value: object, field: str) -> str:
     """A string every store can keep, or an `InvalidTaskError` that names the field."""
@@ -55,9 +53,10 @@ def int64(value: object, field: str) -> int:
     """An integer of at most 64 bits; a `bool` is not one."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidTaskError(field, f"must be an int, not {_a(value)}")
-    if value not in _INT64:
+    number = int(value)
+    if not -(2**63) <= number < 2**63:
         raise InvalidTaskError(field, "must fit in 64 bits")
-    return int(value)
+    return number
 
 
 def json_object(value: object, field: str) -> dict[str, JSON]:

@@ -65,7 +65,8 @@ class Observers:
     async def wait_seen_all(self) -> None:
         """Wait until there is nothing left to see."""
         while self.waiting:
-            self._seen_all = trio.Event()
+            if self._seen_all.is_set():
+                self._seen_all = trio.Event()
             await self._seen_all.wait()
 
     def _put(self, hook: Callable[..., Awaitable[None]], *args: Any) -> None:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import attrs
 import outcome
 import trio
 
-from ._errors import SchedulerAlreadyRunningError
+from ._errors import REFUSALS, SchedulerAlreadyRunningError
 from ._repository import BulkRepository
 from ._task import Task, TaskQuery, TaskState
 from .abc import (
@@ -80,21 +80,24 @@ class HookTimer:
         self._sleepers[sleeper] = None
         try:
             while True:
-                if self._clock is None:
-                    raise RuntimeError("the timer is not started: call start_timer")
+                self._started()
                 # Take the event before reading: a mutation that lands during the read
                 # would otherwise be lost.
                 sleeper.event = trio.Event()
                 sleeper.reading = True
                 sleeper.head = await self._store.get_next(only)
                 sleeper.reading = False
-                if sleeper.head is not None and (
-                    sleeper.head.scheduled_at <= self._clock.now()
-                ):
+                clock = self._started()  # unless it was stopped meanwhile
+                if sleeper.head is not None and sleeper.head.scheduled_at <= clock.now():
                     return sleeper.head
-                await self._sleep(self._clock, sleeper)
+                await self._sleep(clock, sleeper)
         finally:
             del self._sleepers[sleeper]
+
+    def _started(self) -> Clock:
+        if self._clock is None:
+            raise RuntimeError("the timer is not started: call start_timer")
+        return self._clock
 
     async def _sleep(self, clock: Clock, sleeper: _Sleeper) -> None:
         if sleeper.head is None:
@@ -180,6 +183,8 @@ class TimedRepository(BulkRepository, Generic[S]):
         for operation, result in zip(operations, outcomes, strict=True):
             if isinstance(result, outcome.Value):
                 self.timer.observe(operation, result.value)
+            elif not isinstance(cast("outcome.Error", result).error, REFUSALS):
+                self.timer.reset()  # maybe it happened, maybe not
         return outcomes
 
     async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:

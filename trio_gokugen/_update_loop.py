@@ -23,9 +23,8 @@ import trio
 
 from ._describe import describe
 from ._errors import (
-    InvalidTaskError,
+    REFUSALS,
     LostRunError,
-    RefusedError,
     RepositoryError,
     StopReason,
     WorkStoppedError,
@@ -185,7 +184,7 @@ class UpdateLoop:
                     self._settle_request(item, operation, result.value)
                 continue
             assert isinstance(result, outcome.Error)
-            if isinstance(result.error, RefusedError | InvalidTaskError):
+            if isinstance(result.error, REFUSALS):
                 self._settle_refused(item, result)
             elif isinstance(result.error, Exception):
                 failed.append((item, result.error))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
-from ._callables import is_async
+from ._callables import called, is_async
 from ._errors import InvalidTaskError, WorkExistsError, WorkNotFoundError
 from ._json import name
 from .abc import Work
@@ -102,7 +103,10 @@ class WorkRegistry:
             work_id = getattr(function, "__name__", None)
             if work_id is None or work_id == "<lambda>":
                 raise TypeError(f"work_id: {function!r} has no name, so give it one")
-        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        called_in_the_end = called(function)
+        if inspect.isasyncgenfunction(called_in_the_end) or inspect.isgeneratorfunction(
+            called_in_the_end
+        ):
             raise TypeError(f"function: {function!r} is a generator, which is never run")
         work = Work(
             name(work_id, "work_id"),
@@ -125,9 +129,13 @@ def _seconds(timeout: float | timedelta | None) -> float | None:
         timeout = timeout.total_seconds()
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout: must be a number of seconds, not {timeout!r}")
-    if not 0 < timeout < math.inf:
+    try:
+        seconds = float(timeout)
+    except OverflowError:
+        seconds = math.inf
+    if not 0 < seconds < math.inf:
         raise ValueError(f"timeout: must be positive and finite, not {timeout}")
-    return float(timeout)
+    return seconds
 
 
 def _param_check(function: Callable[..., Any]) -> Callable[[Mapping[str, Any]], None]:
@@ -138,7 +146,9 @@ def _param_check(function: Callable[..., Any]) -> Callable[[Mapping[str, Any]], 
     """
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:
+    except ValueError as error:
+        if isinstance(function, functools.partial):
+            raise TypeError(f"function: {error}") from None
         return lambda _: None  # a few functions written in C do not tell
     if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
         raise TypeError(f"function: {function!r} has positional-only parameters")

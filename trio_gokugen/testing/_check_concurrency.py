@@ -21,7 +21,7 @@ from ._repository_kit import EPOCH, RepositoryChecks, contents, moment, new
 checks = RepositoryChecks()
 
 
-_ROUNDS = 30
+_ROUNDS = 100
 _MOST_STEPS = 5
 
 
