@@ -22,6 +22,7 @@ from ._dispatcher_kit import (
     Bench,
     DispatcherChecks,
     OpenDispatcher,
+    a_few_steps,
     bench,
     expect_failure,
     expect_value,
@@ -115,7 +116,7 @@ async def _outcome_of_cancelled(
     b: Bench, run: Task, *reasons: StopReason
 ) -> outcome.Outcome[Any]:
     await b.dispatch(run)
-    await trio.sleep(0.1)
+    await a_few_steps()
     for reason in reasons:
         cancelled = b.dispatcher.cancel(run.id, reason)
         expect(cancelled, "cancel of a run that is under way was answered with False")
@@ -190,6 +191,7 @@ async def cancel_may_come_at_once(open_dispatcher: OpenDispatcher) -> None:
 
 @checks
 @stopping
+@same_process
 async def a_stop_outweighs_an_error(open_dispatcher: OpenDispatcher) -> None:
     """Work that fails as it is cancelled was stopped, and the outcome says by what."""
     async with bench(open_dispatcher) as b:
@@ -210,6 +212,7 @@ async def a_deadline_outweighs_an_error(open_dispatcher: OpenDispatcher) -> None
 
 @checks
 @stopping
+@same_process
 async def a_value_stands(open_dispatcher: OpenDispatcher) -> None:
     """Work that returns before a cancellation takes effect has its value as outcome."""
     async with bench(open_dispatcher) as b:
@@ -244,7 +247,7 @@ async def a_cancelled_nursery_stops_all(open_dispatcher: OpenDispatcher) -> None
     async with bench(open_dispatcher, 4) as b:
         long = [run_of("never_end", f"t{n}") for n in range(2)]
         await b.dispatch(*long)
-        await trio.sleep(0.1)
+        await a_few_steps()
         just_started = [run_of("never_end", f"j{n}") for n in range(2)]
         await b.dispatch(*just_started)
     runs = long + just_started
@@ -257,6 +260,7 @@ async def a_cancelled_nursery_stops_all(open_dispatcher: OpenDispatcher) -> None
 
 @checks
 @stopping
+@same_process
 async def a_cancelled_nursery_waits(open_dispatcher: OpenDispatcher) -> None:
     """Work that doesn't end at once when the nursery is cancelled is waited for."""
     async with bench(open_dispatcher, 3) as b:

@@ -76,6 +76,15 @@ def run_of(work_id: str, task_id: str | None = None, /, **param: Any) -> Task:
     )
 
 
+async def a_few_steps() -> None:
+    """Let works begin that were started in this process.
+
+    Not by a sleep: while works run elsewhere, the clock stands still.
+    """
+    for _ in range(10):
+        await trio.lowlevel.checkpoint()
+
+
 class Results(list[TaskResult]):
     """What has been reported, in order."""
 
