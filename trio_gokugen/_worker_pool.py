@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import inspect
 import math
 from collections.abc import Awaitable
 from datetime import datetime
@@ -243,19 +242,12 @@ class WorkerPoolDispatcher:
 
     async def _call_in_thread(self, work: Work, run: Task) -> Any:
         with autojump_held():
-            value = await trio.to_thread.run_sync(
+            return await trio.to_thread.run_sync(
                 functools.partial(work.function, **fresh(run.param)),
                 # True would let the thread go on, and its task be run again meanwhile.
                 abandon_on_cancel=False,
                 limiter=self._threads,
             )
-        if inspect.iscoroutine(value):
-            value.close()
-            raise TypeError(
-                f"work {work.work_id!r} is not an async function, but returned a"
-                " coroutine: register the async function that made it"
-            )
-        return value
 
     async def _call_bounded(self, work: Work, run: Task) -> outcome.Outcome[Any]:
         """Call the work within its task's deadline and its own timeout."""
