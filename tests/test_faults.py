@@ -232,6 +232,7 @@ async def after_the_queue_was_empty_nothing_wakes() -> None:
     async with open_bench() as (scheduler, bench):
         await scheduler.add_task("note", after=5, id="a")
         await scheduler.drain()
+        await trio.testing.wait_all_tasks_blocked()
         await scheduler.add_task("note", after=5, id="b")
         await scheduler.drain()
     assert bench.log == [("a", 5.0), ("b", 10.0)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import outcome
 import pytest
 import trio
 import trio.testing
@@ -477,6 +478,51 @@ async def test_who_waits_for_an_ignored_result_is_told(
         with pytest.raises(RepositoryError, match="down"):
             await scheduler.wait(task.id)
         await scheduler.drain()
+
+
+async def test_one_operation_of_a_batch_fails(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If the store could not carry out one operation of a batch, the others are answered,
+    and the hook is asked about that one.
+    """
+    repository = TroubledRepository()
+    hooks = Recorder(HookAction.IGNORE)
+    apply = repository.store.apply
+
+    async def apply_half(operations: Sequence[Operation]) -> Sequence[outcome.Outcome[Any]]:
+        outcomes = list(await apply([each for each in operations if not fails(each)]))
+        for index, operation in enumerate(operations):
+            if fails(operation):
+                outcomes.insert(index, outcome.Error(RepositoryError("half")))
+        return outcomes
+
+    def fails(operation: Operation) -> bool:
+        return isinstance(operation, CancelTask) and operation.task_id == "b"
+
+    async with open_bench(repository, hooks=hooks) as (scheduler, _):
+        await scheduler.add_tasks([at(50, each) for each in ("a", "b", "c")])
+        repository.store.apply = apply_half  # type: ignore[method-assign]
+        failed: list[str] = []
+
+        async def cancel(task_id: str) -> None:
+            try:
+                await scheduler.cancel(task_id)
+            except RepositoryError:
+                failed.append(task_id)
+
+        async with trio.open_nursery() as nursery:
+            for each in ("a", "b", "c"):
+                nursery.start_soon(cancel, each)
+        states = {task.id: task.state for task in await scheduler.find()}
+    assert failed == ["b"]
+    assert states == {
+        "a": TaskState.CANCELLED,
+        "b": TaskState.SCHEDULED,
+        "c": TaskState.CANCELLED,
+    }
+    assert hooks.of("failed") == [([CancelTask], 0.0)]
 
 
 async def test_ignored_errors_make_no_busy_loop(

@@ -35,6 +35,7 @@ from trio_gokugen import (
     current_task,
     open_scheduler,
 )
+from trio_gokugen.abc import ANY_TASK, TaskFilter
 
 
 # -- when things run ------------------------------------------------------------------
@@ -752,6 +753,52 @@ async def test_a_cancelled_wait_leaves_nothing(
         assert scheduler._engine is not None
         assert not scheduler._engine.ledger._waiters
         assert not scheduler._engine.ledger._watchers
+
+
+async def test_one_of_two_who_wait_goes_away(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Who stops waiting takes nothing from another who waits for the same task.
+    """
+    async with open_bench() as (scheduler, _), trio.open_nursery() as nursery:
+        await scheduler.add_task("note", after=50, id="a")
+        nursery.start_soon(scheduler.wait, "a")
+        await trio.sleep(1)
+        with trio.move_on_after(1):
+            await scheduler.wait("a")
+        await trio.sleep(1)
+    assert trio.current_time() == 50.0
+
+
+async def test_what_happens_during_a_slow_read(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A task that ends, and is forgotten, while it is being read for `wait` is returned; and
+    `drain` looks again at what has changed while it read.
+    """
+
+    class SlowReads(HeapRepository):
+        async def get(self, task_id: str) -> Task:
+            await trio.sleep(5)
+            return await super().get(task_id)
+
+        async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
+            found = await super().get_next(only)
+            await trio.sleep(5)
+            return found
+
+    async with open_bench(SlowReads(keep_ended=0)) as (scheduler, bench):
+        await scheduler.add_task("note", after=2, id="a")
+        assert (await scheduler.wait("a")).state is TaskState.DONE
+        assert trio.current_time() == 5.0
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.drain)
+            await trio.sleep(2)
+            await scheduler.add_task("note", after=20, id="b")
+        assert bench.ids() == ["a", "b"]
 
 
 async def test_drain_waits_for_pending_and_running(

@@ -13,6 +13,7 @@ from support import NOON, Bench, TroubledRepository, at, noon, open_bench, store
 from trio_gokugen import (
     AlreadyDispatchedError,
     HeapRepository,
+    HookAction,
     PartialHooks,
     RepositoryError,
     Scheduler,
@@ -24,7 +25,7 @@ from trio_gokugen import (
     WorkRegistry,
     open_scheduler,
 )
-from trio_gokugen.abc import EndTask, RevertTask
+from trio_gokugen.abc import ClaimTasks, EndTask, RevertTask
 
 
 # -- in good order ----------------------------------------------------------------------
@@ -171,6 +172,30 @@ async def test_stop_may_be_called_by_many(autojump_clock: trio.testing.MockClock
         assert trio.current_time() == 11.0
         assert scheduler.statistics().state == "stopped"
     assert bench.log == [("a", 0.0), ("a cancelled", 11.0)]
+
+
+async def test_stopped_before_it_has_begun(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A scheduler that is stopped while it still recovers, from a store that does not
+    answer, stops at once; whoever waits is answered.
+    """
+    repository = TroubledRepository()
+    repository.before_recover = trio.sleep_forever
+    bench = Bench()
+    scheduler = Scheduler(bench.works, repository, WorkerPoolDispatcher(bench.works))
+
+    async def refused() -> None:
+        with pytest.raises(SchedulerNotRunningError):
+            await scheduler.add_task("note", after=0)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scheduler.run)
+        await trio.sleep(1)
+        nursery.start_soon(refused)
+        await trio.sleep(1)
+        await scheduler.stop()
+        assert scheduler.statistics().state == "stopped"
+    assert trio.current_time() == 2.0
 
 
 # -- cancelled ----------------------------------------------------------------------------
@@ -595,3 +620,62 @@ async def test_nothing_is_dispatched_twice_by_a_late_result(
         assert waited is None
         assert (await scheduler.get("a")).state is TaskState.DISPATCHED
     assert bench.log == [("a", 0.0), ("a done", 60.0)]
+
+
+async def test_a_rude_work_that_has_lost_its_task(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What is no `Exception` leaves `run` even if the outcome is void, or was ignored.
+    """
+    works = WorkRegistry()
+
+    @works.register
+    async def rude() -> None:
+        await trio.sleep(5)
+        raise SystemExit(3)
+
+    async def ignore(*_: Any) -> HookAction:
+        return HookAction.IGNORE
+
+    async def fail(operations: Any) -> None:
+        if isinstance(operations[0], EndTask):
+            raise RepositoryError("down")
+
+    for lost in (True, False):
+        repository = TroubledRepository()
+        hooks = PartialHooks(on_update_error=ignore)
+        with pytest.RaisesGroup(SystemExit, flatten_subgroups=True):
+            async with open_scheduler(works, repository, hooks=hooks) as scheduler:
+                task = await scheduler.add_task("rude", after=0)
+                await trio.sleep(1)
+                if lost:
+                    await repository.revert(await repository.get(task.id))
+                    await repository.cancel(task.id, NOON)
+                else:
+                    repository.before_apply = fail
+                await trio.sleep_forever()
+
+
+async def test_an_interrupt_by_the_keyboard_within_the_store(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What is no `Exception` and is raised within the store leaves `run`, while a claim is
+    written as while a caller's change is; results are recorded all the same.
+    """
+
+    async def fail(operations: Any) -> None:
+        if isinstance(operations[-1], kind):
+            repository.before_apply = None
+            raise KeyboardInterrupt
+
+    for kind in (ClaimTasks, EndTask):
+        repository = TroubledRepository()
+        repository.before_apply = fail
+        with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+            async with open_bench(repository) as (scheduler, _):
+                await scheduler.add_tasks([at(trio.current_time() + 1, "a")])
+                await trio.sleep_forever()
+        state = TaskState.DONE if kind is EndTask else TaskState.SCHEDULED
+        assert (await repository.get("a")).state is state

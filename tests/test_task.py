@@ -40,6 +40,7 @@ from trio_gokugen.abc import TaskFilter
 
 NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
+MICROSECOND = timedelta(microseconds=1)
 FIRST = datetime.min.replace(tzinfo=UTC)
 LAST = datetime.max.replace(tzinfo=UTC)
 
@@ -881,6 +882,44 @@ def test_a_query_finds_what_has_all_that_is_asked_for(
         else:
             expected &= half_open(getattr(task, field), wanted)
     assert a_query(**query).matches(task) is expected
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ({"scheduled_at": (NOON, None)}, True),
+        ({"scheduled_at": (NOON + MICROSECOND, None)}, False),
+        ({"scheduled_at": (None, NOON)}, False),
+        ({"scheduled_at": (None, NOON + MICROSECOND)}, True),
+        ({"scheduled_at": (None, None)}, True),
+        ({"done_at": (None, None)}, False),
+        ({"priority": 3}, True),
+        ({"priority": 4}, False),
+        ({"priority": (3, None)}, True),
+        ({"priority": (4, None)}, False),
+        ({"priority": (None, 3)}, False),
+        ({"priority": (None, 4)}, True),
+        ({"priority": (None, None)}, True),
+        ({"meta": {}}, True),
+        ({"meta": {"order": 1}}, True),
+        ({"meta": {"order": 1.0}}, True),
+        ({"meta": {"order": True}}, False),
+        ({"meta": {"rows": [0]}}, True),
+        ({"meta": {"rows": [False]}}, False),
+        ({"meta": {"rows": []}}, False),
+        ({"meta": {"order": 1, "other": None}}, False),
+        ({"states": []}, False),
+        ({"work_ids": []}, False),
+    ],
+    ids=str,
+)
+def test_the_limits_of_a_query(query: dict[str, Any], found: bool) -> None:
+    """
+    Of a range the low end is in and the high end is not, `None` leaves an end open; 1 and
+    true are different; and in an empty collection there is nothing to be.
+    """
+    task = a_task(priority=3, meta={"order": 1, "rows": [0]})
+    assert a_query(**query).matches(task) is found
 
 
 def test_what_is_asked_for_may_come_in_any_collection() -> None:

@@ -342,10 +342,11 @@ CHANGES: dict[str, tuple[Change, tuple[str, float]]] = {
     ),
     "claim expired": (
         in_one_batch(
+            updating("second", priority=-1, work_id="other"),
             lambda r: r.claim(1, at(99), TaskFilter(frozenset({"greet"}))),
-            adding(a_task("new", 40)),
+            updating("second", work_id="greet"),
         ),
-        ("new", 40),
+        ("second", 20),
     ),
     "revert": (lambda r: r.revert(a_run("run", 6)), ("run", 6)),
     "recover": (lambda r: r.recover(RecoverAction.REVERT, at(1)), ("run", 6)),
@@ -417,6 +418,29 @@ async def test_no_change_is_lost_while_the_store_is_read(
 
 
 @every_change
+async def test_no_change_is_lost_while_the_store_is_read_again(
+    change: Change, expected: tuple[str, float], autojump_clock: MockClock
+) -> None:
+    """
+    A change that is made while the timer looks again, because of another change, is
+    heeded as any other.
+    """
+    store = BlockingStore()
+    repository = TimedRepository[HeapStore](store)
+    await repository.add([*first_row(), a_task("early", 2)])
+    async with watching(repository, only=GREET) as watch:
+        await trio.sleep(1)
+        store.gate = trio.Event()
+        await repository.cancel("early", at(1))
+        await wait_all_tasks_blocked()
+        await change(repository)
+        await wait_all_tasks_blocked()
+        store.gate.set()
+        await trio.sleep(50)
+        assert watch.seen == [expected]
+
+
+@every_change
 async def test_no_change_is_lost_while_nobody_waits(
     change: Change, expected: tuple[str, float], autojump_clock: MockClock
 ) -> None:
@@ -434,7 +458,18 @@ async def test_no_change_is_lost_while_nobody_waits(
 
 
 @pytest.mark.parametrize(
-    "name", ["add after", "add none", "cancel second", "end", "delete", "nothing"]
+    "name",
+    [
+        "add after",
+        "add none",
+        "add a run",
+        "add an end",
+        "cancel second",
+        "end",
+        "cancel run",
+        "delete",
+        "nothing",
+    ],
 )
 async def test_what_does_not_matter_wakes_nobody(
     name: str, autojump_clock: MockClock
@@ -448,6 +483,40 @@ async def test_what_does_not_matter_wakes_nobody(
         await change(repository)
         await wait_all_tasks_blocked()
         assert watch.wakes == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "first later",
+        "work of first",
+        "cancel first",
+        "dispatch first",
+        "dispatch late",
+        "claim first",
+        "claim expired",
+    ],
+)
+@pytest.mark.parametrize("reading", [False, True], ids=["asleep", "reading"])
+async def test_nobody_wakes_for_what_is_gone(
+    name: str, reading: bool, autojump_clock: MockClock
+) -> None:
+    """
+    When the first task has gone, or moved, nobody wakes at its old time.
+    """
+    change, _ = CHANGES[name]
+    store = BlockingStore()
+    repository = TimedRepository[HeapStore](store)
+    await repository.add(first_row())
+    if reading:
+        store.gate = trio.Event()
+    async with watching(repository, only=GREET) as watch:
+        await change(repository)
+        store.gate.set()
+        await wait_all_tasks_blocked()
+        woken = watch.wakes
+        await trio.sleep(15)
+        assert watch.wakes == woken
 
 
 async def test_a_queue_that_was_empty_wakes_again(autojump_clock: MockClock) -> None:

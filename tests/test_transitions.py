@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from strategies import moments, names, tasks, texts
 
@@ -209,6 +209,7 @@ def test_a_task_past_its_deadline_fails(late: int) -> None:
 
 @settings(max_examples=30)
 @given(tasks(), moments, st.none() | texts)
+@example(a_task(), NOON, "")
 def test_the_end_of_a_run(task: Task, at: datetime, err: str | None) -> None:
     """
     A run ends its task as done, or as failed if there is an `err`, even an empty one.

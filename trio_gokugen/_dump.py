@@ -57,7 +57,7 @@ def _write(path: Path, tasks: Sequence[Task]) -> None:
 
 def _sync_directory(directory: Path) -> None:
     """Make a rename last through a power failure, where directories can be synced."""
-    if os.name == "nt":  # pragma: no cover (Windows has no such call)
+    if os.name == "nt":  # pragma: no cover: Windows has no such call
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:

@@ -63,22 +63,17 @@ class Engine:
         self._repository = repository
         self._dispatcher = dispatcher
         self._hooks = deciding
-        self._scope: trio.CancelScope | None = None
+        self._scope = trio.CancelScope()
+        self._looping = False
 
     async def run(self, recover: RecoverAction, task_status: trio.TaskStatus[None]) -> None:
         """Recover what was left running, then run the loops until stopped or cancelled."""
         self._repository.start_timer(self.clock)
         try:
-            await self._recover(recover)
             try:
-                async with trio.open_nursery() as nursery:
-                    self._scope = nursery.cancel_scope
-                    await self._dispatcher.start(nursery, self.updates, self.clock)
-                    nursery.start_soon(self.updates.run, nursery)
-                    nursery.start_soon(self.observers.run)
-                    # Last, though its first claim would wait for the update loop anyway.
-                    nursery.start_soon(self.dispatches.run)
-                    task_status.started()
+                with self._scope:
+                    await self._recover(recover)
+                    await self._run_loops(task_status)
             except BaseException as error:
                 await self._finish_after(error)
                 raise
@@ -87,9 +82,25 @@ class Engine:
             self._repository.stop_timer()
             self.ended.set()
 
+    async def _run_loops(self, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            await self._dispatcher.start(nursery, self.updates, self.clock)
+            nursery.start_soon(self.updates.run, nursery)
+            nursery.start_soon(self.observers.run)
+            # Last, though its first claim would wait for the update loop anyway.
+            nursery.start_soon(self.dispatches.run)
+            self._looping = True
+            task_status.started()
+
     async def stop(self, grace: float) -> None:
         """End in good order, giving running work `grace` seconds. Returns at the end."""
         self._stopping = True
+        if self._looping:
+            await self._let_end(grace)
+        self._scope.cancel()
+        await self.ended.wait()
+
+    async def _let_end(self, grace: float) -> None:
         ledger = self.ledger
         grace_ends = trio.current_time() + grace
         with trio.move_on_at(grace_ends):
@@ -104,9 +115,6 @@ class Engine:
             await ledger.wait_until(lambda: not ledger.runs)
         with trio.move_on_at(max(grace_ends, trio.current_time() + RECORD_LIMIT)):
             await self.observers.wait_seen_all()
-        if self._scope is not None:
-            self._scope.cancel()
-        await self.ended.wait()
 
     @property
     def state(self) -> Literal["running", "stopping", "stopped"]:

@@ -73,7 +73,7 @@ class Ledger:
 
     def recorded(self, run: Task, task: Task) -> None:
         """The result is in the store, and has left the task so."""
-        self.runs.pop(run.id, None)
+        self._forget(run)
         if task.state is TaskState.SCHEDULED:
             self.reverted += 1
         else:
@@ -81,8 +81,14 @@ class Ledger:
 
     def lost(self, run: Task, error: Exception) -> None:
         """The result is never going to be in the store: tell who waits for it why."""
-        self.runs.pop(run.id, None)
+        self._forget(run)
         self._give_up(run.id, error)
+
+    def _forget(self, run: Task) -> None:
+        # Of a task that was taken back and claimed anew, a later run may go on already.
+        known = self.runs.get(run.id)
+        if known is not None and known.attempt == run.attempt:
+            del self.runs[run.id]
 
     def batch_written(self) -> None:
         """Changes have been made to the store, and noted here."""

@@ -65,7 +65,8 @@ class BulkRepository(ABC):
     @abstractmethod
     async def apply(
         self, operations: Sequence[Operation]
-    ) -> Sequence[outcome.Outcome[Any]]: ...
+    ) -> Sequence[outcome.Outcome[Any]]:
+        """See `RepositoryLike.apply`."""
 
     async def _apply_one(self, operation: Operation) -> Any:
         [result] = await self.apply([operation])
@@ -114,10 +115,12 @@ class SimpleRepository(ABC):
     """
 
     @abstractmethod
-    async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None: ...
+    async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
+        """See `RepositoryLike.get_next`."""
 
     @abstractmethod
-    async def mark_dispatched(self, task_id: str, at: datetime) -> Task: ...
+    async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
+        """See `RepositoryLike.mark_dispatched`."""
 
     async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
         await trio.lowlevel.checkpoint()
@@ -139,7 +142,8 @@ class SimpleRepository(ABC):
     @abstractmethod
     async def find(
         self, query: TaskQuery, limit: int | None = None, after: Task | None = None
-    ) -> list[Task]: ...
+    ) -> list[Task]:
+        """See `RepositoryLike.find`."""
 
     async def recover(
         self: RepositoryLike, action: RecoverAction, at: datetime

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import outcome
 import trio
@@ -186,10 +186,8 @@ class UpdateLoop:
             assert isinstance(result, outcome.Error)
             if isinstance(result.error, REFUSALS):
                 self._settle_refused(item, result)
-            elif isinstance(result.error, Exception):
-                failed.append((item, result.error))
             else:
-                raise result.error
+                failed.append((item, cast("Exception", result.error)))
         return failed
 
     def _settle_result(self, result: TaskResult, operation: Operation, task: Task) -> None:
@@ -300,6 +298,7 @@ class UpdateLoop:
         self._ledger.batch_written()
         if action is not HookAction.IGNORE:
             raise error
+        self._raise_leaving()
 
     # -- works that ended in what is not an Exception ---------------------------------
 

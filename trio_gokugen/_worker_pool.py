@@ -291,7 +291,9 @@ class WorkerPoolDispatcher:
 
     def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
         worker.run = None
-        del self._runs[run.id]
+        # Of a task that was taken back and claimed anew, a later run may go on already.
+        if self._runs.get(run.id) is worker:
+            del self._runs[run.id]
         if worker.has_token:
             self._limiter.release_on_behalf_of(worker)
         self._results.send_nowait(TaskResult(run, result))
