@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import outcome
@@ -105,7 +105,7 @@ def failing_call(times: int, error: Exception) -> Any:
     return before
 
 
-# -- what they see --------------------------------------------------------------------------
+# -- what they see -----------------------------------------------------------------------
 
 
 async def test_hooks_see_every_step_in_order(
@@ -205,7 +205,9 @@ async def test_listeners_come_and_go(autojump_clock: trio.testing.MockClock) -> 
     assert calls == [("once", "a"), ("always", "a"), ("always", "b")]
 
 
-async def test_hooks_may_call_the_scheduler(autojump_clock: trio.testing.MockClock) -> None:
+async def test_hooks_may_call_the_scheduler(  # noqa: C901 (a method for each hook)
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """
     Every hook may use the scheduler, and wait for its answer.
     """
@@ -350,7 +352,7 @@ async def test_a_caller_cancelled_while_its_batch_fails(
         assert await scheduler.find() == []
 
 
-# -- what they decide -----------------------------------------------------------------------
+# -- what they decide --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [AddTasks, CancelTask, UpdateTask])
@@ -415,7 +417,7 @@ async def test_each_error_and_each_decision(
     log: list[tuple[str, float]] = []
     raised: list[BaseException] = []
     try:
-        async with open_bench(repository, hooks=hooks) as (scheduler, bench):
+        async with open_bench(repository, hooks=hooks) as (_, bench):
             log = bench.log
             await trio.sleep(60)
     except* RepositoryError as group:
@@ -576,7 +578,7 @@ async def test_an_error_of_a_hook_leaves_run(
     async def broken(*_: Any) -> None:
         raise LookupError(name)
 
-    hooks = None if name == "listener" else PartialHooks(**{name: broken})
+    hooks = None if name == "listener" else PartialHooks(**cast("Any", {name: broken}))
     with pytest.RaisesGroup(
         pytest.RaisesExc(LookupError, match=name), flatten_subgroups=True
     ):
@@ -612,7 +614,8 @@ async def test_an_error_of_an_error_hook_leaves_run(
     with pytest.RaisesGroup(
         pytest.RaisesExc(LookupError, match=name), flatten_subgroups=True
     ):
-        async with open_bench(repository, hooks=PartialHooks(**{name: broken})) as _:
+        hooks = PartialHooks(**cast("Any", {name: broken}))
+        async with open_bench(repository, hooks=hooks):
             await trio.sleep(60)
     state = TaskState.DONE if name == "on_update_error" else TaskState.SCHEDULED
     assert (await repository.get("a")).state is state

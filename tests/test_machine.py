@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import hypothesis.strategies as st
@@ -211,7 +211,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         patience: float | None,
     ) -> Any:
         if not self.up:
-            return multiple()
+            return cast("Any", multiple())
         task_id = f"t{self.count}"
         age = self.count
         self.count += 1

@@ -37,7 +37,6 @@ from trio_gokugen import (
 )
 from trio_gokugen.abc import ANY_TASK, TaskFilter
 
-
 # -- when things run ------------------------------------------------------------------
 
 
@@ -482,7 +481,7 @@ async def test_update_checks_what_the_task_is_going_to_be(
         await scheduler.add_tasks(
             [at(10, "a", deadline=noon(20)), at(10, "b", "sleep", param={"seconds": 1})]
         )
-        for field, changes in [
+        refused: list[tuple[str, dict[str, Any]]] = [
             ("deadline", {"scheduled_at": noon(20)}),
             ("deadline", {"deadline": noon(10)}),
             ("scheduled_at", {"scheduled_at": datetime(2030, 1, 1)}),
@@ -491,9 +490,10 @@ async def test_update_checks_what_the_task_is_going_to_be(
             ("param", {"param": {"seconds": 1}}),
             ("meta", {"meta": 3}),
             ("work_id", {"work_id": None}),
-        ]:
+        ]
+        for field, changes in refused:
             with pytest.raises(InvalidTaskError) as caught:
-                await scheduler.update("a", **changes)  # type: ignore[arg-type]
+                await scheduler.update("a", **changes)
             assert caught.value.field == field
         with pytest.raises(InvalidTaskError):
             await scheduler.update("b", work_id="note")

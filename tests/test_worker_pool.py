@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 from collections.abc import AsyncGenerator, Sequence
@@ -14,6 +15,7 @@ import trio.testing
 from support import NOON, Bench, TroubledRepository, at, noon, open_bench, stored
 
 from trio_gokugen import (
+    AlreadyDoneError,
     HeapRepository,
     NotDispatchedError,
     Scheduler,
@@ -126,10 +128,8 @@ async def test_a_work_that_swallows_its_cancellation(
 
     @works.register(timeout=5)
     async def swallow() -> None:
-        try:
+        with contextlib.suppress(trio.Cancelled):
             await trio.sleep_forever()
-        except trio.Cancelled:
-            pass
 
     @works.register(timeout=5)
     async def turn() -> None:
@@ -224,18 +224,17 @@ async def test_a_leaked_cancellation_within_a_group(
     """
     works = WorkRegistry()
 
+    leaked: list[BaseException] = []
+
     @works.register
     async def leak() -> None:
-        try:
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                try:
-                    await trio.lowlevel.checkpoint()
-                except trio.Cancelled as error:
-                    leaked = error
-                    raise
-        finally:
-            raise BaseExceptionGroup("both", [leaked, LookupError("mine")])
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as error:
+                leaked.append(error)
+        raise BaseExceptionGroup("both", [*leaked, LookupError("mine")])
 
     ended = await run_one(works, "leak")
     assert ended.err is not None
@@ -474,15 +473,14 @@ def test_a_run_stopped_before_it_begins_is_not_taken_for_the_last_one() -> None:
             await scheduler.add_task("note", after=0, id="first")
             await scheduler.wait("first")
             await scheduler.add_task("note", after=0, id="second")
-            while True:
+            ended: Task | None = None
+            while ended is None:
                 try:
                     ended = await scheduler.interrupt("second")
-                    break
                 except NotDispatchedError:
                     await trio.lowlevel.checkpoint()
-                except Exception:  # noqa: BLE001 (done before it could be interrupted)
+                except AlreadyDoneError:
                     ended = await scheduler.get("second")
-                    break
             ran = "second" in bench.ids()
             assert ran is (ended.state is TaskState.DONE)
             seen.add(ran)

@@ -54,7 +54,9 @@ class SystemClock:
     """
 
     max_sleep: float = 30.0
-    _read: Callable[[], datetime] = attrs.field(default=_wall_clock, kw_only=True)
+    _read: Callable[[], datetime] = attrs.field(
+        default=_wall_clock, kw_only=True, alias="read"
+    )
 
     def __attrs_post_init__(self) -> None:
         if not 0 < self.max_sleep < math.inf:
