@@ -165,8 +165,8 @@ class TimedRepository(BulkRepository, Generic[S]):
     """
 
     def __init__(self, store: S) -> None:
-        self.store = store
-        self.timer = HookTimer(store)
+        self.store: S = store
+        self.timer: HookTimer = HookTimer(store)
 
     async def apply(
         self, operations: Sequence[Operation]
