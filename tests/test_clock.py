@@ -92,7 +92,7 @@ def test_the_longest_sleep_is_a_positive_number(wrong: float) -> None:
     """
     A longest sleep that is not a positive, finite number of seconds is refused.
     """
-    with pytest.raises(ValueError, match=r"^max_sleep must be positive"):
+    with pytest.raises(ValueError, match=r"^max_sleep: must be positive and finite"):
         SystemClock(wrong)
 
 
@@ -253,6 +253,14 @@ def test_an_epoch_must_be_a_moment(wrong: Any) -> None:
     with pytest.raises(InvalidTaskError) as caught:
         TrioClock(wrong)
     assert caught.value.field == "epoch"
+
+
+def test_a_start_goes_with_an_epoch() -> None:
+    """
+    A clock that is given when it started, and not what it showed then, is refused.
+    """
+    with pytest.raises(ValueError, match=r"^start: goes with an epoch"):
+        TrioClock(start=5)
 
 
 def test_a_clock_made_beforehand_starts_when_it_is_looked_at() -> None:

@@ -142,7 +142,7 @@ def fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().write(text)
 
     def open_on_a_full_disk(self: Path, mode: str = "r", **arguments: Any) -> Any:
-        if mode == "x":
+        if mode == "w":
             return Full(real_open(self, "xb"), encoding="utf-8", newline="\n")
         return real_open(self, mode, **arguments)
 

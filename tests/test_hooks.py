@@ -22,6 +22,7 @@ from trio_gokugen import (
     RepositoryError,
     Task,
 )
+from trio_gokugen._hooks import checked_hooks
 from trio_gokugen.abc import CancelTask, Operation
 
 NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
@@ -98,6 +99,33 @@ def test_every_hook_is_tried_here() -> None:
     """
     promised = {name for name, _ in inspect.getmembers(LoopHooks) if name.startswith("on_")}
     assert promised == {*WATCHING, *DECIDING}
+
+
+# -- what may be a hook ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [PassThroughHooks(), PartialHooks(), ChainHooks(), BackoffHooks()],
+    ids=lambda each: type(each).__name__,
+)
+def test_hooks_are_taken_as_they_are(hooks: LoopHooks) -> None:
+    """
+    All the ready-made hooks are what the scheduler takes for hooks.
+    """
+    assert checked_hooks(hooks) is hooks
+
+
+@pytest.mark.parametrize("hook", [*WATCHING, *DECIDING])
+@pytest.mark.parametrize("wrong", [None, 7, print], ids=str)
+def test_a_hook_that_cannot_be_awaited_is_named(hook: str, wrong: object) -> None:
+    """
+    Hooks of which one is missing, or no async function, are refused by its name.
+    """
+    hooks = PassThroughHooks()
+    setattr(hooks, hook, wrong)
+    with pytest.raises(TypeError, match=f"^hooks.{hook}: must be an async function, not "):
+        checked_hooks(hooks)
 
 
 # -- pass through -------------------------------------------------------------------

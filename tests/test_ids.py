@@ -1,4 +1,7 @@
+import os
 import random
+import subprocess
+import sys
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -117,3 +120,28 @@ def test_programs_make_different_ids_at_the_same_moment() -> None:
     makers = [IdMaker() for _ in range(100)]
     made = [make(NOON) for make in makers for _ in range(100)]
     assert len(set(made)) == 10_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_program_makes_ids_of_its_own() -> None:
+    """
+    A program that was forked makes other ids than the one it was forked from, though
+    both began with the same maker.
+    """
+    program = """
+import os
+from datetime import UTC, datetime, timedelta
+from trio_gokugen._ids import IdMaker
+
+make = IdMaker()
+moment = datetime(2024, 2, 29, 12, tzinfo=UTC)
+make(moment)
+child = os.fork()
+made = [make(moment), make(moment + timedelta(seconds=1))]
+if child:
+    os.waitpid(child, 0)
+os.write(1, " ".join([*made, ""]).encode())
+os._exit(0)
+"""
+    run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert len(set(run.stdout.split())) == 4

@@ -11,7 +11,6 @@ import trio.testing
 from support import NOON, Bench, TroubledRepository, at, noon, open_bench, stored
 
 from trio_gokugen import (
-    AlreadyDispatchedError,
     HeapRepository,
     HookAction,
     PartialHooks,
@@ -19,6 +18,7 @@ from trio_gokugen import (
     Scheduler,
     SchedulerNotRunningError,
     Task,
+    TaskNotFoundError,
     TaskState,
     TrioClock,
     WorkerPoolDispatcher,
@@ -175,26 +175,29 @@ async def test_stop_may_be_called_by_many(autojump_clock: trio.testing.MockClock
 
 async def test_stopped_before_it_has_begun(autojump_clock: trio.testing.MockClock) -> None:
     """
-    A scheduler that is stopped while it still recovers, from a store that does not
-    answer, stops at once; whoever waits is answered.
+    A scheduler that still recovers, from a store that does not answer, serves its callers,
+    starts nothing, and stops at once.
     """
     repository = TroubledRepository()
     repository.before_recover = trio.sleep_forever
     bench = Bench()
     scheduler = Scheduler(bench.works, repository, WorkerPoolDispatcher(bench.works))
 
-    async def refused() -> None:
-        with pytest.raises(SchedulerNotRunningError):
-            await scheduler.add_task("note", after=0)
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(scheduler.run)
+
+        async def start() -> None:
+            await nursery.start(scheduler.run)
+            with pytest.raises(SchedulerNotRunningError):
+                await scheduler.find()
+
+        nursery.start_soon(start)
         await trio.sleep(1)
-        nursery.start_soon(refused)
+        await scheduler.add_task("note", after=0)
         await trio.sleep(1)
         await scheduler.stop()
         assert scheduler.statistics().state == "stopped"
     assert trio.current_time() == 2.0
+    assert bench.log == []
 
 
 # -- cancelled ---------------------------------------------------------------------------
@@ -602,28 +605,64 @@ async def test_tasks_overdue_at_the_start(autojump_clock: trio.testing.MockClock
     assert bench.log == [(str(n), 0.0) for n in reversed(range(100))]
 
 
-async def test_nothing_is_dispatched_twice_by_a_late_result(
-    autojump_clock: trio.testing.MockClock,
+@pytest.mark.parametrize("earlier", [True, False])
+async def test_a_run_that_has_lost_its_task(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, earlier: bool
 ) -> None:
     """
-    The result of a run that has lost its task is dropped, and changes nothing.
+    The result of a run that has lost its task is dropped, and changes nothing. Who waits
+    for the task hears of its end by whoever has it now, at the latest as the lost run
+    reports.
     """
     repository = HeapRepository()
-    async with open_bench(repository) as (scheduler, bench):
+    async with open_bench(repository) as (scheduler, bench), trio.open_nursery() as nursery:
         await scheduler.add_tasks([at(0, "a", "sleep")])
         await trio.sleep(1)
-        run = await repository.get("a")
-        with pytest.raises(AlreadyDispatchedError):
-            await scheduler.cancel("a")
         # Somebody else takes the task back, and runs it anew.
+        run = await repository.get("a")
         [first, second] = await repository.apply([RevertTask(run)] * 2)
         assert isinstance(first, outcome.Value)
         assert isinstance(second, outcome.Error)
-        await repository.mark_dispatched("a", noon(1))
-        with pytest.raises(RepositoryError, match="attempt 1 of task 'a' has lost"):
-            await scheduler.wait("a")
-        assert (await scheduler.get("a")).state is TaskState.DISPATCHED
-    assert bench.log == [("a", 0.0), ("a done", 60.0)]
+        rerun = await repository.mark_dispatched("a", noon(1))
+        ended: list[Task] = []
+
+        async def wait() -> None:
+            ended.append(await scheduler.wait("a"))
+
+        nursery.start_soon(wait)
+        if earlier:
+            await repository.mark_done(rerun, noon(2))
+        await trio.sleep_until(70)
+        assert bench.log == [("a", 0.0), ("a done", 60.0)]
+        assert scheduler.statistics().done == 0
+        if earlier:
+            assert [(task.attempt, task.done_at) for task in ended] == [(2, noon(2))]
+        else:
+            assert ended == []
+            assert (await scheduler.get("a")).state is TaskState.DISPATCHED
+            nursery.cancel_scope.cancel()
+    [record] = caplog.records
+    assert "the outcome of 'a' is dropped" in record.getMessage()
+
+
+async def test_waiting_for_a_task_that_is_gone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Who waits for a task that somebody ends, and deletes, behind the scheduler's back is
+    told that there is none, as its run reports.
+    """
+    repository = HeapRepository()
+    async with open_bench(repository) as (scheduler, _):
+        await scheduler.add_tasks([at(0, "a", "sleep")])
+        await trio.sleep(1)
+        await repository.mark_done(await repository.get("a"), noon(1))
+        await repository.delete_ended()
+        run = scheduler._engine
+        assert run is not None
+        waiter = run.ledger.watch("a")
+        with pytest.raises(TaskNotFoundError):
+            await waiter.wait()
 
 
 async def test_a_rude_work_that_has_lost_its_task(

@@ -935,6 +935,8 @@ def test_what_is_asked_for_may_come_in_any_collection() -> None:
 
 @settings(max_examples=40)
 @given(st.lists(similar_tasks(), max_size=20))
+@example([a_task(id="a", created_at=NOON + SECOND), a_task(id="b", created_at=NOON)])
+@example([a_task(id="b"), a_task(id="a")])
 def test_tasks_are_found_in_one_order(found: list[Task]) -> None:
     """
     Tasks are ordered by the earliest appointed time, the largest priority, the earliest

@@ -24,7 +24,7 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(called(function))
 
 
-def check_async(function: Callable[..., Any], name: str) -> None:
+def check_async(function: object, name: str) -> None:
     """Raise a `TypeError` that names the argument, unless it is an async function."""
     if not callable(function) or not is_async(function):
         raise TypeError(f"{name}: must be an async function, not {function!r}")

@@ -60,7 +60,9 @@ class SystemClock:
 
     def __attrs_post_init__(self) -> None:
         if not 0 < self.max_sleep < math.inf:
-            raise ValueError(f"max_sleep must be positive, not {self.max_sleep}")
+            raise ValueError(
+                f"max_sleep: must be positive and finite, not {self.max_sleep}"
+            )
 
     def now(self) -> datetime:
         """The wall clock's time, in UTC."""
@@ -107,6 +109,8 @@ class TrioClock:
         return math.inf
 
     def __attrs_post_init__(self) -> None:
+        if self.epoch is None and self.start is not None:
+            raise ValueError("start: goes with an epoch, which is not given")
         if self.epoch is not None:
             self.epoch = as_utc(self.epoch, "epoch")
         if trio.lowlevel.in_trio_run():

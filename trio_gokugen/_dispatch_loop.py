@@ -8,20 +8,21 @@ before always wins, and one that comes after is told that it is too late.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import trio
 
 from ._errors import SchedulerNotRunningError
 from ._ledger import Ledger
 from ._observers import Observers
+from ._task import Task
 from ._update_loop import UpdateLoop
 from .abc import (
     ANY_TASK,
     Claimed,
     ClaimTasks,
-    Clock,
     Dispatcher,
     Free,
     HookAction,
@@ -37,8 +38,8 @@ logger = logging.getLogger("trio_gokugen.dispatch")
 IGNORED_PAUSE = 1.0
 """Seconds before another look, after an error that a hook has ignored."""
 
-LOOK_FOR_UNKNOWN = timedelta(seconds=30)
-"""How often stored tasks of unknown works are looked for."""
+LOOK_FOR_UNKNOWN = 30.0
+"""Seconds, how often stored tasks of unknown works are looked for."""
 
 
 class DispatchLoop:
@@ -49,7 +50,6 @@ class DispatchLoop:
         works: WorkRegistry,
         repository: TaskRepository,
         dispatcher: Dispatcher,
-        clock: Clock,
         hooks: LoopHooks,
         observers: Observers,
         ledger: Ledger,
@@ -58,15 +58,15 @@ class DispatchLoop:
         self._works = works
         self._repository = repository
         self._dispatcher = dispatcher
-        self._clock = clock
         self._hooks = hooks
         self._observers = observers
         self._ledger = ledger
         self._updates = updates
         self._likely_more = False
         self._filter = ANY_TASK
+        self._sleepers: dict[trio.CancelScope, None] = {}
         self._decided: Exception | None = None
-        self._look_at: datetime | None = None
+        self._look_at = -math.inf
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -123,20 +123,37 @@ class DispatchLoop:
         while True:
             try:
                 await self._look_for_unknown_works()
-                task = await self._repository.wait_until_due(self._known(only))
+                task = await self._sleep(only)
             except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
                 await self._decide(self._hooks.on_get_next_error, error)
             else:
-                self._observers.tell("on_get_next", task)
-                return
+                if task is not None:
+                    self._observers.tell("on_get_next", task)
+                    return
+
+    async def _sleep(self, only: TaskFilter) -> Task | None:
+        """Sleep until a task is due and return it, or until there are new works."""
+        scope = trio.CancelScope()
+        self._sleepers[scope] = None
+        try:
+            with scope:
+                return await self._repository.wait_until_due(self._known(only))
+        finally:
+            del self._sleepers[scope]
+        return None
+
+    def notice_new_works(self) -> None:
+        """If works have been registered since, have their tasks waited for, too."""
+        if self._filter.work_ids is not self._works.work_ids:
+            for scope in self._sleepers:
+                scope.cancel()
 
     async def _look_for_unknown_works(self) -> None:
         """Count tasks that another version of the program must have left, and say so."""
-        now = self._clock.now()
-        if self._look_at is not None and now < self._look_at:
+        if trio.current_time() < self._look_at:
             return
         pending = await self._repository.count_pending()
-        self._look_at = self._clock.now() + LOOK_FOR_UNKNOWN
+        self._look_at = trio.current_time() + LOOK_FOR_UNKNOWN
         known = self._works.work_ids
         unknown = {w: count for w, count in pending.items() if w not in known}
         for work_id in unknown.keys() - self._ledger.unknown_works.keys():
@@ -155,6 +172,8 @@ class DispatchLoop:
         """Return if the loop is to look again, or raise the error."""
         action = await hook(error, HookAction.RAISE)
         if action is HookAction.RETRY:
+            # A hook that has not waited must not keep everybody else from running.
+            await trio.lowlevel.checkpoint()
             return
         if action is not HookAction.IGNORE:
             self._decided = error

@@ -38,8 +38,11 @@ def _write(path: Path, tasks: Sequence[Task]) -> None:
     # so that the file they lead to is replaced, and not the link.
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    # What replaces a private file must not be anybody's to read, not even for a moment.
+    mode = 0o600 if path.exists() else 0o666
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+        temporary.touch(mode, exist_ok=False)
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
             for task in tasks:
                 file.write(task.to_json())
                 file.write("\n")

@@ -52,7 +52,6 @@ class Engine:
             works,
             repository,
             dispatcher,
-            clock,
             deciding,
             self.observers,
             self.ledger,
@@ -64,16 +63,21 @@ class Engine:
         self._dispatcher = dispatcher
         self._hooks = deciding
         self._scope = trio.CancelScope()
-        self._looping = False
+        self._grace = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        """Where the loops run; none before all of them do."""
 
     async def run(self, recover: RecoverAction, task_status: trio.TaskStatus[None]) -> None:
         """Recover what was left running, then run the loops until stopped or cancelled."""
-        self._repository.start_timer(self.clock)
+        try:
+            self._repository.start_timer(self.clock)
+        except BaseException:
+            self.ended.set()
+            raise
         try:
             try:
                 with self._scope:
-                    await self._recover(recover)
-                    await self._run_loops(task_status)
+                    await self._run_loops(recover, task_status)
             except BaseException as error:
                 await self._finish_after(error)
                 raise
@@ -81,29 +85,40 @@ class Engine:
         finally:
             self._repository.stop_timer()
             self.ended.set()
+        if self._nursery is None:
+            task_status.started()  # it was stopped before: whoever waits may go on
 
-    async def _run_loops(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _run_loops(
+        self, recover: RecoverAction, task_status: trio.TaskStatus[None]
+    ) -> None:
         async with trio.open_nursery() as nursery:
             await self._dispatcher.start(nursery, self.updates, self.clock)
             nursery.start_soon(self.updates.run, nursery)
             nursery.start_soon(self.observers.run)
-            # Last, though its first claim would wait for the update loop anyway.
+            await self._recover(recover)
+            # Last: nothing is dispatched before it is known what was running.
             nursery.start_soon(self.dispatches.run)
-            self._looping = True
+            self._nursery = nursery
             task_status.started()
 
     async def stop(self, grace: float) -> None:
-        """End in good order, giving running work `grace` seconds. Returns at the end."""
+        """End in good order, giving running work `grace` seconds. Returns at the end.
+
+        In a task of its own, as the one who asks may be a work, which will be cancelled.
+        """
+        if self._nursery is None:
+            self._scope.cancel()
+        elif self._stopping:
+            self._grace.deadline = min(self._grace.deadline, trio.current_time() + grace)
+        else:
+            self._grace.deadline = trio.current_time() + grace
+            self._nursery.start_soon(self._end_in_order)
         self._stopping = True
-        if self._looping:
-            await self._let_end(grace)
-        self._scope.cancel()
         await self.ended.wait()
 
-    async def _let_end(self, grace: float) -> None:
+    async def _end_in_order(self) -> None:
         ledger = self.ledger
-        grace_ends = trio.current_time() + grace
-        with trio.move_on_at(grace_ends):
+        with self._grace:
             await self.dispatches.stop()
             await ledger.wait_until(lambda: not ledger.runs)
         for task_id in tuple(ledger.runs):
@@ -113,8 +128,10 @@ class Engine:
         # From here on it is only about writing, which may fail for ever.
         with trio.move_on_after(RECORD_LIMIT):
             await ledger.wait_until(lambda: not ledger.runs)
-        with trio.move_on_at(max(grace_ends, trio.current_time() + RECORD_LIMIT)):
+        limit = max(self._grace.deadline, trio.current_time() + RECORD_LIMIT)
+        with trio.move_on_at(limit):
             await self.observers.wait_seen_all()
+        self._scope.cancel()
 
     @property
     def state(self) -> Literal["running", "stopping", "stopped"]:
@@ -130,6 +147,7 @@ class Engine:
             except Exception as error:
                 action = await self._hooks.on_update_error((), error, HookAction.RAISE)
                 if action is HookAction.RETRY:
+                    await trio.lowlevel.checkpoint()
                     continue
                 if action is not HookAction.IGNORE:
                     raise

@@ -27,7 +27,7 @@ import trio
 
 from . import _transitions
 from ._dump import read_tasks, write_tasks
-from ._errors import REFUSALS, TaskExistsError, TaskNotFoundError
+from ._errors import TaskExistsError, TaskNotFoundError
 from ._repository import BulkRepository, recover_runs
 from ._task import Task, TaskQuery, TaskState, find_order
 from ._timer import TimedRepository
@@ -148,7 +148,7 @@ class HeapStore(BulkRepository):
         for operation in operations:
             try:
                 outcomes.append(outcome.Value(self._carry_out[type(operation)](operation)))
-            except REFUSALS as error:
+            except Exception as error:  # noqa: BLE001 (it is the outcome)
                 outcomes.append(outcome.Error(error))
         return outcomes
 

@@ -16,6 +16,23 @@ from .abc import HookAction, LoopHooks, Operation
 
 logger = logging.getLogger("trio_gokugen.hooks")
 
+HOOKS = (
+    "on_get_next_error",
+    "on_get_next",
+    "on_dispatch_error",
+    "on_dispatch",
+    "on_update_error",
+    "on_update",
+    "on_task_done",
+)
+
+
+def checked_hooks(hooks: LoopHooks) -> LoopHooks:
+    """The hooks, or a `TypeError` that names the one that is no async function."""
+    for name in HOOKS:
+        check_async(getattr(hooks, name, None), f"hooks.{name}")
+    return hooks
+
 
 class PassThroughHooks:
     """Watches nothing, and leaves every error as it was decided so far: raised.

@@ -51,7 +51,10 @@ class Ledger:
         self.reverted = 0
         self.unknown_works: dict[str, int] = {}
         self.version = 0
-        """Grows with every batch that was written."""
+        """Grows with every batch."""
+
+        self.writing = False
+        """Whether a batch is under way: the store may know what is not noted here yet."""
 
         self._waiters: dict[str, list[Waiter]] = {}
         self._watchers: dict[trio.Event, Callable[[], bool]] = {}
@@ -79,10 +82,9 @@ class Ledger:
         else:
             self.ended(task)
 
-    def lost(self, run: Task, error: Exception) -> None:
-        """The result is never going to be in the store: tell who waits for it why."""
+    def lost(self, run: Task) -> None:
+        """The result is never going to be in the store."""
         self._forget(run)
-        self._give_up(run.id, error)
 
     def _forget(self, run: Task) -> None:
         # Of a task that was taken back and claimed anew, a later run may go on already.
@@ -91,7 +93,8 @@ class Ledger:
             del self.runs[run.id]
 
     def batch_written(self) -> None:
-        """Changes have been made to the store, and noted here."""
+        """A batch is through: what was changed in the store has been noted here."""
+        self.writing = False
         self.version += 1
         self._look()
 
@@ -130,8 +133,11 @@ class Ledger:
             self.failed += 1
         else:
             self.cancelled += 1
-        if not self._waiters:
-            return
+        if self._waiters:
+            self.tell(task)
+
+    def tell(self, task: Task) -> None:
+        """Tell who waits for the end of a task, which has ended so."""
         for waiter in self._waiters.pop(task.id, ()):
             waiter.settle(task)
 
@@ -148,13 +154,14 @@ class Ledger:
             if not waiters:
                 del self._waiters[waiter.task_id]
 
-    def _give_up(self, task_id: str, error: Exception) -> None:
+    def give_up(self, task_id: str, error: Exception) -> None:
+        """The end of this task cannot be known: tell who waits for it why."""
         for waiter in self._waiters.pop(task_id, ()):
             waiter.settle(None, error)
 
     def close(self) -> None:
         """The scheduler has stopped: answer everybody."""
         for task_id in list(self._waiters):
-            self._give_up(task_id, SchedulerNotRunningError())
+            self.give_up(task_id, SchedulerNotRunningError())
         for event in self._watchers:
             event.set()

@@ -135,6 +135,11 @@ class SimpleRepository(ABC):
                     taken = await self.mark_dispatched(head.id, at)
                 except RefusedError:
                     continue  # somebody else was faster: look again
+                except Exception:
+                    # What was taken must be run; the next claim will fail, if at all.
+                    if tasks or expired:
+                        break
+                    raise
                 ended = taken.state is not TaskState.DISPATCHED
                 (expired if ended else tasks).append(taken)
         return Claimed(tasks, expired)

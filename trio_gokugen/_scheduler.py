@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
@@ -25,8 +25,9 @@ from ._errors import (
     WorkNotFoundError,
 )
 from ._heap_repository import HeapRepository
+from ._hooks import checked_hooks
 from ._ids import IdMaker
-from ._json import JSON
+from ._json import JSON, name
 from ._task import (
     ENDED,
     UNCHANGED,
@@ -125,7 +126,7 @@ class Scheduler:
         self._works = works
         self._repository = repository
         self._dispatcher = dispatcher
-        self._hooks = hooks
+        self._hooks = None if hooks is None else checked_hooks(hooks)
         self._clock = clock
         self._grace = _grace(grace)
         self._recover = _recover(recover)
@@ -145,13 +146,15 @@ class Scheduler:
 
         An error of the repository that no hook catches, and an error of a hook, end the
         run, as does what a work raises that is no `Exception`, after it was recorded.
-        Cancelled, it cancels the running work at once and puts it back to scheduled,
-        which takes at most 5 s after the last work has ended.
+        Cancelled, it cancels the running work at once and puts it back to scheduled; for
+        that write, after the last work has ended, the store has 5 s, if it heeds a
+        cancellation.
 
         Raises:
           SchedulerAlreadyRunningError: if it, its repository or its dispatcher runs
             already.
-          RepositoryError: if the last outcomes could not be recorded.
+          ExceptionGroup: with the errors of its loops; with a `RepositoryError` if the last
+            outcomes could not be recorded.
         """
         if self._engine is not None and not self._engine.ended.is_set():
             raise SchedulerAlreadyRunningError
@@ -170,11 +173,13 @@ class Scheduler:
         """Stop, and return once everything has ended.
 
         Nothing more is dispatched; running work has `grace` seconds to end by itself,
-        then it is cancelled, and its tasks go back to scheduled. Hooks see everything
-        that happened, if that takes them no more than another 5 s. Until the very end
-        the other methods are at work. If it is not running, returns at once.
+        then it is cancelled, and its tasks go back to scheduled. Hooks have as long, or 5 s
+        more, to see everything that happened. Until the very end the other methods are at
+        work. If it is not running, returns at once. Of several calls the one whose grace
+        ends first counts.
 
-        Cancellation leaves the stop half done: nothing more is dispatched.
+        Cancelling the call does not take the stop back. A work or a hook may call this,
+        and is cancelled as the others are.
         """
         seconds = self._grace if grace is None else _grace(grace)
         if self._engine is None or self._engine.ended.is_set():
@@ -204,7 +209,7 @@ class Scheduler:
           at: Earliest moment to start: aware; one that has passed means now.
           after: Seconds from now, instead of `at`.
           priority: Among tasks due at the same moment, the larger goes first.
-          deadline: Moment after which it must not start, and is cancelled if running.
+          deadline: Moment from which on it must not start, and is cancelled if running.
           meta: A JSON object of your own: to search by, never passed to the work.
           id: An id of your own, which makes it safe to repeat an add whose answer was
             lost: the second is a `TaskExistsError`.
@@ -230,6 +235,7 @@ class Scheduler:
             meta={} if meta is None else meta,
             id=id,
         )
+        self._check(new.work_id, new.param)
         [task] = await self._add(engine, [new])
         return task
 
@@ -244,21 +250,23 @@ class Scheduler:
           TaskExistsError: an id is taken, or given twice.
         """
         engine = self._running()
-        return await self._add(engine, list(params))
-
-    async def _add(self, engine: Engine, params: list[TaskParam]) -> list[Task]:
-        now = engine.clock.now()
-        many = len(params) > 1
-        tasks: list[Task] = []
-        for index, param in enumerate(params):
+        new = list(params)
+        for index, param in enumerate(new):
             if not isinstance(param, TaskParam):
                 raise InvalidTaskError(
                     "params", f"must be TaskParam, not {type(param).__name__}", index
                 )
-            self._check(param.work_id, param.param, index if many else None)
-            task_id = self._make_id(now) if param.id is None else param.id
-            tasks.append(new_task(param, task_id, now))
+            self._check(param.work_id, param.param, index)
+        return await self._add(engine, new)
+
+    async def _add(self, engine: Engine, params: Sequence[TaskParam]) -> list[Task]:
+        now = engine.clock.now()
+        tasks = [
+            new_task(param, self._make_id(now) if param.id is None else param.id, now)
+            for param in params
+        ]
         await engine.updates.queue.ask(lambda _: AddTasks(tasks))
+        engine.dispatches.notice_new_works()
         return tasks
 
     async def update(
@@ -283,8 +291,11 @@ class Scheduler:
           WorkNotFoundError: no such work is registered.
           TaskNotFoundError, AlreadyDispatchedError, AlreadyCancelledError,
           AlreadyDoneError: it can no longer be changed.
+
+        Of two updates at once, each is checked against the task as it was before both.
         """
         engine = self._running()
+        task_id = name(task_id, "task_id")
         update = TaskUpdate(
             work_id=work_id,
             scheduled_at=scheduled_at,
@@ -309,6 +320,7 @@ class Scheduler:
           TaskNotFoundError, AlreadyDispatchedError, AlreadyDoneError: it is too late.
         """
         engine = self._running()
+        task_id = name(task_id, "task_id")
         _, changed = await engine.updates.queue.ask(lambda now: CancelTask(task_id, now))
         return bool(changed)
 
@@ -319,7 +331,7 @@ class Scheduler:
         clean up; cancelling this call does not take the interruption back.
 
         Returns:
-          The task: cancelled, or done if the work had finished before it noticed.
+          The task: cancelled, or done or failed if the work had ended before it noticed.
 
         Raises:
           TaskNotFoundError, NotDispatchedError, AlreadyCancelledError,
@@ -327,13 +339,17 @@ class Scheduler:
           NotRunningHereError: another scheduler runs it.
         """
         engine = self._running()
+        task_id = name(task_id, "task_id")
         ledger = engine.ledger
         while task_id not in ledger.runs:
             version = ledger.version
             task = await self._repository.get(task_id)
             _transitions.check(task, _transitions.Action.INTERRUPT)
-            if version == ledger.version:
+            if ledger.writing:
+                await ledger.wait_until_written()  # its claim, or its end, maybe
+            elif version == ledger.version:
                 raise NotRunningHereError(task_id)
+            self._running()
         waiter = ledger.watch(task_id)
         # If the dispatcher does not know it any more, its result is on the way.
         self._dispatcher.cancel(task_id, StopReason.INTERRUPT)
@@ -345,7 +361,7 @@ class Scheduler:
     async def get(self, task_id: str) -> Task:
         """The task as it stands, or a `TaskNotFoundError`."""
         self._running()
-        return await self._repository.get(task_id)
+        return await self._repository.get(name(task_id, "task_id"))
 
     async def find(
         self,
@@ -364,6 +380,8 @@ class Scheduler:
         self._running()
         _check_limit(limit)
         query = TaskQuery() if query is None else query
+        if not isinstance(query, TaskQuery):
+            raise TypeError(f"query: must be a TaskQuery, not {query!r}")
         return await self._repository.find(query, limit, after)
 
     async def wait(self, task_id: str) -> Task:
@@ -373,6 +391,7 @@ class Scheduler:
           TaskNotFoundError: there is no such task.
         """
         ledger = self._running().ledger
+        task_id = name(task_id, "task_id")
         # Wait first and read then: an end that comes in between would be missed.
         waiter = ledger.watch(task_id)
         try:
@@ -394,16 +413,18 @@ class Scheduler:
         engine = self._running()
         ledger, queue = engine.ledger, engine.updates.queue
         while True:
-            await ledger.wait_until(lambda: not ledger.runs and not queue)
+            await ledger.wait_until(
+                lambda: not ledger.runs and not queue and not ledger.writing
+            )
             self._running()
             version = ledger.version
             known = TaskFilter(self._works.work_ids)
             pending = await self._repository.get_next(known)
-            if version == ledger.version:
+            if version == ledger.version and not ledger.writing:
                 if pending is None:
                     return
                 await ledger.wait_until_written()
-                self._running()
+            self._running()
 
     async def delete_ended(
         self,
@@ -563,7 +584,7 @@ def _grace(grace: float | timedelta) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"grace: must be a number of seconds, not {grace!r}")
     if not seconds >= 0:
-        raise ValueError(f"grace: must not be negative, not {grace}")
+        raise ValueError(f"grace: must be 0 or more seconds, not {grace}")
     return float(seconds)
 
 

@@ -171,7 +171,7 @@ class TaskParam:
     """Among tasks due at the same moment, the larger goes first. 64 bits."""
 
     deadline: datetime | None = None
-    """Moment after which the task must not start, and running work is cancelled."""
+    """Moment from which on the task must not start, and running work is cancelled."""
 
     meta: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
     """A JSON object of the user's own: searched, never passed to the work."""
@@ -232,7 +232,7 @@ class Task:
     created_at: datetime
 
     deadline: datetime | None = None
-    """Moment after which the task must not start, and running work is cancelled."""
+    """Moment from which on the task must not start, and running work is cancelled."""
 
     cancelled_at: datetime | None = None
 

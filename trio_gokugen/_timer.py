@@ -60,7 +60,7 @@ class HookTimer:
     """
 
     _store: RepositoryLike
-    _clock: Clock | None = None
+    _clock: Clock | None = attrs.field(default=None, init=False)
     _sleepers: dict[_Sleeper, None] = attrs.field(factory=dict[_Sleeper, None], init=False)
 
     def start_timer(self, clock: Clock) -> None:

@@ -57,7 +57,7 @@ _UNLESS_DISPATCHED: dict[TaskState, type[Refusal]] = {
     TaskState.DONE: AlreadyDoneError,
     TaskState.FAILED: AlreadyDoneError,
 }
-REFUSALS: dict[Action, dict[TaskState, type[Refusal]]] = {
+TABLE: dict[Action, dict[TaskState, type[Refusal]]] = {
     Action.UPDATE: _UNLESS_SCHEDULED,
     # Cancelling what is cancelled is not refused: it changes nothing.
     Action.CANCEL: {
@@ -78,7 +78,7 @@ def check(task: Task, action: Action) -> None:
 
     Hot paths ask by identity first, as the members of an enumeration are slow to hash.
     """
-    refusal = REFUSALS[action].get(task.state)
+    refusal = TABLE[action].get(task.state)
     if refusal is not None:
         raise refusal(task.id)
 

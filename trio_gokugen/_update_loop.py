@@ -24,7 +24,6 @@ import trio
 from ._describe import describe
 from ._errors import (
     REFUSALS,
-    LostRunError,
     RepositoryError,
     StopReason,
     WorkStoppedError,
@@ -75,6 +74,8 @@ class UpdateLoop:
         self._ledger = ledger
         self._unwritten: list[TaskResult] = []
         self._leaving: list[BaseException] = []
+        self._void: list[Task] = []
+        """Runs whose task was taken from them, and may have ended without them."""
 
     def send_nowait(self, value: TaskResult, /) -> None:
         """Take a worker's result: the loop is the dispatcher's `ResultChannel`."""
@@ -96,8 +97,22 @@ class UpdateLoop:
                     if isinstance(item, Request):
                         item.lay_down()
                 nursery.start_soon(self._decide, group, error)
+            if self._void:
+                nursery.start_soon(self._look_after, self._void)
+                self._void = []
             if self._leaving:
                 self._raise_leaving()
+
+    async def _look_after(self, runs: Sequence[Task]) -> None:
+        """Tell who waits for the tasks of void runs, if they have ended elsewhere."""
+        for run in runs:
+            try:
+                task = await self._repository.get(run.id)
+            except Exception as error:  # noqa: BLE001 (it is for who waits)
+                self._ledger.give_up(run.id, error)
+            else:
+                if task.state.ended:
+                    self._ledger.tell(task)
 
     async def finish(self) -> None:
         """Record what is left once the works have ended: in one write, under a shield.
@@ -146,6 +161,23 @@ class UpdateLoop:
         Returns:
           Groups of items that the store failed to write, each with the store's error.
         """
+        self._ledger.writing = True
+        try:
+            taken, operations = self._take(items)
+            try:
+                outcomes = await self._repository.apply(operations)
+            except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
+                return self._set_apart([(item, error) for item in taken])
+            failed = self._settle(taken, operations, outcomes)
+            return self._set_apart(failed) if failed else []
+        except BaseException:
+            self._release(items)
+            raise
+        finally:
+            self._ledger.batch_written()
+
+    def _take(self, items: Sequence[Item]) -> tuple[list[Item], list[Operation]]:
+        """What is still wanted of a batch, and how it is done."""
         now = self._clock.now()
         taken: list[Item] = []
         operations: list[Operation] = []
@@ -153,20 +185,15 @@ class UpdateLoop:
             if isinstance(item, TaskResult):
                 operations.append(_operation_for(item, now))
             elif item.take():
-                operations.append(item.make(now))
+                try:
+                    operations.append(item.make(now))
+                except Exception as error:  # noqa: BLE001 (it is for who asked)
+                    item.settle(outcome.Error(error))
+                    continue
             else:
                 continue
             taken.append(item)
-        try:
-            outcomes = await self._repository.apply(operations)
-        except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
-            return self._set_apart([(item, error) for item in taken])
-        except BaseException:
-            self._release(taken)
-            raise
-        failed = self._settle(taken, operations, outcomes)
-        self._ledger.batch_written()
-        return self._set_apart(failed) if failed else []
+        return taken, operations
 
     def _settle(
         self,
@@ -239,20 +266,18 @@ class UpdateLoop:
             item.settle(result)
             return
         # Somebody has taken the task from its run: what the run reports is void.
-        logger.warning(
-            "the outcome of %r is dropped: %s",
-            item.run.id,
-            result.error,
-        )
-        self._ledger.lost(item.run, LostRunError(item.run.id, item.run.attempt))
+        logger.warning("the outcome of %r is dropped: %s", item.run.id, result.error)
+        self._ledger.lost(item.run)
+        self._void.append(item.run)
         if isinstance(item.outcome, outcome.Error):
             self._note_leaving(item)
 
     def _release(self, items: Sequence[Item]) -> None:
-        """Keep results for the last write, and refuse requests: none was carried out."""
+        """Keep results for the last write, and refuse requests, that are not settled."""
         for item in items:
             if isinstance(item, TaskResult):
-                self._unwritten.append(item)
+                if item.run.id in self._ledger.runs:
+                    self._unwritten.append(item)
             else:
                 item.lay_down()
                 item.refuse()
@@ -290,7 +315,8 @@ class UpdateLoop:
             if isinstance(item, Request):
                 item.settle(outcome.Error(error))
             elif action is HookAction.IGNORE:
-                self._ledger.lost(item.run, error)
+                self._ledger.lost(item.run)
+                self._ledger.give_up(item.run.id, error)
                 if isinstance(item.outcome, outcome.Error):
                     self._note_leaving(item)
             else:

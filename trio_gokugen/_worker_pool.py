@@ -143,13 +143,15 @@ class WorkerPoolDispatcher:
         return max(0, int(self._limiter.available_tokens))
 
     def _start_run(self, run: Task) -> None:
+        if self._nursery is None:
+            # The scheduler was cancelled while the claim was being written.
+            raise WorkStoppedError(StopReason.SHUTDOWN)
         if self._idle:
             worker, _ = self._idle.popitem()
             worker.run = run
             reschedule(worker.trio_task)
         else:
             worker = _Worker(self._idle, run)
-            assert self._nursery is not None
             self._context.run(self._nursery.start_soon, self._live, worker)
         self._runs[run.id] = worker
         try:
@@ -199,6 +201,7 @@ class WorkerPoolDispatcher:
                     if (
                         worker.reason is not None
                         or _open_scopes(worker.trio_task) is not scopes
+                        or (isinstance(result, outcome.Error) and _cancelled())
                     ):
                         break
                     self._report(worker, worker.run, result)
@@ -307,6 +310,10 @@ def _checked(max_workers: int) -> int:
     return max_workers
 
 
+def _cancelled() -> bool:
+    return trio.current_effective_deadline() == -math.inf
+
+
 async def _failed(error: Exception) -> outcome.Outcome[Any]:
     return outcome.Error(error)
 
@@ -338,7 +345,7 @@ def _last_outcome(
         left = cast("outcome.Error", result).error
     error = left if left is None else _without_cancelled(left)
     reason = worker.reason
-    if reason is None and trio.current_effective_deadline() == -math.inf:
+    if reason is None and _cancelled():
         reason = StopReason.SHUTDOWN  # not ours, and not the work's: from outside
     if error is not None and (reason is None or not isinstance(error, Exception)):
         return outcome.Error(error)

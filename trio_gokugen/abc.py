@@ -57,6 +57,7 @@ __all__ = [
     "Fetch",
     "Free",
     "HookAction",
+    "Listener",
     "LoopHooks",
     "Operation",
     "RecoverAction",
@@ -111,8 +112,10 @@ class RepositoryLike(Protocol):
     """Where tasks are kept. Knows nothing of timers, workers, loops or the time.
 
     Every method is a checkpoint and atomic under cancellation: it takes effect and
-    returns, or raises `trio.Cancelled` having changed nothing. A `RefusedError` is the
-    store's definite answer; any other error means that it failed.
+    returns, or raises `trio.Cancelled` having changed nothing. A `RefusedError` or an
+    `InvalidTaskError` is the store's definite answer; any other error means that it
+    failed, and that nothing was changed: a store that has lost sight of a write must find
+    out what became of it before it raises.
 
     Pending tasks are ordered by the earliest `scheduled_at`, then the largest
     `priority`, then the oldest: the one added first.
@@ -227,6 +230,9 @@ class RepositoryLike(Protocol):
 
         Returns:
           The ids of exactly the tasks that were deleted.
+
+        Raises:
+          InvalidTaskError: names ``states`` if one of them is not an ended one.
         """
         ...
 
@@ -384,7 +390,8 @@ class Dispatcher(Protocol):
     ) -> None:
         """Open for business. All it starts, it starts in the nursery.
 
-        Cancelling the nursery cancels every running work, with a result for each.
+        Cancelling the nursery cancels every running work, with a result for each. Once the
+        nursery has ended, the dispatcher may be started again.
         """
         ...
 
@@ -392,7 +399,8 @@ class Dispatcher(Protocol):
         """Block until a worker is free, and only then fetch tasks.
 
         Returns once those that were fetched have started. Cancellation either starts
-        none, or comes after all of them have started.
+        none, or comes after all of them have started. An error of `fetch` leaves it as it
+        is, in no group.
         """
         ...
 

@@ -142,7 +142,7 @@ async def cancel_stops_the_work(open_dispatcher: OpenDispatcher) -> None:
 @stopping
 async def the_first_reason_stands(open_dispatcher: OpenDispatcher) -> None:
     """Work cancelled twice was stopped for the first reason."""
-    first, second = StopReason
+    first, second = StopReason.INTERRUPT, StopReason.SHUTDOWN
     async with bench(open_dispatcher) as b:
         for one, other in ((first, second), (second, first)):
             run = run_of("never_end")
