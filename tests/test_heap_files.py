@@ -143,7 +143,7 @@ def fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def open_on_a_full_disk(self: Path, mode: str = "r", **arguments: Any) -> Any:
         if mode == "w":
-            return Full(real_open(self, "xb"), encoding="utf-8", newline="\n")
+            return Full(real_open(self, "wb"), encoding="utf-8", newline="\n")
         return real_open(self, mode, **arguments)
 
     monkeypatch.setattr(Path, "open", open_on_a_full_disk)

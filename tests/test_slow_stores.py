@@ -1,0 +1,470 @@
+"""Over stores that take their time after the effect, as one in threads does.
+
+What is in such a store runs ahead of what the scheduler knows: between the two anything
+can happen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import attrs
+import outcome
+import pytest
+import trio
+import trio.testing
+from support import NOON, Bench, TroubledRepository, at, noon, open_bench, stored
+
+from trio_gokugen import (
+    AlreadyDispatchedError,
+    HeapRepository,
+    HookAction,
+    InvalidTaskError,
+    PartialHooks,
+    PassThroughHooks,
+    RepositoryError,
+    Scheduler,
+    SchedulerAlreadyRunningError,
+    SchedulerNotRunningError,
+    Task,
+    TaskState,
+    TrioClock,
+    WorkerPoolDispatcher,
+    WorkRegistry,
+    open_scheduler,
+)
+from trio_gokugen.abc import (
+    ANY_TASK,
+    ClaimTasks,
+    EndTask,
+    Operation,
+    RecoverAction,
+    TaskFilter,
+)
+
+
+class SlowRepository(HeapRepository):
+    """Carries out at once, and answers a second later, whoever is cancelled."""
+
+    def __init__(self, seconds: float = 1, kind: type[Operation] | None = None) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.kind = kind
+
+    async def apply(
+        self, operations: Sequence[Operation]
+    ) -> Sequence[outcome.Outcome[Any]]:
+        outcomes = await super().apply(operations)
+        if self.kind is None or any(isinstance(each, self.kind) for each in operations):
+            with trio.CancelScope(shield=True):
+                await trio.sleep(self.seconds)
+        return outcomes
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+async def test_a_claim_that_lands_after_the_cancellation(
+    autojump_clock: trio.testing.MockClock, how: str
+) -> None:
+    """
+    A claim that was written as the scheduler was cancelled, or stopped without grace,
+    fails no task: those it claimed go back to scheduled.
+    """
+    repository = SlowRepository(5, ClaimTasks)
+    with trio.move_on_after(2 if how == "cancelled" else 1000):
+        async with open_bench(repository, grace=0) as (scheduler, _):
+            await scheduler.add_tasks([at(1, "a", "sleep"), at(1, "b", "sleep")])
+            await trio.sleep(2)
+            if how == "cancelled":
+                await trio.sleep_forever()
+    for task in repository.store.snapshot():
+        assert (task.state, task.attempt, task.interruptions) == (TaskState.SCHEDULED, 1, 1)
+
+
+async def test_an_error_on_the_way_out_fails_no_task(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A work that raises as the scheduler is cancelled from outside goes back to scheduled,
+    as it does when the scheduler stops.
+    """
+    works = WorkRegistry()
+
+    @works.register
+    async def rude() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ConnectionError("lost")
+
+    repository = HeapRepository()
+    with trio.move_on_after(5):
+        async with open_scheduler(works, repository) as scheduler:
+            await scheduler.add_task("rude", after=0, id="a")
+            await trio.sleep_forever()
+    assert (await repository.get("a")).state is TaskState.SCHEDULED
+
+
+async def test_drain_and_interrupt_wait_for_a_claim_under_way(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    While a claim is in the store, and not yet noted, `drain` goes on waiting, and an
+    interruption finds the run.
+    """
+    repository = SlowRepository(3)
+    async with open_bench(repository) as (scheduler, bench):
+        await scheduler.add_tasks([at(10, "a", "sleep"), at(10, "b", "sleep")])
+        await trio.sleep_until(11)
+        assert (await repository.get("a")).state is TaskState.DISPATCHED
+        assert bench.log == []
+        with pytest.raises(AlreadyDispatchedError):
+            await scheduler.cancel("a")
+        assert (await scheduler.interrupt("a")).state is TaskState.CANCELLED
+        await scheduler.drain()
+        assert (await repository.get("b")).state is TaskState.DONE
+
+        await scheduler.add_tasks([at(200, "c", "sleep")])
+        await trio.sleep_until(201)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.interrupt, "c")
+            nursery.start_soon(scheduler.drain)
+        assert (await repository.get("c")).state is TaskState.CANCELLED
+
+
+async def test_everything_over_a_slow_store(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    Over a slow store every task runs once, those due together in few batches.
+    """
+    repository = SlowRepository(0.5)
+    async with open_bench(repository, max_workers=5) as (scheduler, bench):
+        await scheduler.add_tasks(
+            [at(n // 10, str(n), "sleep", param={"seconds": 1}) for n in range(60)]
+        )
+        await scheduler.drain()
+    assert sorted(bench.ids(), key=int) == [str(n) for n in range(60)]
+    assert {task.attempt for task in repository.store.snapshot()} == {1}
+
+
+async def test_a_batch_that_cannot_even_be_made(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If the clock, the dispatcher or the store break their word, the error leaves `run`, and
+    nobody waits for ever.
+    """
+
+    class BrokenClock(TrioClock):
+        broken = False
+
+        def now(self) -> Any:
+            if self.broken:
+                raise ArithmeticError("no time")
+            return super().now()
+
+    class ForgetfulRepository(HeapRepository):
+        broken = False
+
+        async def apply(
+            self, operations: Sequence[Operation]
+        ) -> Sequence[outcome.Outcome[Any]]:
+            outcomes = await super().apply(operations)
+            return outcomes[1:] if self.broken else outcomes
+
+    clock = BrokenClock(NOON, 0.0)
+    repository = ForgetfulRepository()
+    for culprit in (clock, repository):
+        bench = Bench()
+        refused = False
+
+        scheduler = Scheduler(
+            bench.works, repository, WorkerPoolDispatcher(bench.works), clock=clock
+        )
+
+        async def ask(scheduler: Scheduler = scheduler) -> None:
+            nonlocal refused
+            with pytest.raises(SchedulerNotRunningError):
+                await scheduler.cancel("a")
+            refused = True
+
+        async with trio.open_nursery() as callers:
+            error = ArithmeticError if culprit is clock else ValueError
+            with pytest.RaisesGroup(error, flatten_subgroups=True):
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(scheduler.run)
+                    culprit.broken = True
+                    callers.start_soon(ask)
+                    await trio.sleep_forever()
+            culprit.broken = False
+        assert refused
+
+
+async def test_a_dispatcher_that_cannot_tell_who_is_free(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    An error of the dispatcher's own, as a claim is made, goes to `on_dispatch_error`.
+    """
+
+    class Confused(WorkerPoolDispatcher):
+        confused = True
+
+        def _free(self) -> int:
+            if self.confused and self._nursery is not None:
+                self.confused = False
+                raise ArithmeticError("how many?")
+            return super()._free()
+
+    errors: list[Exception] = []
+
+    async def retry(error: Exception, action: HookAction) -> HookAction:
+        errors.append(error)
+        return HookAction.RETRY
+
+    bench = Bench()
+    pool = Confused(bench.works)
+    pool.confused = False
+    hooks = PartialHooks(on_dispatch_error=retry)
+    async with open_scheduler(
+        bench.works, None, pool, hooks=hooks, clock=TrioClock(NOON, 0)
+    ) as scheduler:
+        await scheduler.add_tasks([at(5, "a")])
+        await trio.testing.wait_all_tasks_blocked()
+        pool.confused = True
+        await scheduler.drain()
+    assert [str(error) for error in errors] == ["how many?"]
+    assert bench.log == [("a", 5.0)]
+
+
+async def test_a_hook_that_retries_at_once_keeps_nobody_from_running(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A hook that asks for a retry without waiting leaves room for others.
+    """
+
+    class Failing(HeapRepository):
+        failing = True
+
+        async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+            if self.failing:
+                raise RepositoryError("down")
+            return await super().recover(action, at)
+
+        async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
+            if self.failing:
+                raise RepositoryError("down")
+            return await super().wait_until_due(only)
+
+    async def retry(*_: Any) -> HookAction:
+        return HookAction.RETRY
+
+    hooks = PartialHooks(on_get_next_error=retry, on_update_error=retry)
+    repository = Failing()
+
+    async def heal() -> None:
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        repository.failing = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heal)
+        async with open_bench(repository, hooks=hooks) as (scheduler, bench):
+            repository.failing = True
+            nursery.start_soon(heal)
+            await scheduler.add_task("note", after=0, id="a")
+            await scheduler.drain()
+    assert bench.log == [("a", 0.0)]
+
+
+async def test_hooks_during_recovery_may_call_the_scheduler(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A hook that is asked while tasks are being recovered may use the scheduler.
+    """
+    repository = TroubledRepository()
+    bench = Bench()
+    answers: list[Task] = []
+
+    async def fail_once() -> None:
+        repository.before_recover = None
+        raise RepositoryError("down")
+
+    async def add(*_: Any) -> HookAction:
+        answers.append(await scheduler.add_task("note", after=0, id="a"))
+        return HookAction.RETRY
+
+    repository.before_recover = fail_once
+    scheduler = Scheduler(
+        bench.works,
+        repository,
+        WorkerPoolDispatcher(bench.works),
+        PartialHooks(on_update_error=add),
+        clock=TrioClock(NOON, 0),
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scheduler.run)
+        await scheduler.drain()
+        await scheduler.stop()
+    assert bench.log == [("a", 0.0)]
+    assert len(answers) == 1
+
+
+async def test_recovered_tasks_are_counted_and_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Tasks that are failed at the start are told to the hooks, and counted, as others are.
+    """
+    repository = HeapRepository()
+    await repository.add([stored("a", state=TaskState.DISPATCHED, attempt=1)])
+    told: list[str] = []
+
+    async def done(task: Task) -> None:
+        told.append(task.id)
+
+    hooks = PartialHooks(on_task_done=done)
+    async with open_bench(repository, recover="fail", hooks=hooks) as (scheduler, _):
+        assert scheduler.statistics().failed == 1
+    assert told == ["a"]
+
+
+async def test_a_refused_start_leaves_no_scheduler_behind(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A scheduler whose repository serves another says so, and then is as stopped as before.
+    """
+    bench = Bench()
+    repository = HeapRepository()
+    async with open_scheduler(bench.works, repository):
+        second = Scheduler(bench.works, repository, WorkerPoolDispatcher(bench.works))
+        for _ in range(2):
+            with pytest.raises(SchedulerAlreadyRunningError):
+                await second.run()
+            assert second.statistics().state == "stopped"
+            with pytest.raises(SchedulerNotRunningError):
+                await second.add_task("note", after=0)
+
+
+async def test_a_work_registered_while_the_loop_sleeps(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A work that is registered while the loop sleeps for another's task runs on time.
+    """
+    async with open_bench() as (scheduler, bench):
+        await scheduler.add_task("note", after=1000, id="far")
+        await trio.testing.wait_all_tasks_blocked()
+        bench.works.register("late", bench.note)
+        await scheduler.add_task("late", after=5, id="near")
+        await scheduler.drain()
+    assert bench.log == [("near", 5.0), ("far", 1000.0)]
+
+
+@pytest.mark.parametrize("task_id", [7, None, ["a"], "", "\0"])
+async def test_ids_of_the_wrong_type(
+    autojump_clock: trio.testing.MockClock, task_id: Any
+) -> None:
+    """
+    What cannot be an id is refused at the call, by every call that takes one.
+    """
+    async with open_bench() as (scheduler, _):
+        calls: list[Callable[[Any], Any]] = [
+            scheduler.get,
+            scheduler.wait,
+            scheduler.cancel,
+            scheduler.interrupt,
+            scheduler.update,
+        ]
+        for call in calls:
+            with pytest.raises(InvalidTaskError) as caught:
+                await call(task_id)
+            assert caught.value.field == "task_id"
+        with pytest.raises(TypeError, match="query"):
+            await scheduler.find({"states": 1})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def test_hooks_are_looked_at_when_they_are_given() -> None:
+    """
+    Hooks of which one is missing, or is no async function, are refused with its name.
+    """
+
+    @attrs.define
+    class Half(PassThroughHooks):
+        on_update: Any = None
+
+    works = WorkRegistry()
+    for hooks in (Half(), object(), Half(on_update=print)):
+        with pytest.raises(TypeError, match=r"hooks\.on_"):
+            Scheduler(works, HeapRepository(), WorkerPoolDispatcher(works), hooks)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def test_stop_called_by_a_work_and_by_a_hook(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A work, or a hook, that stops its scheduler is cancelled with the others, and the
+    scheduler stops in good order.
+    """
+    works = WorkRegistry()
+
+    @works.register
+    async def suicide() -> None:
+        await scheduler.stop(5)
+
+    async def stop(task: Task) -> None:
+        await scheduler.stop(5)
+
+    for by_hook in (False, True):
+        start = trio.current_time()
+        bench = Bench(works=works) if not by_hook else Bench()
+        repository = HeapRepository()
+        scheduler = Scheduler(
+            bench.works,
+            repository,
+            WorkerPoolDispatcher(bench.works),
+            PartialHooks(on_task_done=stop) if by_hook else None,
+            clock=TrioClock(NOON),
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(scheduler.run)
+            await scheduler.add_task("sleep", {"seconds": 3}, after=0, id="a")
+            if not by_hook:
+                await scheduler.add_task("suicide", after=1, id="b")
+        assert scheduler.statistics().state == "stopped"
+        assert trio.current_time() - start == (8.0 if by_hook else 6.0)
+        assert (await repository.get("a")).state is TaskState.DONE
+
+
+async def test_a_result_that_is_written_twice(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A store that breaks its word, and raises though it has written, costs a warning: the
+    task ends once, and who waits for it is told.
+    """
+    repository = TroubledRepository()
+    apply = repository.store.apply
+    lost = False
+
+    async def lose_the_answer(operations: Sequence[Operation]) -> Any:
+        nonlocal lost
+        outcomes = await apply(operations)
+        if not lost and any(isinstance(each, EndTask) for each in operations):
+            lost = True
+            raise RepositoryError("connection lost")
+        return outcomes
+
+    async def retry(*_: Any) -> HookAction:
+        return HookAction.RETRY
+
+    repository.store.apply = lose_the_answer  # type: ignore[method-assign]
+    hooks = PartialHooks(on_update_error=retry)
+    async with open_bench(repository, hooks=hooks) as (scheduler, bench):
+        await scheduler.add_task("note", at=noon(5), id="a")
+        assert (await scheduler.wait("a")).state is TaskState.DONE
+    assert lost
+    assert bench.log == [("a", 5.0)]
