@@ -165,7 +165,7 @@ class ReminderService:
     async def _cancel(self, client: Client, task_id: str) -> str:
         try:
             task = await self.scheduler.get(task_id)
-        except TaskNotFoundError:
+        except (TaskNotFoundError, InvalidTaskError):
             task = None
         if task is None or task.meta["client"] != client.name:
             return f"error you have no reminder {task_id!r}"

@@ -15,6 +15,7 @@ import outcome
 import pytest
 import trio
 import trio.testing
+from stores import ListStore
 from support import NOON, Bench, TroubledRepository, at, noon, open_bench, stored
 
 from trio_gokugen import (
@@ -30,11 +31,15 @@ from trio_gokugen import (
     SchedulerNotRunningError,
     Task,
     TaskState,
+    TimedRepository,
     TrioClock,
     WorkerPoolDispatcher,
     WorkRegistry,
     open_scheduler,
 )
+from trio_gokugen._ledger import Ledger
+from trio_gokugen._observers import Observers
+from trio_gokugen._update_loop import UpdateLoop
 from trio_gokugen.abc import (
     ANY_TASK,
     ClaimTasks,
@@ -42,6 +47,7 @@ from trio_gokugen.abc import (
     Operation,
     RecoverAction,
     TaskFilter,
+    TaskResult,
 )
 
 
@@ -468,3 +474,67 @@ async def test_a_result_that_is_written_twice(
         assert (await scheduler.wait("a")).state is TaskState.DONE
     assert lost
     assert bench.log == [("a", 5.0)]
+
+
+async def test_two_runs_of_one_task(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    If a task is taken back behind the scheduler's back, and claimed anew while its first
+    run goes on, each run is on its own, and the later one counts.
+    """
+    repository = HeapRepository()
+    async with open_bench(repository) as (scheduler, bench):
+        await scheduler.add_tasks([at(0, "a", "sleep")])
+        await trio.sleep(10)
+        await repository.revert(await repository.get("a"))
+        ended = await scheduler.wait("a")
+        assert trio.current_time() == 70.0
+        assert scheduler.statistics().running == 0
+    assert bench.starts == [("a", 0.0), ("a", 10.0)]
+    assert (ended.state, ended.attempt, ended.done_at) == (TaskState.DONE, 2, noon(70))
+
+
+async def test_a_settled_result_is_not_kept_for_the_last_write() -> None:
+    """
+    Of a batch that broke off, only results that were not noted yet are written again.
+    """
+    ledger = Ledger()
+    loop = UpdateLoop(
+        HeapRepository(), TrioClock(NOON), PassThroughHooks(), Observers(None, []), ledger
+    )
+    settled, other = (
+        TaskResult(stored(each, state=TaskState.DISPATCHED), outcome.Value(None))
+        for each in ("a", "b")
+    )
+    ledger.claimed([other.run])
+    loop._release([settled, other])
+    assert loop._unwritten == [other]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+async def test_a_simple_store_that_fails_within_a_claim(
+    autojump_clock: trio.testing.MockClock, fails_at: int
+) -> None:
+    """
+    Of a claim in the middle of which a store without transactions fails, what was taken
+    is run; the rest is claimed once the store works.
+    """
+
+    class Failing(ListStore):
+        calls = 0
+
+        async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
+            self.calls += 1
+            if self.calls == fails_at:
+                raise RepositoryError("down")
+            return await super().mark_dispatched(task_id, at)
+
+    async def retry(*_: Any) -> HookAction:
+        return HookAction.RETRY
+
+    repository = TimedRepository(Failing())
+    hooks = PartialHooks(on_dispatch_error=retry)
+    async with open_bench(repository, hooks=hooks) as (scheduler, bench):
+        await scheduler.add_tasks([at(5, str(n)) for n in range(3)])
+        await scheduler.drain()
+        assert {task.attempt for task in await scheduler.find()} == {1}
+    assert sorted(bench.log) == [("0", 5.0), ("1", 5.0), ("2", 5.0)]

@@ -27,7 +27,7 @@ def _traceback(error: BaseException) -> str:
             error, limit=-MAX_FRAMES, compact=True
         )
         return "".join(summary.format())
-    except Exception as broken:  # noqa: BLE001 (it is told in place of the traceback)
+    except BaseException as broken:  # noqa: BLE001 (it is told in place of the traceback)
         # Odd fields of a SyntaxError do that.
         return f"<its traceback cannot be told: {type(broken).__qualname__}>"
 

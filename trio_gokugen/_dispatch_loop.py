@@ -19,6 +19,7 @@ from ._ledger import Ledger
 from ._observers import Observers
 from ._task import Task
 from ._update_loop import UpdateLoop
+from ._users_code import call
 from .abc import (
     ANY_TASK,
     Claimed,
@@ -70,6 +71,7 @@ class DispatchLoop:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Dispatch until stopped or cancelled."""
         try:
@@ -170,7 +172,7 @@ class DispatchLoop:
         error: Exception,
     ) -> None:
         """Return if the loop is to look again, or raise the error."""
-        action = await hook(error, HookAction.RAISE)
+        action = await call(hook, error, HookAction.RAISE)
         if action is HookAction.RETRY:
             # A hook that has not waited must not keep everybody else from running.
             await trio.lowlevel.checkpoint()

@@ -37,7 +37,7 @@ def _write(path: Path, tasks: Sequence[Task]) -> None:
     # Beside the file, as a rename is atomic only within one file system. Through links,
     # so that the file they lead to is replaced, and not the link.
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     # What replaces a private file must not be anybody's to read, not even for a moment.
     mode = 0o600 if path.exists() else 0o666
     try:

@@ -19,6 +19,7 @@ from ._hooks import PassThroughHooks
 from ._ledger import Ledger
 from ._observers import Observers
 from ._update_loop import RECORD_LIMIT, UpdateLoop
+from ._users_code import call
 from .abc import (
     Clock,
     Dispatcher,
@@ -116,11 +117,13 @@ class Engine:
         self._stopping = True
         await self.ended.wait()
 
+    @trio.lowlevel.enable_ki_protection
     async def _end_in_order(self) -> None:
         ledger = self.ledger
         with self._grace:
             await self.dispatches.stop()
             await ledger.wait_until(lambda: not ledger.runs)
+        self.updates.start_nothing()
         for task_id in tuple(ledger.runs):
             self._dispatcher.cancel(task_id, StopReason.SHUTDOWN)
         # However long it takes: nothing outlives the nursery.
@@ -145,7 +148,9 @@ class Engine:
             try:
                 recovered = await self._repository.recover(recover, self.clock.now())
             except Exception as error:
-                action = await self._hooks.on_update_error((), error, HookAction.RAISE)
+                action = await call(
+                    self._hooks.on_update_error, (), error, HookAction.RAISE
+                )
                 if action is HookAction.RETRY:
                     await trio.lowlevel.checkpoint()
                     continue

@@ -27,11 +27,16 @@ class IdMaker:
         # Unique, not secret: a generator of its own, seeded by the system, is enough, and
         # spares a system call for every id.
         self._random = source if source is not None else random.Random(os.urandom(32))
+        self._process = os.getpid()
         self._millisecond = -1
         self._counter = 0
 
     def __call__(self, moment: datetime) -> str:
         """The next id, stamped with `moment`, or with a later one already used."""
+        if os.getpid() != self._process:
+            # A fork must not go on with the same numbers as the process it came from.
+            self._process = os.getpid()
+            self._random.seed(os.urandom(32))
         millisecond = max(0, (moment - _EPOCH) // _MILLISECOND)
         if millisecond > self._millisecond:
             self._millisecond = millisecond

@@ -50,6 +50,7 @@ class Ledger:
         self.cancelled = 0
         self.reverted = 0
         self.unknown_works: dict[str, int] = {}
+        self.closed = False
         self.version = 0
         """Grows with every batch."""
 
@@ -103,7 +104,7 @@ class Ledger:
 
         It was true then; it may not be any more. Not a checkpoint if it is true now.
         """
-        if condition():
+        if self.closed or condition():
             return
         event = trio.Event()
         self._watchers[event] = condition
@@ -144,6 +145,9 @@ class Ledger:
     def watch(self, task_id: str) -> Waiter:
         """Begin to wait for the task's end. To be undone by `unwatch`."""
         waiter = Waiter(task_id)
+        if self.closed:
+            waiter.settle(None, SchedulerNotRunningError())
+            return waiter
         self._waiters.setdefault(task_id, []).append(waiter)
         return waiter
 
@@ -160,7 +164,8 @@ class Ledger:
             waiter.settle(None, error)
 
     def close(self) -> None:
-        """The scheduler has stopped: answer everybody."""
+        """The scheduler has stopped: answer everybody, and whoever comes."""
+        self.closed = True
         for task_id in list(self._waiters):
             self.give_up(task_id, SchedulerNotRunningError())
         for event in self._watchers:

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 from ._task import Task
+from ._users_code import call
 from .abc import Listener, LoopHooks
 
 
@@ -50,13 +51,14 @@ class Observers:
         if self._listeners:
             self._put(self._call_listeners, task)
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Deliver events until cancelled. An error of a hook ends it."""
         while True:
             while self._events:
                 hook, args = self._events.popleft()
                 self._busy = True
-                await hook(*args)
+                await call(hook, *args)
                 self._busy = False
             self._seen_all.set()
             self._arrived = trio.Event()

@@ -136,6 +136,7 @@ class Scheduler:
 
     # -- running ----------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -291,8 +292,6 @@ class Scheduler:
           WorkNotFoundError: no such work is registered.
           TaskNotFoundError, AlreadyDispatchedError, AlreadyCancelledError,
           AlreadyDoneError: it can no longer be changed.
-
-        Of two updates at once, each is checked against the task as it was before both.
         """
         engine = self._running()
         task_id = name(task_id, "task_id")
@@ -305,7 +304,7 @@ class Scheduler:
             meta=meta,
         )
         if not (update.work_id is UNCHANGED and update.param is UNCHANGED):
-            await self._check_update(task_id, update)
+            update = await self._check_update(task_id, update)
         _, changed = await engine.updates.queue.ask(lambda _: UpdateTask(task_id, update))
         return bool(changed)
 
@@ -420,6 +419,7 @@ class Scheduler:
             version = ledger.version
             known = TaskFilter(self._works.work_ids)
             pending = await self._repository.get_next(known)
+            self._running()
             if version == ledger.version and not ledger.writing:
                 if pending is None:
                     return
@@ -508,8 +508,8 @@ class Scheduler:
         except InvalidTaskError as error:
             raise InvalidTaskError(error.field, error.reason, index) from None
 
-    async def _check_update(self, task_id: str, update: TaskUpdate) -> None:
-        """Check that the work will take the param, as they are going to be.
+    async def _check_update(self, task_id: str, update: TaskUpdate) -> TaskUpdate:
+        """Check that the work will take the param, and have both written together.
 
         A task of a work that is not known here is somebody else's to check.
         """
@@ -520,6 +520,10 @@ class Scheduler:
             self._check(update.work_id, param)
         elif task.work_id in self._works.work_ids:
             self._check(task.work_id, param)
+        # Both, as they were checked together: another update may come in between.
+        if update.work_id is UNCHANGED:
+            return attrs.evolve(update, work_id=task.work_id)
+        return attrs.evolve(update, param=param)
 
 
 @asynccontextmanager

@@ -32,6 +32,7 @@ from ._ledger import Ledger
 from ._observers import Observers
 from ._task import Task
 from ._update_queue import Item, Request, UpdateQueue
+from ._users_code import call
 from .abc import (
     AddTasks,
     CancelRun,
@@ -74,6 +75,7 @@ class UpdateLoop:
         self._ledger = ledger
         self._unwritten: list[TaskResult] = []
         self._leaving: list[BaseException] = []
+        self._starts_nothing = False
         self._void: list[Task] = []
         """Runs whose task was taken from them, and may have ended without them."""
 
@@ -82,6 +84,7 @@ class UpdateLoop:
         self._ledger.reported(value.run)
         self.queue.send_nowait(value)
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, nursery: trio.Nursery) -> None:
         """Write batches until cancelled.
 
@@ -103,6 +106,7 @@ class UpdateLoop:
             if self._leaving:
                 self._raise_leaving()
 
+    @trio.lowlevel.enable_ki_protection
     async def _look_after(self, runs: Sequence[Task]) -> None:
         """Tell who waits for the tasks of void runs, if they have ended elsewhere."""
         for run in runs:
@@ -111,8 +115,18 @@ class UpdateLoop:
             except Exception as error:  # noqa: BLE001 (it is for who waits)
                 self._ledger.give_up(run.id, error)
             else:
-                if task.state.ended:
+                if not task.state.ended:
+                    continue  # a later attempt, or a later look, will tell
+                if task.attempt == run.attempt:
+                    # It was this very run that ended, by a write whose answer was lost.
+                    self._ledger.ended(task)
+                    self._observers.tell_done(task)
+                else:
                     self._ledger.tell(task)
+
+    def start_nothing(self) -> None:
+        """From now on, put back what a claim that is under way brings."""
+        self._starts_nothing = True
 
     async def finish(self) -> None:
         """Record what is left once the works have ended: in one write, under a shield.
@@ -256,6 +270,10 @@ class UpdateLoop:
         for task in tasks:
             if watched:
                 self._observers.tell("on_dispatch", task)
+            if self._starts_nothing:
+                stopped = WorkStoppedError(StopReason.SHUTDOWN)
+                self.send_nowait(TaskResult(task, outcome.Error(stopped)))
+                continue
             try:
                 claim.start(task)
             except Exception as error:  # noqa: BLE001 (it is the outcome of the run)
@@ -296,6 +314,7 @@ class UpdateLoop:
                 groups.setdefault(id(error), ([], error))[0].append(item)
         return list(groups.values())
 
+    @trio.lowlevel.enable_ki_protection
     async def _decide(self, items: Sequence[Item], error: Exception) -> None:
         """Ask the hooks about items that could not be written, and do as they say."""
         now = self._clock.now()
@@ -304,7 +323,9 @@ class UpdateLoop:
             for item in items
         ]
         try:
-            action = await self._hooks.on_update_error(operations, error, HookAction.RAISE)
+            action = await call(
+                self._hooks.on_update_error, operations, error, HookAction.RAISE
+            )
         except BaseException:
             self._release(items)
             raise

@@ -96,6 +96,7 @@ class UpdateQueue:
     def __len__(self) -> int:
         return len(self._items)
 
+    @trio.lowlevel.enable_ki_protection
     async def ask(
         self, make: Callable[[datetime], Operation], start: Start | None = None
     ) -> Any:

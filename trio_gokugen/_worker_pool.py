@@ -40,6 +40,7 @@ from ._errors import (
 )
 from ._json import fresh
 from ._task import Task
+from ._users_code import call
 from .abc import (
     Clock,
     DispatcherStatistics,
@@ -162,6 +163,7 @@ class WorkerPoolDispatcher:
         else:
             worker.has_token = True
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -185,6 +187,7 @@ class WorkerPoolDispatcher:
 
     # -- a worker's life --------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _live(self, worker: _Worker) -> None:
         """Run works until cancelled, and report a result for every one of them."""
         worker.trio_task = trio.lowlevel.current_task()
@@ -239,7 +242,7 @@ class WorkerPoolDispatcher:
         try:
             if work.in_thread:
                 return outcome.Value(await self._call_in_thread(work, run))
-            return outcome.Value(await work.function(**fresh(run.param)))
+            return outcome.Value(await call(work.function, **fresh(run.param)))
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             return outcome.Error(error)
 
@@ -343,7 +346,12 @@ def _last_outcome(
         if isinstance(result, outcome.Value):
             return result
         left = cast("outcome.Error", result).error
-    error = left if left is None else _without_cancelled(left)
+    error = left
+    if left is not None:
+        try:
+            error = _without_cancelled(left)
+        except RecursionError as odd:  # groups within groups within groups
+            error = odd
     reason = worker.reason
     if reason is None and _cancelled():
         reason = StopReason.SHUTDOWN  # not ours, and not the work's: from outside
