@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import attrs
@@ -538,3 +539,130 @@ async def test_a_simple_store_that_fails_within_a_claim(
         await scheduler.drain()
         assert {task.attempt for task in await scheduler.find()} == {1}
     assert sorted(bench.log) == [("0", 5.0), ("1", 5.0), ("2", 5.0)]
+
+
+async def test_a_claim_that_lands_after_the_grace(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What a claim brings that is under way when the grace is over is put back, and does not
+    hold the scheduler up.
+    """
+    repository = SlowRepository(10, ClaimTasks)
+    async with open_bench(repository, grace=1, max_workers=2) as (scheduler, bench):
+        await scheduler.add_tasks([at(0, "a", "stubborn", param={"seconds": 40})])
+        await scheduler.add_tasks([at(15, "b", "sleep", param={"seconds": 100_000})])
+        await trio.sleep_until(16)
+    assert trio.current_time() == 50.0
+    assert bench.ids() == ["a"]
+    b = await repository.get("b")
+    assert (b.state, b.attempt, b.interruptions) == (TaskState.SCHEDULED, 1, 1)
+
+
+async def test_drain_is_answered_if_the_scheduler_ends_as_it_reads(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Who drains, or waits, while the scheduler ends is told so, though it was just reading.
+    """
+
+    class SlowReads(HeapRepository):
+        async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+            return await super().get_next(only)
+
+        async def get(self, task_id: str) -> Task:
+            await trio.sleep(50)
+            return await super().get(task_id)
+
+    refused: list[str] = []
+
+    async def expect(call: Any, *args: Any) -> None:
+        with pytest.raises(SchedulerNotRunningError):
+            await call(*args)
+        refused.append(call.__name__)
+
+    async with trio.open_nursery() as callers:
+        async with open_bench(SlowReads(), grace=0) as (scheduler, _):
+            await scheduler.add_tasks([at(1000, "a")])
+            callers.start_soon(expect, scheduler.drain)
+            callers.start_soon(expect, scheduler.wait, "a")
+            await trio.sleep(1)
+        callers.cancel_scope.deadline = trio.current_time() + 1000
+    assert sorted(refused) == ["drain", "wait"]
+
+
+async def test_waiting_on_a_ledger_that_is_closed() -> None:
+    """
+    Who begins to wait after everybody was answered is answered, too.
+    """
+    ledger = Ledger()
+    ledger.close()
+    await ledger.wait_until(lambda: False)
+    with pytest.raises(SchedulerNotRunningError):
+        await ledger.watch("a").wait()
+
+
+async def test_two_updates_that_do_not_go_together(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Of two updates at once, one of the work and one of its param, each of which is right by
+    itself, no mixture comes out: the task's work takes its param.
+    """
+    works = WorkRegistry()
+
+    @works.register
+    async def a(x: int) -> None: ...
+
+    @works.register
+    async def b(y: int) -> None: ...
+
+    async with open_scheduler(works) as scheduler:
+        for _ in range(20):
+            task = await scheduler.add_task("a", {"x": 1}, after=1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    partial(scheduler.update, task.id, work_id="b", param={"y": 1})
+                )
+                nursery.start_soon(partial(scheduler.update, task.id, param={"x": 2}))
+            ended = await scheduler.wait(task.id)
+            assert ended.state is TaskState.DONE
+
+
+async def test_exceptions_that_cannot_be_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A work that raises what can hardly be looked at fails, and ends nothing else.
+    """
+    works = WorkRegistry()
+
+    class UntoldError(Exception):
+        @property
+        def __notes__(self) -> Any:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+            raise SystemExit
+
+    @works.register
+    async def untold() -> None:
+        raise UntoldError
+
+    @works.register
+    async def deep() -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as leaked:
+                error: BaseException = leaked
+                for _ in range(5000):
+                    error = BaseExceptionGroup[Any]("deeper", [error])
+                kept.append(error)
+        raise kept.pop()
+
+    kept: list[BaseException] = []
+    async with open_scheduler(works) as scheduler:
+        for work_id in ("untold", "deep"):
+            task = await scheduler.add_task(work_id, after=0)
+            assert (await scheduler.wait(task.id)).state is TaskState.FAILED

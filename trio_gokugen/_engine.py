@@ -109,6 +109,8 @@ class Engine:
         """
         if self._nursery is None:
             self._scope.cancel()
+        elif not self._nursery.child_tasks:
+            pass  # the loops have ended, for another reason
         elif self._stopping:
             self._grace.deadline = min(self._grace.deadline, trio.current_time() + grace)
         else:
