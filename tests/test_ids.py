@@ -145,3 +145,18 @@ os._exit(0)
 """
     run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     assert len(set(run.stdout.split())) == 4
+
+
+def test_a_fork_is_noticed() -> None:
+    """
+    A maker that finds itself in another process draws new random numbers, and its ids go
+    on increasing.
+    """
+    one, other = IdMaker(), IdMaker()
+    for maker in (one, other):
+        maker._random.seed(7)
+        maker._process = -1
+    first, second = one(NOON), other(NOON)
+    assert first != second
+    assert one(NOON) > first
+    assert one._process == other._process != -1

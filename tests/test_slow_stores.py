@@ -666,3 +666,33 @@ async def test_exceptions_that_cannot_be_told(
         for work_id in ("untold", "deep"):
             task = await scheduler.add_task(work_id, after=0)
             assert (await scheduler.wait(task.id)).state is TaskState.FAILED
+
+
+async def test_stop_while_the_last_write_is_made(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Who stops a scheduler that is ending already, cancelled and at its last write, gets back
+    when it has ended.
+    """
+    repository = SlowRepository(3)
+    bench = Bench()
+    scheduler = Scheduler(
+        bench.works, repository, WorkerPoolDispatcher(bench.works), clock=TrioClock(NOON, 0)
+    )
+    async with trio.open_nursery() as stoppers, trio.open_nursery() as nursery:
+        await nursery.start(scheduler.run)
+        await scheduler.add_tasks([at(4, "a", "sleep")])
+        await trio.sleep_until(10)
+        nursery.cancel_scope.cancel()
+        stoppers.cancel_scope.shield = True
+        stoppers.start_soon(stop_later, scheduler)
+    assert trio.current_time() == 13.0
+    assert (await repository.get("a")).state is TaskState.SCHEDULED
+
+
+async def stop_later(scheduler: Scheduler) -> None:
+    await trio.sleep(1)
+    await scheduler.stop()
+    assert scheduler.statistics().state == "stopped"
+    assert trio.current_time() == 13.0
