@@ -98,15 +98,15 @@ def told(pending: int, rounds: int, batch: int) -> None:
 async def in_batches(
     repository: HeapRepository, steps: Sequence[Step], now: datetime
 ) -> list[Claimed]:
-    outcomes: list[outcome.Outcome[Any]] = []
+    claims: list[Claimed] = []
     for first in range(0, len(steps), BATCH):
         operations = [operation(step, now) for step in steps[first : first + BATCH]]
-        outcomes += await repository.apply(operations)
-    return [
-        each.value
-        for each in outcomes
-        if isinstance(each, outcome.Value) and isinstance(each.value, Claimed)
-    ]
+        claims += [
+            each.value
+            for each in await repository.apply(operations)
+            if isinstance(each, outcome.Value) and isinstance(each.value, Claimed)
+        ]
+    return claims
 
 
 def operation(step: Step, now: datetime) -> Operation:

@@ -449,8 +449,8 @@ def _late_all_the_same(patch: pytest.MonkeyPatch) -> None:
     original = _transitions.dispatched
 
     def dispatched(task: Task, at: datetime) -> Task:
-        taken = original(_task.evolve(task, deadline=None), at)
-        return _task.evolve(taken, deadline=task.deadline)
+        taken = original(_task.evolve(task, {"deadline": None}), at)
+        return _task.evolve(taken, {"deadline": task.deadline})
 
     patch.setattr(_transitions, "dispatched", dispatched)
 

@@ -103,7 +103,7 @@ async def test_cancelling_everything_frees_everything() -> None:
     ids = [f"t{n}" for n in range(100_000)]
     one = new("one")
     await store.add(
-        [evolve(one, id=i, scheduled_at=noon(n % 977)) for n, i in enumerate(ids)]
+        [evolve(one, {"id": i, "scheduled_at": noon(n % 977)}) for n, i in enumerate(ids)]
     )
     assert held(store) == 100_000
     await store.apply([CancelTask(task_id, NOON) for task_id in ids[1:]])

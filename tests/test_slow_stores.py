@@ -70,6 +70,22 @@ class SlowRepository(HeapRepository):
         return outcomes
 
 
+class HastyRepository(HeapRepository):
+    """Does not yield while it applies, though it should."""
+
+    async def apply(
+        self, operations: Sequence[Operation]
+    ) -> Sequence[outcome.Outcome[Any]]:
+        applying = super().apply(operations)
+        applying.send(None)
+        try:
+            applying.send(outcome.Value(None))  # at once what Trio would, a step later
+        except StopIteration as end:
+            outcomes: Sequence[outcome.Outcome[Any]] = end.value
+            return outcomes
+        raise AssertionError("more than one checkpoint")
+
+
 @pytest.mark.parametrize("how", ["cancelled", "stopped"])
 async def test_a_claim_that_lands_after_the_cancellation(
     autojump_clock: trio.testing.MockClock, how: str
@@ -138,6 +154,20 @@ async def test_drain_and_interrupt_wait_for_a_claim_under_way(
             nursery.start_soon(scheduler.interrupt, "c")
             nursery.start_soon(scheduler.drain)
         assert (await repository.get("c")).state is TaskState.CANCELLED
+
+
+async def test_drain_over_a_hasty_store(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A claim that is through as `drain` wakes keeps it waiting, though nothing is pending
+    any more and no batch comes between.
+    """
+    for _ in range(20):  # as Trio's order is random
+        repository = HastyRepository()
+        await repository.add([stored(f"t{n}", seconds=-n) for n in range(30)])
+        async with open_bench(repository, max_workers=3) as (scheduler, bench):
+            await scheduler.drain()
+            assert scheduler.statistics().done == 30
+            assert len(bench.log) == 30
 
 
 async def test_everything_over_a_slow_store(autojump_clock: trio.testing.MockClock) -> None:

@@ -48,6 +48,8 @@ from .abc import (
     UpdateTask,
 )
 
+_DISPATCHED = TaskState.DISPATCHED
+
 _Entry: TypeAlias = tuple[datetime, int, int, int, Task]
 
 _FEW = 64
@@ -200,33 +202,29 @@ class HeapStore(BulkRepository):
         return task
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
-        claimed = Claimed([], [])
+        at, limit = operation.at, operation.limit
+        tasks: list[Task] = []
+        expired: list[Task] = []
         heads = self._heads(operation.only)
         heapq.heapify(heads)
-        while heads and len(claimed.tasks) < operation.limit:
+        while heads and len(tasks) < limit:
             entry, work_id = heads[0]
-            if entry[0] > operation.at:
+            if entry[0] > at:
                 break
-            self._claim_head(entry, operation.at, claimed)
-            if len(claimed.tasks) == operation.limit:
-                break
+            task = _transitions.dispatched(entry[4], at)
+            heapq.heappop(self._heaps[work_id].entries)
+            self._replace(entry, task)
+            if task.state is _DISPATCHED:
+                tasks.append(task)
+            else:
+                expired.append(task)
+                self._keep(task.id)
             following = self._head(work_id)
             if following is None:
                 heapq.heappop(heads)
             else:
                 heapq.heapreplace(heads, (following, work_id))
-        return claimed
-
-    def _claim_head(self, entry: _Entry, at: datetime, claimed: Claimed) -> None:
-        """Take the first entry from its work's heap, for a run or past its deadline."""
-        task = _transitions.dispatched(entry[4], at)
-        heapq.heappop(self._heaps[task.work_id].entries)
-        self._replace(entry, task)
-        if task.state is TaskState.DISPATCHED:
-            claimed.tasks.append(task)
-        else:
-            claimed.expired.append(task)
-            self._keep(task.id)
+        return Claimed(tasks, expired)
 
     def _end(self, operation: EndTask) -> Task:
         entry = self._entry(operation.run.id)
@@ -280,7 +278,8 @@ class HeapStore(BulkRepository):
 
     def _replace(self, entry: _Entry, task: Task) -> None:
         """Hold a task that is not pending in place of what was there."""
-        self._entries[task.id] = (*entry[:4], task)
+        at, order, sequence, version, _ = entry
+        self._entries[task.id] = (at, order, sequence, version, task)
 
     def _bury(self, entry: _Entry) -> None:
         """Count as dead a pending entry that has been replaced."""

@@ -33,6 +33,11 @@ class Waiter:
         return self.ended
 
 
+_SCHEDULED = TaskState.SCHEDULED
+_DONE = TaskState.DONE
+_FAILED = TaskState.FAILED
+
+
 class Ledger:
     """Changed by the loops between two checkpoints, so always of one piece."""
 
@@ -78,7 +83,7 @@ class Ledger:
     def recorded(self, run: Task, task: Task) -> None:
         """The result is in the store, and has left the task so."""
         self._forget(run)
-        if task.state is TaskState.SCHEDULED:
+        if task.state is _SCHEDULED:
             self.reverted += 1
         else:
             self.ended(task)
@@ -128,9 +133,9 @@ class Ledger:
 
     def ended(self, task: Task) -> None:
         """The task has ended: count it, and tell who waits."""
-        if task.state is TaskState.DONE:
+        if task.state is _DONE:
             self.done += 1
-        elif task.state is TaskState.FAILED:
+        elif task.state is _FAILED:
             self.failed += 1
         else:
             self.cancelled += 1

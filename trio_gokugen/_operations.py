@@ -56,7 +56,7 @@ class TaskFilter:
 ANY_TASK = TaskFilter()
 
 
-@attrs.frozen
+@attrs.define
 class Claimed:
     """What a claim found."""
 

@@ -411,16 +411,19 @@ class Scheduler:
         """
         engine = self._running()
         ledger, queue = engine.ledger, engine.updates.queue
+
+        def at_rest() -> bool:
+            return not ledger.runs and not queue and not ledger.writing
+
         while True:
-            await ledger.wait_until(
-                lambda: not ledger.runs and not queue and not ledger.writing
-            )
+            await ledger.wait_until(at_rest)
             self._running()
             version = ledger.version
             known = TaskFilter(self._works.work_ids)
             pending = await self._repository.get_next(known)
             self._running()
-            if version == ledger.version and not ledger.writing:
+            # What was read counts only if nothing went on before it, nor meanwhile.
+            if version == ledger.version and at_rest():
                 if pending is None:
                     return
                 await ledger.wait_until_written()

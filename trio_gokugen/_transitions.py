@@ -44,6 +44,9 @@ Refusal: TypeAlias = (
 
 _SCHEDULED = TaskState.SCHEDULED
 _DISPATCHED = TaskState.DISPATCHED
+_CANCELLED = TaskState.CANCELLED
+_DONE = TaskState.DONE
+_FAILED = TaskState.FAILED
 
 _UNLESS_SCHEDULED: dict[TaskState, type[Refusal]] = {
     TaskState.DISPATCHED: AlreadyDispatchedError,
@@ -97,11 +100,9 @@ def updated(task: Task, update: TaskUpdate) -> Task:
     changes = update.changes(task)
     if not changes:
         return task
-    check_deadline(
-        changes.get("scheduled_at", task.scheduled_at),
-        changes.get("deadline", task.deadline),
-    )
-    return evolve(task, **changes)
+    new = evolve(task, changes)
+    check_deadline(new.scheduled_at, new.deadline)
+    return new
 
 
 def cancelled(task: Task, at: datetime) -> Task:
@@ -109,7 +110,7 @@ def cancelled(task: Task, at: datetime) -> Task:
     if task.state is not _SCHEDULED:
         check(task, Action.CANCEL)
         return task  # cancelled it is: only that is neither scheduled nor refused
-    return evolve(task, state=TaskState.CANCELLED, cancelled_at=at)
+    return evolve(task, {"state": _CANCELLED, "cancelled_at": at})
 
 
 def dispatched(task: Task, at: datetime) -> Task:
@@ -119,28 +120,28 @@ def dispatched(task: Task, at: datetime) -> Task:
     if task.scheduled_at > at:
         raise NotDueError(task.id)
     if task.deadline is None or at < task.deadline:
-        return evolve(
-            task, state=TaskState.DISPATCHED, dispatched_at=at, attempt=task.attempt + 1
-        )
+        attempt = task.attempt + 1
+        return evolve(task, {"state": _DISPATCHED, "dispatched_at": at, "attempt": attempt})
     error = DeadlineExceededError(task.deadline.isoformat(), started=False)
     err = f"{type(error).__name__}: {error}"
-    return evolve(task, state=TaskState.FAILED, done_at=at, err=err)
+    return evolve(task, {"state": _FAILED, "done_at": at, "err": err})
 
 
 def ended(task: Task, run: Task, at: datetime, err: str | None) -> Task:
     """The task, done, or failed if there is an `err`, by the given run of it."""
     _check_run(task, run, Action.END)
-    state = TaskState.DONE if err is None else TaskState.FAILED
-    return evolve(task, state=state, done_at=at, err=err)
+    state = _DONE if err is None else _FAILED
+    return evolve(task, {"state": state, "done_at": at, "err": err})
 
 
 def reverted(task: Task, run: Task) -> Task:
     """The task, back to scheduled after its run was interrupted."""
     _check_run(task, run, Action.REVERT)
-    return evolve(task, state=TaskState.SCHEDULED, interruptions=task.interruptions + 1)
+    interruptions = task.interruptions + 1
+    return evolve(task, {"state": _SCHEDULED, "interruptions": interruptions})
 
 
 def interrupted(task: Task, run: Task, at: datetime) -> Task:
     """The task, cancelled together with its run."""
     _check_run(task, run, Action.INTERRUPT)
-    return evolve(task, state=TaskState.CANCELLED, cancelled_at=at)
+    return evolve(task, {"state": _CANCELLED, "cancelled_at": at})

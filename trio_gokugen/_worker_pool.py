@@ -40,7 +40,6 @@ from ._errors import (
 )
 from ._json import fresh
 from ._task import Task
-from ._users_code import call
 from .abc import (
     Clock,
     DispatcherStatistics,
@@ -204,7 +203,7 @@ class WorkerPoolDispatcher:
                     if (
                         worker.reason is not None
                         or _open_scopes(worker.trio_task) is not scopes
-                        or (isinstance(result, outcome.Error) and _cancelled())
+                        or (not isinstance(result, outcome.Value) and _cancelled())
                     ):
                         break
                     self._report(worker, worker.run, result)
@@ -237,23 +236,22 @@ class WorkerPoolDispatcher:
             return self._call(work, run)
         return self._call_bounded(work, run)
 
-    async def _call(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+    def _call(self, work: Work, run: Task) -> Awaitable[outcome.Outcome[Any]]:
         """What a work returned or raised. Lets a `trio.Cancelled` and the like through."""
+        return self._call_in_thread(work, run) if work.in_thread else _call_async(work, run)
+
+    async def _call_in_thread(self, work: Work, run: Task) -> outcome.Outcome[Any]:
         try:
-            if work.in_thread:
-                return outcome.Value(await self._call_in_thread(work, run))
-            return outcome.Value(await call(work.function, **fresh(run.param)))
+            with autojump_held():
+                value = await trio.to_thread.run_sync(
+                    functools.partial(work.function, **fresh(run.param)),
+                    # True would let the thread go on, and its task be run again meanwhile.
+                    abandon_on_cancel=False,
+                    limiter=self._threads,
+                )
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             return outcome.Error(error)
-
-    async def _call_in_thread(self, work: Work, run: Task) -> Any:
-        with autojump_held():
-            return await trio.to_thread.run_sync(
-                functools.partial(work.function, **fresh(run.param)),
-                # True would let the thread go on, and its task be run again meanwhile.
-                abandon_on_cancel=False,
-                limiter=self._threads,
-            )
+        return outcome.Value(value)
 
     async def _call_bounded(self, work: Work, run: Task) -> outcome.Outcome[Any]:
         """Call the work within its task's deadline and its own timeout."""
@@ -311,6 +309,15 @@ def _checked(max_workers: int) -> int:
     if max_workers < 1:
         raise ValueError(f"max_workers: must be at least 1, not {max_workers}")
     return max_workers
+
+
+# A Ctrl-C that comes in here has interrupted the work, whose own frame is one below.
+@trio.lowlevel.disable_ki_protection
+async def _call_async(work: Work, run: Task) -> outcome.Outcome[Any]:
+    try:
+        return outcome.Value(await work.function(**fresh(run.param)))
+    except Exception as error:  # noqa: BLE001 (it is the outcome)
+        return outcome.Error(error)
 
 
 def _cancelled() -> bool:
