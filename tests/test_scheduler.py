@@ -979,6 +979,19 @@ async def test_a_call_while_not_running_says_so(
     assert scheduler.statistics().max_workers == 10
 
 
+async def test_workers_are_counted_in_one_place() -> None:
+    """
+    A number of workers beside a dispatcher, which has its own, is refused and not ignored.
+    """
+    works = WorkRegistry()
+    dispatcher = WorkerPoolDispatcher(works, max_workers=3)
+    with pytest.raises(TypeError, match="max_workers"):
+        async with open_scheduler(works, dispatcher=dispatcher, max_workers=20):
+            pass
+    async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+        assert scheduler.statistics().max_workers == 3
+
+
 async def test_a_second_run_is_refused(autojump_clock: trio.testing.MockClock) -> None:
     """
     A scheduler runs once at a time, and so do its repository and its dispatcher.

@@ -526,3 +526,36 @@ async def test_a_pool_may_serve_one_scheduler_after_another(
             await scheduler.drain()
             await scheduler.stop()
     assert bench.ids() == ["0", "1", "2"]
+
+
+async def test_a_nursery_left_open(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A work that abandons a generator with a nursery in it ends the scheduler, as Trio has
+    it, but not before its task is recorded as failed: a restart does not run into it again.
+    """
+    works = WorkRegistry()
+    repository = HeapRepository()
+    abandoned: list[AsyncGenerator[int]] = []
+
+    async def numbers() -> AsyncGenerator[int]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep, 3)
+            yield 1
+
+    @works.register
+    async def first_number() -> None:
+        abandoned.append(numbers())
+        async for _ in abandoned[0]:
+            break
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(RuntimeError, match="Nursery stack corrupted"),
+        flatten_subgroups=True,
+    ):
+        async with open_scheduler(works, repository) as scheduler:
+            await scheduler.add_task("first_number", after=0, id="a")
+            await trio.sleep_forever()
+    task = await repository.get("a")
+    assert task.state is TaskState.FAILED
+    assert task.err is not None
+    assert "corrupted" in task.err.splitlines()[0]

@@ -529,13 +529,16 @@ class Scheduler:
         return attrs.evolve(update, param=param)
 
 
+_MAX_WORKERS = 10
+
+
 @asynccontextmanager
 async def open_scheduler(
     works: WorkRegistry,
     repository: TaskRepository | None = None,
     dispatcher: Dispatcher | None = None,
     *,
-    max_workers: int = 10,
+    max_workers: int = _MAX_WORKERS,
     hooks: LoopHooks | None = None,
     clock: Clock | None = None,
     grace: float | timedelta = 30.0,
@@ -552,13 +555,16 @@ async def open_scheduler(
       works: What tasks can name.
       repository: Where tasks are kept: in memory by default.
       dispatcher: Where works run: by default a `WorkerPoolDispatcher`.
-      max_workers: How many works that one runs at a time.
+      max_workers: How many works that one runs at a time. A dispatcher of your own knows
+        its own limit, and is not given another.
       hooks: Who watches, and decides about errors. By default every error is raised.
       clock: The wall clock by default; Trio's own clock under a mock clock.
       grace: Seconds that running work gets to end by itself.
       recover: What becomes of tasks found dispatched at the start: ``"revert"`` them to
         scheduled, ``"fail"`` them, or ``"leave"`` them.
     """
+    if dispatcher is not None and max_workers != _MAX_WORKERS:
+        raise TypeError("max_workers: is for the default dispatcher; set it on your own")
     scheduler = Scheduler(
         works,
         HeapRepository() if repository is None else repository,
