@@ -559,3 +559,53 @@ async def test_a_nursery_left_open(autojump_clock: trio.testing.MockClock) -> No
     assert task.state is TaskState.FAILED
     assert task.err is not None
     assert "corrupted" in task.err.splitlines()[0]
+
+
+@pytest.mark.parametrize("bound", ["timeout", "deadline"])
+@pytest.mark.parametrize("leaves", ["by the cancellation", "by an error"])
+@pytest.mark.parametrize("stop", ["interrupt", "shutdown"])
+@pytest.mark.parametrize("stopped_at", [3, 7])
+async def test_the_first_to_cancel_is_named(
+    autojump_clock: trio.testing.MockClock,
+    bound: str,
+    leaves: str,
+    stop: str,
+    stopped_at: float,
+) -> None:
+    """
+    Of a bound at 5 and a stop, both before a work has cleaned up at 10, the earlier counts.
+    """
+    works = WorkRegistry()
+    repository = HeapRepository()
+
+    async def slow_to_leave() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep_until(10)
+            if leaves == "by an error":
+                raise ValueError("boom")
+
+    works.register("work", slow_to_leave, timeout=5 if bound == "timeout" else None)
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, repository, clock=clock) as scheduler:
+        deadline = noon(5) if bound == "deadline" else None
+        await scheduler.add_task("work", at=noon(), deadline=deadline, id="a")
+        await trio.sleep_until(stopped_at)
+        if stop == "shutdown":
+            await scheduler.stop(grace=0)
+        else:
+            await scheduler.interrupt("a")
+        assert trio.current_time() == 10
+    task = await repository.get("a")
+    if stopped_at > 5:
+        assert task.state is TaskState.FAILED
+        assert task.err is not None
+        named = "WorkTimeoutError" if bound == "timeout" else "DeadlineExceededError"
+        assert task.err.startswith(named)
+        assert ("ValueError: boom" in task.err) == (leaves == "by an error")
+    elif stop == "interrupt":
+        assert task.state is TaskState.CANCELLED
+    else:
+        assert (task.state, task.interruptions) == (TaskState.SCHEDULED, 1)

@@ -66,6 +66,12 @@ class _Worker:
     reason: StopReason | None = None
     """Why the scope was cancelled."""
 
+    stopped_at: float = math.inf
+    """When it was, on Trio's clock."""
+
+    exceeded: Exception | None = None
+    """The bound that had cancelled the run before."""
+
     trio_task: trio.lowlevel.Task = attrs.field(init=False)
 
     def stop_waiting(self, _: object) -> trio.lowlevel.Abort:
@@ -136,6 +142,7 @@ class WorkerPoolDispatcher:
             return False
         if worker.reason is None:
             worker.reason = reason
+            worker.stopped_at = trio.current_time()
             worker.scope.cancel()
         return True
 
@@ -199,7 +206,7 @@ class WorkerPoolDispatcher:
                     if not worker.has_token:
                         await self._limiter.acquire_on_behalf_of(worker)
                         worker.has_token = True
-                    result = await self._begin(worker.run)
+                    result = await self._begin(worker, worker.run)
                     if (
                         worker.reason is not None
                         or _open_scopes(worker.trio_task) is not scopes
@@ -225,7 +232,7 @@ class WorkerPoolDispatcher:
             self._report(worker, worker.run, _last_outcome(worker, result, left))
             await trio.lowlevel.checkpoint_if_cancelled()
 
-    def _begin(self, run: Task) -> Awaitable[outcome.Outcome[Any]]:
+    def _begin(self, worker: _Worker, run: Task) -> Awaitable[outcome.Outcome[Any]]:
         """The call of a run's work, to be awaited. Not async, to spare a frame."""
         running.set(run)
         try:
@@ -234,7 +241,7 @@ class WorkerPoolDispatcher:
             return _failed(error)
         if run.deadline is None and work.timeout is None:
             return self._call(work, run)
-        return self._call_bounded(work, run)
+        return self._call_bounded(work, run, worker)
 
     def _call(self, work: Work, run: Task) -> Awaitable[outcome.Outcome[Any]]:
         """What a work returned or raised. Lets a `trio.Cancelled` and the like through."""
@@ -253,7 +260,9 @@ class WorkerPoolDispatcher:
             return outcome.Error(error)
         return outcome.Value(value)
 
-    async def _call_bounded(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+    async def _call_bounded(
+        self, work: Work, run: Task, worker: _Worker
+    ) -> outcome.Outcome[Any]:
         """Call the work within its task's deadline and its own timeout."""
         until_deadline = trio.CancelScope()
         if run.deadline is not None:
@@ -267,31 +276,28 @@ class WorkerPoolDispatcher:
         if work.timeout is not None:
             until_timeout.deadline = trio.current_time() + work.timeout
         result: outcome.Outcome[Any] | None = None
-        error: Exception | None = None
         try:
             with until_deadline, until_timeout:
                 result = await self._call(work, run)
         except Exception as left:  # noqa: BLE001 (it is the outcome)
-            error = left  # of a group, what is not a cancellation
+            result = outcome.Error(left)  # of a group, what is not a cancellation
         finally:
             self._bounded.pop(until_deadline, None)
+            exceeded: Exception | None = None
+            fired = [s for s in (until_deadline, until_timeout) if s.cancel_called]
+            first = min(fired, key=lambda scope: scope.deadline, default=None)
+            if first is not None and first.deadline <= worker.stopped_at:
+                exceeded = _exceeded(work, run, by_timeout=first is until_timeout)
+                if worker.reason is not None:
+                    worker.exceeded = exceeded  # for `_last_outcome`
         if isinstance(result, outcome.Value):
             return result  # it had ended before the cancellation reached it
-        if isinstance(result, outcome.Error):
-            error = cast("Exception", result.error)
-        fired = [s for s in (until_deadline, until_timeout) if s.cancel_called]
-        if not fired:
+        error = None if result is None else cast("outcome.Error", result).error
+        if exceeded is None:
             assert error is not None
             return outcome.Error(error)
-        reason: Exception
-        if min(fired, key=lambda scope: scope.deadline) is until_deadline:
-            assert run.deadline is not None
-            reason = DeadlineExceededError(run.deadline.isoformat(), started=True)
-        else:
-            assert work.timeout is not None
-            reason = WorkTimeoutError(work.timeout)
-        reason.__cause__ = error
-        return outcome.Error(reason)
+        exceeded.__cause__ = error
+        return outcome.Error(exceeded)
 
     def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
         worker.run = None
@@ -328,6 +334,14 @@ async def _failed(error: Exception) -> outcome.Outcome[Any]:
     return outcome.Error(error)
 
 
+def _exceeded(work: Work, run: Task, *, by_timeout: bool) -> Exception:
+    if by_timeout:
+        assert work.timeout is not None
+        return WorkTimeoutError(work.timeout)
+    assert run.deadline is not None
+    return DeadlineExceededError(run.deadline.isoformat(), started=True)
+
+
 def _open_scopes(trio_task: trio.lowlevel.Task) -> object:
     """Changes when the task enters a cancel scope, and back when it leaves.
 
@@ -346,8 +360,8 @@ def _last_outcome(
 
     `result` is what the work returned or raised, if it came to that; `left` what came
     out of the worker's cancel scope. A value stands, whoever had cancelled the work
-    meanwhile. Otherwise a cancellation is what counts, and what the work raised on its
-    way out is kept as the cause.
+    meanwhile. Otherwise the first cancellation is what counts, and what the work raised
+    on its way out is kept as the cause.
     """
     if left is None and result is not None:
         if isinstance(result, outcome.Value):
@@ -359,6 +373,8 @@ def _last_outcome(
             error = _without_cancelled(left)
         except RecursionError as odd:  # groups within groups within groups
             error = odd
+    if worker.exceeded is not None and (error is None or isinstance(error, Exception)):
+        return outcome.Error(worker.exceeded)
     reason = worker.reason
     if reason is None and _cancelled():
         reason = StopReason.SHUTDOWN  # not ours, and not the work's: from outside

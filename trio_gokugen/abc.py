@@ -345,7 +345,7 @@ class TaskResult:
     """What the work returned or raised.
 
     A run that was stopped has a `WorkStoppedError`, a `DeadlineExceededError` or a
-    `WorkTimeoutError`, which says by what; never a `trio.Cancelled`.
+    `WorkTimeoutError`, which says by what, and by what first; never a `trio.Cancelled`.
     """
 
 
