@@ -60,7 +60,7 @@ _SLICE = 2000
 
 
 class _Heap:
-    """The pending tasks of one work."""
+    """The pending tasks of one work: at least one, or the heap is not kept."""
 
     __slots__ = ("dead", "entries")
 
@@ -212,18 +212,19 @@ class HeapStore(BulkRepository):
             if entry[0] > at:
                 break
             task = _transitions.dispatched(entry[4], at)
-            heapq.heappop(self._heaps[work_id].entries)
+            heap = self._heaps[work_id]
+            heapq.heappop(heap.entries)
             self._replace(entry, task)
             if task.state is _DISPATCHED:
                 tasks.append(task)
             else:
                 expired.append(task)
                 self._keep(task.id)
-            following = self._head(work_id)
-            if following is None:
-                heapq.heappop(heads)
+            if len(heap):
+                heapq.heapreplace(heads, (self._head(heap), work_id))
             else:
-                heapq.heapreplace(heads, (following, work_id))
+                del self._heaps[work_id]
+                heapq.heappop(heads)
         return Claimed(tasks, expired)
 
     def _end(self, operation: EndTask) -> Task:
@@ -305,25 +306,17 @@ class HeapStore(BulkRepository):
     def _heads(self, only: TaskFilter) -> list[tuple[_Entry, str]]:
         """The first entry of each work that the filter accepts, in no order."""
         heaps = self._heaps
-        heads: list[tuple[_Entry, str]] = []
-        for work_id in tuple(heaps) if only.work_ids is None else only.work_ids:
-            if work_id in heaps:
-                head = self._head(work_id)
-                if head is not None:
-                    heads.append((head, work_id))
-        return heads
+        work_ids = heaps.keys() if only.work_ids is None else only.work_ids
+        return [(self._head(heaps[each]), each) for each in work_ids if each in heaps]
 
-    def _head(self, work_id: str) -> _Entry | None:
-        """The first living entry of a work, the dead before it removed."""
-        heap = self._heaps[work_id]
-        while heap.entries:
+    def _head(self, heap: _Heap) -> _Entry:
+        """The first living entry, the dead before it removed."""
+        while True:
             head = heap.entries[0]
             if self._entries.get(head[4].id) is head:
                 return head
             heapq.heappop(heap.entries)
             heap.dead -= 1
-        del self._heaps[work_id]
-        return None
 
 
 def _by_age(entry: _Entry) -> int:
