@@ -237,7 +237,7 @@ class StartsWhatItFetchedLater(WorkerPoolDispatcher):
 class KeepsItsPlaceInTheQueue(WorkerPoolDispatcher):
     async def dispatch(self, fetch: Fetch) -> None:
         if not self._free():
-            cast("trio.Nursery", self._nursery).start_soon(self.wait_for_a_worker)
+            self._nursery.start_soon(self.wait_for_a_worker)
         await super().dispatch(fetch)
 
     async def wait_for_a_worker(self) -> None:

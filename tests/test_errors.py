@@ -58,7 +58,7 @@ EVERY = {
     "task exists": (TaskExistsError("t1"), "task 't1' exists already"),
     "dispatched": (
         AlreadyDispatchedError("t1"),
-        "task 't1' is already with a worker",
+        "task 't1' is already with a worker: to stop it, interrupt it",
     ),
     "cancelled": (AlreadyCancelledError("t1"), "task 't1' has been cancelled"),
     "done": (AlreadyDoneError("t1"), "task 't1' has already ended"),

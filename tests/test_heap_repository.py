@@ -237,3 +237,32 @@ async def test_looking_through_many_lets_others_run() -> None:
         assert turns >= 3
         assert [task.id for task in found] == [f"{n:05}" for n in range(limit or 7_000)]
         assert limit or found[-1].state is TaskState.SCHEDULED
+
+
+async def test_ended_tasks_are_forgotten_by_age_however_they_came() -> None:
+    """
+    Tasks that had ended before they were added are forgotten by when they ended, with
+    those that were there.
+    """
+
+    def ended(task_id: str, seconds: float) -> Task:
+        moment = NOON + timedelta(seconds=seconds)
+        return Task(
+            id=task_id,
+            work_id="note",
+            scheduled_at=NOON,
+            created_at=NOON,
+            state=TaskState.DONE,
+            done_at=moment,
+        )
+
+    repository = HeapRepository(keep_ended=3)
+    await repository.add([ended("late", 100), ended("early", 1)])
+    await repository.add([ended("middle", 50)])
+    assert await repository.delete_ended(limit=1) == ["early"]
+    await repository.add([ended("later", 200), ended("between", 60)])
+    assert {task.id for task in await repository.find(TaskQuery())} == {
+        "between",
+        "late",
+        "later",
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 from typing import Any, cast
@@ -22,6 +23,7 @@ from trio_gokugen import (
     PassThroughHooks,
     RepositoryError,
     Scheduler,
+    SchedulerNotRunningError,
     Task,
     TaskState,
 )
@@ -543,26 +545,44 @@ async def test_ignored_errors_make_no_busy_loop(
     assert bench.log == [("a", 3600.0)]
 
 
-async def test_a_hook_that_decides_nothing_raises(
-    autojump_clock: trio.testing.MockClock,
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize(
+    "name", ["on_get_next_error", "on_dispatch_error", "on_update_error"]
+)
+async def test_a_hook_must_decide(
+    autojump_clock: trio.testing.MockClock, name: str, chained: bool
 ) -> None:
     """
-    A hook that returns what is no decision counts as one that raises.
+    A hook for errors that has forgotten its `return` ends the scheduler, by an error that
+    names it, with the store's as its cause.
     """
 
     async def forget(*_: Any) -> Any:
         return None
 
+    down = RepositoryError("down")
     repository = TroubledRepository()
-    repository.before_apply = failing(1, AddTasks, RepositoryError("down"))
-    hooks = PartialHooks(on_update_error=forget)
+    if name == "on_get_next_error":
+        repository.before_wait = failing_call(1, down)
+    else:
+        kind = ClaimTasks if name == "on_dispatch_error" else AddTasks
+        repository.before_apply = failing(1, kind, down)
+    only: dict[str, Any] = {name: forget}
+    hooks: LoopHooks = PartialHooks(**only)
+    if chained:
+        hooks = ChainHooks(hooks, BackoffHooks())
     with pytest.RaisesGroup(
-        pytest.RaisesExc(RepositoryError),
-        pytest.RaisesExc(RepositoryError),
+        pytest.RaisesExc(
+            TypeError,
+            match="forget must return a HookAction, not None",
+            check=lambda error: error.__cause__ is down,
+        ),
         flatten_subgroups=True,
     ):
         async with open_bench(repository, hooks=hooks) as (scheduler, _):
-            await scheduler.add_task("note", after=0)
+            with contextlib.suppress(SchedulerNotRunningError):
+                await scheduler.add_task("note", after=0)
+            await trio.sleep_forever()
 
 
 @pytest.mark.parametrize(
@@ -668,3 +688,30 @@ async def test_back_off_outlives_a_store_that_is_down(
     assert len(bench.ids()) == len(set(bench.ids())) == 101
     late = [when for what, when in bench.starts if what != "x" and 110 <= int(what) <= 700]
     assert all(702 <= when <= 702 + 61 for when in late)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_an_error_of_a_hook_is_no_error_of_the_dispatch(
+    autojump_clock: trio.testing.MockClock, stopped: bool
+) -> None:
+    """
+    What `on_get_next_error` raises leaves the run, and is not put to `on_dispatch_error`;
+    nor taken for the scheduler's own end, if it tells of another one that has stopped.
+    """
+    error = SchedulerNotRunningError() if stopped else ValueError("a bug")
+
+    async def broken(*_: Any) -> HookAction:
+        raise error
+
+    async def ignore(*_: Any) -> HookAction:
+        return HookAction.IGNORE
+
+    repository = TroubledRepository()
+    repository.before_wait = failing_call(1, RepositoryError("down"))
+    hooks = PartialHooks(on_get_next_error=broken, on_dispatch_error=ignore)
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(type(error), check=lambda left: left is error),
+        flatten_subgroups=True,
+    ):
+        async with open_bench(repository, hooks=hooks):
+            await trio.sleep_forever()

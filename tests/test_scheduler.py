@@ -17,8 +17,10 @@ from trio_gokugen import (
     AlreadyDoneError,
     HeapRepository,
     InvalidTaskError,
+    LostRunError,
     NotDispatchedError,
     NotRunningHereError,
+    PartialHooks,
     Scheduler,
     SchedulerAlreadyRunningError,
     SchedulerNotRunningError,
@@ -35,7 +37,7 @@ from trio_gokugen import (
     current_task,
     open_scheduler,
 )
-from trio_gokugen.abc import ANY_TASK, TaskFilter
+from trio_gokugen.abc import ANY_TASK, Fetch, RecoverAction, TaskFilter
 
 # -- when things run ------------------------------------------------------------------
 
@@ -1007,9 +1009,7 @@ async def test_a_second_run_is_refused(autojump_clock: trio.testing.MockClock) -
         with pytest.raises(SchedulerAlreadyRunningError, match="repository"):
             await second.run()
         third = Scheduler(bench.works, HeapRepository(), pool)
-        with pytest.RaisesGroup(
-            pytest.RaisesExc(SchedulerAlreadyRunningError, match="dispatcher")
-        ):
+        with pytest.raises(SchedulerAlreadyRunningError, match="dispatcher"):
             await third.run()
         task = await scheduler.add_task("note", after=0)
         await scheduler.wait(task.id)
@@ -1141,4 +1141,94 @@ async def test_bad_options(
     """
     with pytest.raises(error, match=argument):
         async with open_scheduler(WorkRegistry(), **{argument: value}):
+            pass
+
+
+async def test_a_task_that_is_moved_to_a_new_work(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A work registered while the scheduler runs is known at once, for an update as well.
+    """
+    async with open_bench() as (scheduler, bench):
+        await scheduler.add_tasks([at(100, "a")])
+        await trio.sleep(1)
+        bench.works.register("other", bench.note)
+        assert await scheduler.update("a", work_id="other")
+        await trio.sleep_until(200)
+    assert bench.log == [("a", 100.0)]
+
+
+async def test_a_new_work_is_noticed_by_each_who_waits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Of several fetches that sleep, one that has claimed since knows a new work; the others
+    learn of it, too.
+    """
+
+    class Lanes(WorkerPoolDispatcher):
+        async def dispatch(self, fetch: Fetch) -> None:
+            async def serve(work_id: str) -> None:
+                only = TaskFilter(frozenset({work_id}))
+                while True:
+                    await fetch(self._free, self._start_run, only)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve, "note")
+                nursery.start_soon(serve, "other")
+
+    bench = Bench()
+    lanes, clock = Lanes(bench.works), TrioClock(NOON, 0.0)
+    async with open_scheduler(bench.works, None, lanes, clock=clock) as scheduler:
+        await scheduler.add_tasks([at(10, "a")])
+        await trio.sleep(1)
+        bench.works.register("other", bench.note)
+        await trio.sleep_until(20)
+        await scheduler.add_tasks([at(30, "b", "other")])
+        await trio.sleep_until(40)
+    assert bench.log == [("a", 10.0), ("b", 30.0)]
+
+
+async def test_interrupting_a_run_that_has_lost_its_task(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A run whose task was taken back is interrupted, and that is the answer: the attempt
+    after it is not waited for.
+    """
+    repository = HeapRepository()
+    async with open_bench(repository, max_workers=1) as (scheduler, bench):
+        await scheduler.add_tasks([at(0, "a", "sleep")])
+        await trio.sleep(1)
+        await repository.recover(RecoverAction.REVERT, noon(1))
+        with pytest.raises(LostRunError):
+            await scheduler.interrupt("a")
+        assert trio.current_time() == 1
+        assert (await scheduler.wait("a")).attempt == 2
+    assert bench.log == [("a", 0.0), ("a cancelled", 1.0), ("a", 1.0), ("a done", 61.0)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("works", {"greet": print}),
+        ("works", WorkRegistry),
+        ("repository", "tasks.jsonl"),
+        ("repository", HeapRepository),
+        ("dispatcher", 10),
+        ("clock", datetime.now),
+        ("clock", TrioClock),
+        ("hooks", PartialHooks),
+        ("hooks", [PartialHooks()]),
+    ],
+    ids=str,
+)
+async def test_parts_that_cannot_be_used(argument: str, value: Any) -> None:
+    """
+    What is no part of a scheduler is refused as it is given, by name.
+    """
+    arguments: dict[str, Any] = {"works": WorkRegistry(), argument: value}
+    with pytest.raises(TypeError, match=f"^{argument}"):
+        async with open_scheduler(**arguments):
             pass

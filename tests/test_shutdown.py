@@ -722,3 +722,26 @@ async def test_an_interrupt_by_the_keyboard_within_the_store(
                 await trio.sleep_forever()
         state = TaskState.DONE if kind is EndTask else TaskState.SCHEDULED
         assert (await repository.get("a")).state is state
+
+
+@pytest.mark.parametrize("second_at", [1, 100])
+async def test_a_second_stop_that_has_less_patience_with_hooks(
+    autojump_clock: trio.testing.MockClock, second_at: float
+) -> None:
+    """
+    Of several stops the one whose grace ends first counts, for hooks that hang, too.
+    """
+
+    async def hang(task: Task) -> None:
+        await trio.sleep_forever()
+
+    hooks = PartialHooks(on_task_done=hang)
+    async with open_bench(hooks=hooks) as (scheduler, _):
+        await scheduler.add_tasks([at(0, "a")])
+        await scheduler.wait("a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.stop, 1000)
+            await trio.sleep_until(second_at)
+            await scheduler.stop(0)
+            assert trio.current_time() == second_at + 5
+        assert trio.current_time() == second_at + 5

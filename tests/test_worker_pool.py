@@ -19,12 +19,15 @@ from trio_gokugen import (
     HeapRepository,
     NotDispatchedError,
     Scheduler,
+    SchedulerAlreadyRunningError,
+    StopReason,
     SystemClock,
     Task,
     TaskState,
     TrioClock,
     WorkerPoolDispatcher,
     WorkRegistry,
+    WorkStoppedError,
     current_task,
     open_scheduler,
 )
@@ -609,3 +612,137 @@ async def test_the_first_to_cancel_is_named(
         assert task.state is TaskState.CANCELLED
     else:
         assert (task.state, task.interruptions) == (TaskState.SCHEDULED, 1)
+
+
+async def test_a_pool_whose_works_still_end_serves_nobody_else(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Works that take their time to end report to their own scheduler: another one cannot
+    have the pool before.
+    """
+    bench = Bench()
+    pool = WorkerPoolDispatcher(bench.works, 1)
+    repository = HeapRepository()
+    first = Scheduler(bench.works, repository, pool, clock=TrioClock(NOON, 0.0))
+    second = Scheduler(bench.works, HeapRepository(), pool)
+    async with trio.open_nursery() as outer, trio.open_nursery() as nursery:
+        await nursery.start(first.run)
+        await first.add_tasks([at(0, "a", "stubborn", param={"seconds": 5})])
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+        outer.start_soon(refused_until_the_end, second)
+    assert (await repository.get("a")).state is TaskState.DONE
+    assert trio.current_time() == 5
+    async with trio.open_nursery() as nursery:
+        await nursery.start(second.run)
+        await second.stop()
+
+
+async def refused_until_the_end(scheduler: Scheduler) -> None:
+    with pytest.raises(SchedulerAlreadyRunningError, match="dispatcher"):
+        await scheduler.run()
+
+
+@pytest.mark.parametrize("cancelled_at", [3, 7])
+async def test_a_bound_that_came_before_a_cancellation_from_outside(
+    autojump_clock: trio.testing.MockClock, cancelled_at: float
+) -> None:
+    """
+    A time-out at 5 counts if the scheduler is cancelled later, while the work cleans up.
+    """
+    works = WorkRegistry()
+    repository = HeapRepository()
+
+    @works.register(timeout=5)
+    async def slow_to_leave() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep_until(10)
+
+    with trio.move_on_at(cancelled_at):
+        async with open_scheduler(works, repository) as scheduler:
+            await scheduler.add_task("slow_to_leave", after=0, id="a")
+            await trio.sleep_forever()
+    task = await repository.get("a")
+    if cancelled_at < 5:
+        assert (task.state, task.interruptions) == (TaskState.SCHEDULED, 1)
+    else:
+        assert task.state is TaskState.FAILED
+        assert task.err is not None
+        assert task.err.startswith("WorkTimeoutError")
+
+
+@pytest.mark.parametrize("limit", [10, None])
+async def test_when_a_deadline_fired_stays_known(
+    autojump_clock: trio.testing.MockClock, limit: float | None
+) -> None:
+    """
+    A look at the wall clock while a work cleans up does not move the deadline that has
+    cancelled it: what comes later is later still.
+    """
+    works = WorkRegistry()
+
+    async def slow_to_leave() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep_until(100)
+
+    works.register("work", slow_to_leave, timeout=limit)
+    clock = SystemClock(max_sleep=30, read=lambda: noon(trio.current_time()))
+    async with open_scheduler(works, clock=clock) as scheduler:
+        await scheduler.add_task("work", at=noon(), deadline=noon(5), id="a")
+        await trio.sleep_until(50)
+        task = await scheduler.interrupt("a")
+    assert task.state is TaskState.FAILED
+    assert task.err is not None
+    assert task.err.startswith("DeadlineExceededError")
+
+
+@pytest.mark.parametrize("reason", list(StopReason))
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_a_work_cannot_say_that_it_was_stopped(
+    autojump_clock: trio.testing.MockClock, reason: StopReason, in_thread: bool
+) -> None:
+    """
+    A work that raises what tells that a work was stopped has failed, and not been stopped.
+    """
+    works = WorkRegistry()
+
+    def pretend_in_thread() -> None:
+        raise WorkStoppedError(reason)
+
+    async def pretend() -> None:
+        raise WorkStoppedError(reason)
+
+    works.register("pretend", pretend_in_thread if in_thread else pretend)
+    task = await run_one(works, "pretend")
+    assert (task.state, task.attempt) == (TaskState.FAILED, 1)
+    assert task.err is not None
+    assert task.err.startswith("RuntimeError: the work raised a WorkStoppedError")
+
+
+@pytest.mark.parametrize("bound", ["timeout", "deadline"])
+async def test_where_a_work_was_as_its_time_ran_out(
+    autojump_clock: trio.testing.MockClock, bound: str
+) -> None:
+    """
+    Of a work that ran into a bound, `err` tells by which line it was cancelled.
+    """
+    works = WorkRegistry()
+
+    async def hang_here() -> None:
+        await trio.sleep_forever()
+
+    works.register("work", hang_here, timeout=5 if bound == "timeout" else None)
+    deadline = noon(5) if bound == "deadline" else None
+    async with open_scheduler(works, clock=TrioClock(NOON, 0.0)) as scheduler:
+        await scheduler.add_task("work", at=noon(), deadline=deadline, id="a")
+        task = await scheduler.wait("a")
+    assert task.err is not None
+    assert "in hang_here" in task.err
+    assert "await trio.sleep_forever()" in task.err

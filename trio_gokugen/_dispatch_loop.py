@@ -15,11 +15,11 @@ from datetime import datetime
 import trio
 
 from ._errors import SchedulerNotRunningError
+from ._hooks import decision
 from ._ledger import Ledger
 from ._observers import Observers
 from ._task import Task
 from ._update_loop import UpdateLoop
-from ._users_code import call
 from .abc import (
     ANY_TASK,
     Claimed,
@@ -65,7 +65,10 @@ class DispatchLoop:
         self._updates = updates
         self._likely_more = False
         self._filter = ANY_TASK
-        self._sleepers: dict[trio.CancelScope, None] = {}
+        self._sleepers: dict[trio.CancelScope, frozenset[str]] = {}
+        """With the works that were known as they went to sleep."""
+
+        self._refused = False
         self._decided: Exception | None = None
         self._look_at = -math.inf
         self._scope = trio.CancelScope()
@@ -89,13 +92,13 @@ class DispatchLoop:
     async def _dispatch(self) -> None:
         try:
             await self._dispatcher.dispatch(self._fetch)
-        except SchedulerNotRunningError:
-            # The update loop has refused a claim, which it does only as it ends, and
-            # the nursery with it: what is to come is a cancellation.
-            await trio.sleep_forever()
         except Exception as error:
             if error is self._decided:
                 raise
+            if self._refused:
+                # The update loop refuses a claim only as it ends, and the nursery with
+                # it: what is to come is a cancellation.
+                await trio.sleep_forever()
             await self._decide(self._hooks.on_dispatch_error, error)
 
     async def _fetch(self, free: Free, start: Start, only: TaskFilter = ANY_TASK) -> int:
@@ -111,7 +114,11 @@ class DispatchLoop:
             limit = free()
             return ClaimTasks(limit, now, self._known(only))
 
-        claimed: Claimed = await self._updates.queue.ask(claim, start)
+        try:
+            claimed: Claimed = await self._updates.queue.ask(claim, start)
+        except SchedulerNotRunningError:
+            self._refused = True
+            raise
         self._likely_more = 0 < limit <= len(claimed.tasks)
         return len(claimed.tasks)
 
@@ -136,7 +143,7 @@ class DispatchLoop:
     async def _sleep(self, only: TaskFilter) -> Task | None:
         """Sleep until a task is due and return it, or until there are new works."""
         scope = trio.CancelScope()
-        self._sleepers[scope] = None
+        self._sleepers[scope] = self._works.work_ids
         try:
             with scope:
                 return await self._repository.wait_until_due(self._known(only))
@@ -145,9 +152,12 @@ class DispatchLoop:
         return None
 
     def notice_new_works(self) -> None:
-        """If works have been registered since, have their tasks waited for, too."""
-        if self._filter.work_ids is not self._works.work_ids:
-            for scope in self._sleepers:
+        """If works have been registered since, have their tasks waited for, too.
+
+        To be called once there may be a task of theirs.
+        """
+        for scope, work_ids in self._sleepers.items():
+            if work_ids is not self._works.work_ids:
                 scope.cancel()
 
     async def _look_for_unknown_works(self) -> None:
@@ -172,7 +182,11 @@ class DispatchLoop:
         error: Exception,
     ) -> None:
         """Return if the loop is to look again, or raise the error."""
-        action = await call(hook, error, HookAction.RAISE)
+        try:
+            action = await decision(hook, error=error)
+        except Exception as its_own:
+            self._decided = its_own
+            raise
         if action is HookAction.RETRY:
             # A hook that has not waited must not keep everybody else from running.
             await trio.lowlevel.checkpoint()

@@ -14,12 +14,11 @@ from typing import Literal
 import trio
 
 from ._dispatch_loop import DispatchLoop
-from ._errors import StopReason
-from ._hooks import PassThroughHooks
+from ._errors import SchedulerAlreadyRunningError, StopReason
+from ._hooks import PassThroughHooks, decision
 from ._ledger import Ledger
 from ._observers import Observers
 from ._update_loop import RECORD_LIMIT, UpdateLoop
-from ._users_code import call
 from .abc import (
     Clock,
     Dispatcher,
@@ -65,6 +64,7 @@ class Engine:
         self._hooks = deciding
         self._scope = trio.CancelScope()
         self._grace = trio.CancelScope()
+        self._last_look = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         """Where the loops run; none before all of them do."""
 
@@ -82,7 +82,10 @@ class Engine:
             except BaseException as error:
                 await self._finish_after(error)
                 raise
-            await self.updates.finish()
+            try:
+                await self.updates.finish()
+            except BaseException as error:  # noqa: BLE001 (it leaves, in a group)
+                raise BaseExceptionGroup("the scheduler has stopped", [error]) from None
         finally:
             self._repository.stop_timer()
             self.ended.set()
@@ -92,15 +95,22 @@ class Engine:
     async def _run_loops(
         self, recover: RecoverAction, task_status: trio.TaskStatus[None]
     ) -> None:
+        refusal: SchedulerAlreadyRunningError | None = None
         async with trio.open_nursery() as nursery:
-            await self._dispatcher.start(nursery, self.updates, self.clock)
-            nursery.start_soon(self.updates.run, nursery)
-            nursery.start_soon(self.observers.run)
-            await self._recover(recover)
-            # Last: nothing is dispatched before it is known what was running.
-            nursery.start_soon(self.dispatches.run)
-            self._nursery = nursery
-            task_status.started()
+            try:
+                await self._dispatcher.start(nursery, self.updates, self.clock)
+            except SchedulerAlreadyRunningError as error:
+                refusal = error
+            else:
+                nursery.start_soon(self.updates.run, nursery)
+                nursery.start_soon(self.observers.run)
+                await self._recover(recover)
+                # Last: nothing is dispatched before it is known what was running.
+                nursery.start_soon(self.dispatches.run)
+                self._nursery = nursery
+                task_status.started()
+        if refusal is not None:
+            raise refusal  # out here, as it is, and not in a group
 
     async def stop(self, grace: float) -> None:
         """End in good order, giving running work `grace` seconds. Returns at the end.
@@ -113,6 +123,7 @@ class Engine:
             pass  # the loops have ended, for another reason
         elif self._stopping:
             self._grace.deadline = min(self._grace.deadline, trio.current_time() + grace)
+            self._last_look.deadline = min(self._last_look.deadline, self._looks_end())
         else:
             self._grace.deadline = trio.current_time() + grace
             self._nursery.start_soon(self._end_in_order)
@@ -133,10 +144,14 @@ class Engine:
         # From here on it is only about writing, which may fail for ever.
         with trio.move_on_after(RECORD_LIMIT):
             await ledger.wait_until(lambda: not ledger.runs)
-        limit = max(self._grace.deadline, trio.current_time() + RECORD_LIMIT)
-        with trio.move_on_at(limit):
+        self._last_look.deadline = self._looks_end()
+        with self._last_look:
             await self.observers.wait_seen_all()
         self._scope.cancel()
+
+    def _looks_end(self) -> float:
+        """Until when hooks may look, if all that they are to see has happened."""
+        return max(self._grace.deadline, trio.current_time() + RECORD_LIMIT)
 
     @property
     def state(self) -> Literal["running", "stopping", "stopped"]:
@@ -150,9 +165,7 @@ class Engine:
             try:
                 recovered = await self._repository.recover(recover, self.clock.now())
             except Exception as error:
-                action = await call(
-                    self._hooks.on_update_error, (), error, HookAction.RAISE
-                )
+                action = await decision(self._hooks.on_update_error, (), error=error)
                 if action is HookAction.RETRY:
                     await trio.lowlevel.checkpoint()
                     continue

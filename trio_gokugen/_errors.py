@@ -126,7 +126,7 @@ class AlreadyDispatchedError(RefusedError):
     task_id: str
 
     def __str__(self) -> str:
-        return f"task {self.task_id!r} is already with a worker"
+        return f"task {self.task_id!r} is already with a worker: to stop it, interrupt it"
 
 
 @attrs.frozen

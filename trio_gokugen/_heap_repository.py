@@ -165,13 +165,13 @@ class HeapStore(BulkRepository):
             if task.id in self._entries or task.id in new:
                 raise TaskExistsError(task.id)
             new.add(task.id)
-        ended: list[Task] = []
+        ended: list[str] = []
         for task in operation.tasks:
             self._put(task, next(self._sequence), 0)
             if task.state.ended:
-                ended.append(task)
-        for task in sorted(ended, key=_end):
-            self._keep(task.id)
+                ended.append(task.id)
+        if ended:
+            self._keep_in_order(ended)
 
     def _update(self, operation: UpdateTask) -> tuple[Task, bool]:
         entry = self._entry(operation.task_id)
@@ -302,6 +302,16 @@ class HeapStore(BulkRepository):
         if len(self._ended) > self._keep_ended:
             oldest, _ = self._ended.popitem(last=False)
             del self._entries[oldest]
+
+    def _keep_in_order(self, task_ids: Sequence[str]) -> None:
+        """Keep tasks that had ended before they came here, in their place by age."""
+        known = sorted((*self._ended, *task_ids), key=self._end_of)
+        self._ended.clear()
+        for task_id in known:
+            self._keep(task_id)
+
+    def _end_of(self, task_id: str) -> datetime:
+        return _end(self._entries[task_id][4])
 
     def _heads(self, only: TaskFilter) -> list[tuple[_Entry, str]]:
         """The first entry of each work that the filter accepts, in no order."""

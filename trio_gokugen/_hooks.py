@@ -12,6 +12,7 @@ import trio
 from ._callables import check_async
 from ._errors import RepositoryError
 from ._task import Task
+from ._users_code import call
 from .abc import HookAction, LoopHooks, Operation
 
 logger = logging.getLogger("trio_gokugen.hooks")
@@ -29,9 +30,32 @@ HOOKS = (
 
 def checked_hooks(hooks: LoopHooks) -> LoopHooks:
     """The hooks, or a `TypeError` that names the one that is no async function."""
+    if isinstance(hooks, type):
+        raise TypeError(f"hooks: must be an instance, {hooks.__name__}(), not the class")
     for name in HOOKS:
         check_async(getattr(hooks, name, None), f"hooks.{name}")
     return hooks
+
+
+async def decision(
+    hook: Callable[..., Awaitable[HookAction]], *args: Any, error: Exception
+) -> HookAction:
+    """What a hook decides about an error, told `args`, the error, and `RAISE`.
+
+    Raises:
+      TypeError: if it is no decision, as of a hook that has forgotten its ``return``.
+    """
+    action: object = await call(hook, *args, error, HookAction.RAISE)
+    return _checked(action, hook, error)
+
+
+def _checked(
+    action: object, hook: Callable[..., Awaitable[HookAction]], error: Exception
+) -> HookAction:
+    if not isinstance(action, HookAction):
+        name = getattr(hook, "__qualname__", repr(hook))
+        raise TypeError(f"{name} must return a HookAction, not {action!r}") from error
+    return action
 
 
 class PassThroughHooks:
@@ -114,7 +138,8 @@ class ChainHooks:
 
     async def on_get_next_error(self, error: Exception, action: HookAction) -> HookAction:
         for hooks in self._hooks:
-            action = await hooks.on_get_next_error(error, action)
+            decided = await hooks.on_get_next_error(error, action)
+            action = _checked(decided, hooks.on_get_next_error, error)
         return action
 
     async def on_get_next(self, task: Task) -> None:
@@ -123,7 +148,8 @@ class ChainHooks:
 
     async def on_dispatch_error(self, error: Exception, action: HookAction) -> HookAction:
         for hooks in self._hooks:
-            action = await hooks.on_dispatch_error(error, action)
+            decided = await hooks.on_dispatch_error(error, action)
+            action = _checked(decided, hooks.on_dispatch_error, error)
         return action
 
     async def on_dispatch(self, task: Task) -> None:
@@ -134,7 +160,8 @@ class ChainHooks:
         self, operations: Sequence[Operation], error: Exception, action: HookAction
     ) -> HookAction:
         for hooks in self._hooks:
-            action = await hooks.on_update_error(operations, error, action)
+            decided = await hooks.on_update_error(operations, error, action)
+            action = _checked(decided, hooks.on_update_error, error)
         return action
 
     async def on_update(self, operation: Operation, task: Task) -> None:

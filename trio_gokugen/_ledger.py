@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import attrs
 import trio
 
-from ._errors import SchedulerNotRunningError
+from ._errors import LostRunError, SchedulerNotRunningError
 from ._task import Task, TaskState
 
 
@@ -16,6 +16,9 @@ class Waiter:
     """Somebody who waits for a task to end."""
 
     task_id: str
+    run: Task | None = None
+    """The run it waits for, if not for the task whatever becomes of that."""
+
     ended: Task | None = None
     error: Exception | None = None
     _event: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -101,6 +104,10 @@ class Ledger:
     def batch_written(self) -> None:
         """A batch is through: what was changed in the store has been noted here."""
         self.writing = False
+        self.noted()
+
+    def noted(self) -> None:
+        """Something was noted here outside of a batch."""
         self.version += 1
         self._look()
 
@@ -147,9 +154,9 @@ class Ledger:
         for waiter in self._waiters.pop(task.id, ()):
             waiter.settle(task)
 
-    def watch(self, task_id: str) -> Waiter:
-        """Begin to wait for the task's end. To be undone by `unwatch`."""
-        waiter = Waiter(task_id)
+    def watch(self, task_id: str, run: Task | None = None) -> Waiter:
+        """Begin to wait for the end of a task, or of a run. To be undone by `unwatch`."""
+        waiter = Waiter(task_id, run)
         if self.closed:
             waiter.settle(None, SchedulerNotRunningError())
             return waiter
@@ -162,6 +169,12 @@ class Ledger:
             waiters.remove(waiter)
             if not waiters:
                 del self._waiters[waiter.task_id]
+
+    def tell_lost(self, run: Task) -> None:
+        """Tell who waits for this run that it has lost its task, which goes on."""
+        for waiter in self._waiters.get(run.id, ()):
+            if waiter.run is not None and waiter.run.attempt == run.attempt:
+                waiter.settle(None, LostRunError(run.id, run.attempt))
 
     def give_up(self, task_id: str, error: Exception) -> None:
         """The end of this task cannot be known: tell who waits for it why."""

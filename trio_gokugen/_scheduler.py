@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Seque
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
+from weakref import WeakValueDictionary
 
 import attrs
 import trio
@@ -70,7 +71,7 @@ class SchedulerStatistics:
 
     max_workers: float = 0
     queued: int = 0
-    """Requests and results that wait for the update loop."""
+    """Requests and results that wait for the update loop, or for a hook's decision."""
 
     unseen: int = 0
     """Events that hooks and listeners have not seen yet."""
@@ -123,6 +124,11 @@ class Scheduler:
           recover: What becomes of tasks found dispatched at the start: ``"revert"`` them
             to scheduled, ``"fail"`` them, or ``"leave"`` them.
         """
+        _check_part(works, WorkRegistry, "works")
+        _check_part(repository, TaskRepository, "repository")
+        _check_part(dispatcher, Dispatcher, "dispatcher")
+        if clock is not None:
+            _check_part(clock, Clock, "clock")
         self._works = works
         self._repository = repository
         self._dispatcher = dispatcher
@@ -132,6 +138,7 @@ class Scheduler:
         self._recover = _recover(recover)
         self._listeners: list[Listener] = []
         self._make_id = IdMaker()
+        self._updating = WeakValueDictionary[str, trio.Lock]()
         self._engine: Engine | None = None
 
     # -- running ----------------------------------------------------------------------
@@ -224,8 +231,10 @@ class Scheduler:
           TaskExistsError: a task of this id is there.
         """
         engine = self._running()
-        if (at is None) is (after is None):
-            raise InvalidTaskError("at", "give either at or after")
+        if at is None and after is None:
+            raise InvalidTaskError("at", "is missing: give a moment, at, or seconds, after")
+        if at is not None and after is not None:
+            raise InvalidTaskError("at", "was given together with after: choose one")
         moment = _after(engine.clock.now(), after) if at is None else as_utc(at, "at")
         new = TaskParam(
             work_id=work_id,
@@ -303,9 +312,15 @@ class Scheduler:
             deadline=deadline,
             meta=meta,
         )
-        if not (update.work_id is UNCHANGED and update.param is UNCHANGED):
-            update = await self._check_update(task_id, update)
-        _, changed = await engine.updates.queue.ask(lambda _: UpdateTask(task_id, update))
+        operation = UpdateTask(task_id, update)
+        if update.work_id is UNCHANGED and update.param is UNCHANGED:
+            _, changed = await engine.updates.queue.ask(lambda _: operation)
+        else:
+            # What is checked must still be so as it is written: one at a time.
+            async with self._updating.setdefault(task_id, trio.Lock()):
+                await self._check_update(task_id, update)
+                _, changed = await engine.updates.queue.ask(lambda _: operation)
+            engine.dispatches.notice_new_works()
         return bool(changed)
 
     async def cancel(self, task_id: str) -> bool:
@@ -336,6 +351,7 @@ class Scheduler:
           TaskNotFoundError, NotDispatchedError, AlreadyCancelledError,
           AlreadyDoneError: there is nothing to interrupt.
           NotRunningHereError: another scheduler runs it.
+          LostRunError: the run had lost its task, which goes on without it.
         """
         engine = self._running()
         task_id = name(task_id, "task_id")
@@ -349,7 +365,8 @@ class Scheduler:
             elif version == ledger.version:
                 raise NotRunningHereError(task_id)
             self._running()
-        waiter = ledger.watch(task_id)
+        run = ledger.runs[task_id]
+        waiter = ledger.watch(task_id, run)
         # If the dispatcher does not know it any more, its result is on the way.
         self._dispatcher.cancel(task_id, StopReason.INTERRUPT)
         try:
@@ -413,7 +430,8 @@ class Scheduler:
         ledger, queue = engine.ledger, engine.updates.queue
 
         def at_rest() -> bool:
-            return not ledger.runs and not queue and not ledger.writing
+            busy = queue or engine.updates.undecided or ledger.writing
+            return not ledger.runs and not busy
 
         while True:
             await ledger.wait_until(at_rest)
@@ -464,7 +482,7 @@ class Scheduler:
             state=engine.state,
             running=len(ledger.runs),
             max_workers=self._dispatcher.statistics().max_workers,
-            queued=len(engine.updates.queue),
+            queued=len(engine.updates.queue) + engine.updates.undecided,
             unseen=engine.observers.waiting,
             added=ledger.added,
             dispatched=ledger.dispatched,
@@ -511,8 +529,8 @@ class Scheduler:
         except InvalidTaskError as error:
             raise InvalidTaskError(error.field, error.reason, index) from None
 
-    async def _check_update(self, task_id: str, update: TaskUpdate) -> TaskUpdate:
-        """Check that the work will take the param, and have both written together.
+    async def _check_update(self, task_id: str, update: TaskUpdate) -> None:
+        """Check that the work will take the param.
 
         A task of a work that is not known here is somebody else's to check.
         """
@@ -523,10 +541,6 @@ class Scheduler:
             self._check(update.work_id, param)
         elif task.work_id in self._works.work_ids:
             self._check(task.work_id, param)
-        # Both, as they were checked together: another update may come in between.
-        if update.work_id is UNCHANGED:
-            return attrs.evolve(update, work_id=task.work_id)
-        return attrs.evolve(update, param=param)
 
 
 _MAX_WORKERS = 10
@@ -590,6 +604,15 @@ def _after(now: datetime, after: float | timedelta | None) -> datetime:
         return now + timedelta(seconds=seconds)
     except OverflowError:
         raise InvalidTaskError("after", "leads beyond the year 9999") from None
+
+
+def _check_part(part: object, protocol: type, argument: str) -> None:
+    if isinstance(part, type):
+        raise TypeError(f"{argument}: must be an instance, not the class {part.__name__}")
+    if not isinstance(part, protocol):
+        raise TypeError(
+            f"{argument}: must have what abc.{protocol.__name__} asks for, not {part!r}"
+        )
 
 
 def _grace(grace: float | timedelta) -> float:

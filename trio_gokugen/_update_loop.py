@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import outcome
 import trio
@@ -28,11 +28,11 @@ from ._errors import (
     StopReason,
     WorkStoppedError,
 )
+from ._hooks import decision
 from ._ledger import Ledger
 from ._observers import Observers
 from ._task import Task
 from ._update_queue import Item, Request, UpdateQueue
-from ._users_code import call
 from .abc import (
     AddTasks,
     CancelRun,
@@ -51,6 +51,9 @@ from .abc import (
 )
 
 logger = logging.getLogger("trio_gokugen.update")
+
+_Failed: TypeAlias = list[tuple[Item, Exception]]
+"""What the store failed to write, and its error for each."""
 
 RECORD_LIMIT = 5.0
 """Seconds that a scheduler which has been cancelled takes to record what is left."""
@@ -75,6 +78,9 @@ class UpdateLoop:
         self._ledger = ledger
         self._unwritten: list[TaskResult] = []
         self._leaving: list[BaseException] = []
+        self.undecided = 0
+        """How many items wait for a hook to say what becomes of them."""
+
         self._starts_nothing = False
         self._void: list[Task] = []
         """Runs whose task was taken from them, and may have ended without them."""
@@ -94,12 +100,12 @@ class UpdateLoop:
         """
         while True:
             items = await self.queue.take_all()
-            failed = await self._write(items)
-            for group, error in failed:
-                for item in group:
+            for group in await self._write(items):
+                for item, _ in group:
                     if isinstance(item, Request):
                         item.lay_down()
-                nursery.start_soon(self._decide, group, error)
+                self.undecided += len(group)
+                nursery.start_soon(self._decide, group)
             if self._void:
                 nursery.start_soon(self._look_after, self._void)
                 self._void = []
@@ -116,7 +122,8 @@ class UpdateLoop:
                 self._ledger.give_up(run.id, error)
             else:
                 if not task.state.ended:
-                    continue  # a later attempt, or a later look, will tell
+                    self._ledger.tell_lost(run)  # a later attempt answers for the task
+                    continue
                 if task.attempt == run.attempt:
                     # It was this very run that ended, by a write whose answer was lost.
                     self._ledger.ended(task)
@@ -146,6 +153,16 @@ class UpdateLoop:
         try:
             if results:
                 await self._write_last(results)
+        except RepositoryError as error:
+            for result in results:
+                if result.run.id in self._ledger.runs:
+                    self._note_leaving(result)
+            if self._leaving:
+                raise BaseExceptionGroup(
+                    "outcomes could not be recorded, of works that were left by",
+                    [error, *self._leaving],
+                ) from None
+            raise
         finally:
             self.queue.close()
             self._ledger.close()
@@ -153,7 +170,7 @@ class UpdateLoop:
 
     async def _write_last(self, results: Sequence[TaskResult]) -> None:
         deadline = trio.current_time() + RECORD_LIMIT
-        failed: Sequence[tuple[list[Item], Exception]] = ()
+        failed: Sequence[_Failed] = ()
         with trio.CancelScope(deadline=deadline, shield=True) as scope:
             failed = await self._write(results)
         if scope.cancelled_caught:
@@ -161,29 +178,30 @@ class UpdateLoop:
                 f"the outcome of {len(results)} runs could not be recorded within"
                 f" {RECORD_LIMIT} s: their tasks stay dispatched until recovered"
             )
-        for group, error in failed:
+        if failed:
             raise RepositoryError(
-                f"the outcome of {len(group)} runs could not be recorded: their tasks"
-                " stay dispatched until recovered"
-            ) from error
+                f"the outcome of {sum(map(len, failed))} runs could not be recorded: their"
+                " tasks stay dispatched until recovered"
+            ) from _as_one([each for group in failed for each in group])
 
     # -- a batch ----------------------------------------------------------------------
 
-    async def _write(self, items: Sequence[Item]) -> list[tuple[list[Item], Exception]]:
+    async def _write(self, items: Sequence[Item]) -> list[_Failed]:
         """Write a batch, and settle what was written.
 
         Returns:
-          Groups of items that the store failed to write, each with the store's error.
+          What the store failed to write, in groups that a hook is to decide about.
         """
         self._ledger.writing = True
         try:
             taken, operations = self._take(items)
+            if not operations:
+                return []
             try:
                 outcomes = await self._repository.apply(operations)
             except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
                 return self._set_apart([(item, error) for item in taken])
-            failed = self._settle(taken, operations, outcomes)
-            return self._set_apart(failed) if failed else []
+            return self._set_apart(self._settle(taken, operations, outcomes))
         except BaseException:
             self._release(items)
             raise
@@ -214,9 +232,9 @@ class UpdateLoop:
         items: Sequence[Item],
         operations: Sequence[Operation],
         outcomes: Sequence[outcome.Outcome[Any]],
-    ) -> list[tuple[Item, Exception]]:
+    ) -> _Failed:
         """Note what was written, and answer; return what the store failed to write."""
-        failed: list[tuple[Item, Exception]] = []
+        failed: _Failed = []
         for item, operation, result in zip(items, operations, outcomes, strict=True):
             if isinstance(result, outcome.Value):
                 if isinstance(item, TaskResult):
@@ -233,8 +251,7 @@ class UpdateLoop:
 
     def _settle_result(self, result: TaskResult, operation: Operation, task: Task) -> None:
         self._ledger.recorded(result.run, task)
-        if not isinstance(result.outcome, outcome.Value):
-            self._note_leaving(result)
+        self._note_leaving(result)
         if self._observers.present:
             self._observers.tell("on_update", operation, task)
             if task.state.ended:
@@ -268,12 +285,12 @@ class UpdateLoop:
         assert claim.start is not None
         watched = self._observers.present
         for task in tasks:
-            if watched:
-                self._observers.tell("on_dispatch", task)
             if self._starts_nothing:
                 stopped = WorkStoppedError(StopReason.SHUTDOWN)
                 self.send_nowait(TaskResult(task, outcome.Error(stopped)))
                 continue
+            if watched:
+                self._observers.tell("on_dispatch", task)
             try:
                 claim.start(task)
             except Exception as error:  # noqa: BLE001 (it is the outcome of the run)
@@ -287,8 +304,7 @@ class UpdateLoop:
         logger.warning("the outcome of %r is dropped: %s", item.run.id, result.error)
         self._ledger.lost(item.run)
         self._void.append(item.run)
-        if isinstance(item.outcome, outcome.Error):
-            self._note_leaving(item)
+        self._note_leaving(item)
 
     def _release(self, items: Sequence[Item]) -> None:
         """Keep results for the last write, and refuse requests, that are not settled."""
@@ -302,47 +318,49 @@ class UpdateLoop:
 
     # -- what could not be written ----------------------------------------------------
 
-    def _set_apart(
-        self, failed: Sequence[tuple[Item, Exception]]
-    ) -> list[tuple[list[Item], Exception]]:
-        """Group by error what failed. A claim's error is the dispatch loop's business."""
-        groups: dict[int, tuple[list[Item], Exception]] = {}
+    def _set_apart(self, failed: _Failed) -> list[_Failed]:
+        """Group by kind of error what failed, so that a hook is asked once for each.
+
+        A claim's error is the dispatch loop's business.
+        """
+        groups: dict[type[Exception], _Failed] = {}
         for item, error in failed:
             if isinstance(item, Request) and item.start is not None:
                 item.settle(outcome.Error(error))
             else:
-                groups.setdefault(id(error), ([], error))[0].append(item)
+                groups.setdefault(type(error), []).append((item, error))
         return list(groups.values())
 
     @trio.lowlevel.enable_ki_protection
-    async def _decide(self, items: Sequence[Item], error: Exception) -> None:
-        """Ask the hooks about items that could not be written, and do as they say."""
+    async def _decide(self, failed: _Failed) -> None:
+        """Ask the hooks about what could not be written, and do as they say."""
         now = self._clock.now()
+        items = [item for item, _ in failed]
         operations = [
             _operation_for(item, now) if isinstance(item, TaskResult) else item.make(now)
             for item in items
         ]
+        _, error = failed[0]  # and others like it
         try:
-            action = await call(
-                self._hooks.on_update_error, operations, error, HookAction.RAISE
-            )
+            action = await decision(self._hooks.on_update_error, operations, error=error)
         except BaseException:
             self._release(items)
             raise
+        finally:
+            self.undecided -= len(failed)
         if action is HookAction.RETRY:
             self.queue.put_back(items)
             return
-        for item in items:
+        for item, its_error in failed:
             if isinstance(item, Request):
-                item.settle(outcome.Error(error))
+                item.settle(outcome.Error(its_error))
             elif action is HookAction.IGNORE:
                 self._ledger.lost(item.run)
-                self._ledger.give_up(item.run.id, error)
-                if isinstance(item.outcome, outcome.Error):
-                    self._note_leaving(item)
+                self._ledger.give_up(item.run.id, its_error)
+                self._note_leaving(item)
             else:
                 self._unwritten.append(item)
-        self._ledger.batch_written()
+        self._ledger.noted()
         if action is not HookAction.IGNORE:
             raise error
         self._raise_leaving()
@@ -350,10 +368,10 @@ class UpdateLoop:
     # -- works that ended in what is not an Exception ---------------------------------
 
     def _note_leaving(self, result: TaskResult) -> None:
-        assert isinstance(result.outcome, outcome.Error)
-        error = result.outcome.error
-        if not isinstance(error, Exception):
-            self._leaving.append(error)
+        if isinstance(result.outcome, outcome.Error):
+            error = result.outcome.error
+            if not isinstance(error, Exception):
+                self._leaving.append(error)
 
     def _raise_leaving(self) -> None:
         """Let a `KeyboardInterrupt` or the like go on, now that it is recorded."""
@@ -362,6 +380,14 @@ class UpdateLoop:
             raise leaving[0]
         if leaving:
             raise BaseExceptionGroup("works were left by", leaving)
+
+
+def _as_one(failed: _Failed) -> Exception:
+    """The error, or a group of them, if there are several."""
+    errors = list({id(error): error for _, error in failed}.values())
+    if len(errors) == 1:
+        return errors[0]
+    return ExceptionGroup(f"{len(errors)} changes could not be written", errors)
 
 
 def _operation_for(result: TaskResult, now: datetime) -> Operation:

@@ -70,7 +70,7 @@ class _Worker:
     """When it was, on Trio's clock."""
 
     exceeded: Exception | None = None
-    """The bound that had cancelled the run before."""
+    """The bound that was the first to cancel the run."""
 
     trio_task: trio.lowlevel.Task = attrs.field(init=False)
 
@@ -98,7 +98,8 @@ class WorkerPoolDispatcher:
         self._idle: dict[_Worker, None] = {}
         self._bounded: dict[trio.CancelScope, datetime] = {}
         self._first_bounded = trio.Event()
-        self._nursery: trio.Nursery | None = None
+        self._ended = -math.inf
+        """When it ended, on Trio's clock: later than all, while it serves."""
 
     @property
     def max_workers(self) -> int:
@@ -119,8 +120,10 @@ class WorkerPoolDispatcher:
         self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
     ) -> None:
         """Let workers live in the nursery until it is cancelled."""
-        if self._nursery is not None:
+        # Works may take their time to end, and their results are for their own scheduler.
+        if self._ended == math.inf or self._runs:
             raise SchedulerAlreadyRunningError("dispatcher's scheduler")
+        self._ended = math.inf
         self._nursery = nursery
         self._results = results
         self._clock = clock
@@ -150,7 +153,7 @@ class WorkerPoolDispatcher:
         return max(0, int(self._limiter.available_tokens))
 
     def _start_run(self, run: Task) -> None:
-        if self._nursery is None:
+        if self._ended < math.inf:
             # The scheduler was cancelled while the claim was being written.
             raise WorkStoppedError(StopReason.SHUTDOWN)
         if self._idle:
@@ -187,9 +190,10 @@ class WorkerPoolDispatcher:
                     self._first_bounded = trio.Event()
                     await self._first_bounded.wait()
                 for scope, deadline in self._bounded.items():
-                    scope.deadline = self._clock.deadline_for(deadline)
+                    if not scope.cancel_called:  # it must stay known when it was
+                        scope.deadline = self._clock.deadline_for(deadline)
         finally:
-            self._nursery = None
+            self._ended = trio.current_time()
 
     # -- a worker's life --------------------------------------------------------------
 
@@ -257,7 +261,7 @@ class WorkerPoolDispatcher:
                     limiter=self._threads,
                 )
         except Exception as error:  # noqa: BLE001 (it is the outcome)
-            return outcome.Error(error)
+            return _raised(error)
         return outcome.Value(value)
 
     async def _call_bounded(
@@ -276,31 +280,34 @@ class WorkerPoolDispatcher:
         if work.timeout is not None:
             until_timeout.deadline = trio.current_time() + work.timeout
         result: outcome.Outcome[Any] | None = None
+        left: BaseException | None = None
         try:
             with until_deadline, until_timeout:
-                result = await self._call(work, run)
-        except Exception as left:  # noqa: BLE001 (it is the outcome)
-            result = outcome.Error(left)  # of a group, what is not a cancellation
+                try:
+                    result = await self._call(work, run)
+                except BaseException as error:
+                    left = error  # its traceback tells where the work was
+                    raise
+        except Exception as error:  # noqa: BLE001 (it is the outcome)
+            result = outcome.Error(error)  # of a group, what is not a cancellation
         finally:
             self._bounded.pop(until_deadline, None)
-            exceeded: Exception | None = None
             fired = [s for s in (until_deadline, until_timeout) if s.cancel_called]
             first = min(fired, key=lambda scope: scope.deadline, default=None)
-            if first is not None and first.deadline <= worker.stopped_at:
-                exceeded = _exceeded(work, run, by_timeout=first is until_timeout)
-                if worker.reason is not None:
-                    worker.exceeded = exceeded  # for `_last_outcome`
+            if first is not None and first.deadline <= min(worker.stopped_at, self._ended):
+                worker.exceeded = _exceeded(work, run, by_timeout=first is until_timeout)
+                worker.exceeded.__cause__ = (
+                    result.error if isinstance(result, outcome.Error) else left
+                )
         if isinstance(result, outcome.Value):
             return result  # it had ended before the cancellation reached it
-        error = None if result is None else cast("outcome.Error", result).error
-        if exceeded is None:
-            assert error is not None
-            return outcome.Error(error)
-        exceeded.__cause__ = error
-        return outcome.Error(exceeded)
+        if worker.exceeded is not None:
+            return outcome.Error(worker.exceeded)
+        assert result is not None
+        return result
 
     def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
-        worker.run = None
+        worker.run = worker.exceeded = None
         # Of a task that was taken back and claimed anew, a later run may go on already.
         if self._runs.get(run.id) is worker:
             del self._runs[run.id]
@@ -323,7 +330,16 @@ async def _call_async(work: Work, run: Task) -> outcome.Outcome[Any]:
     try:
         return outcome.Value(await work.function(**fresh(run.param)))
     except Exception as error:  # noqa: BLE001 (it is the outcome)
+        return _raised(error)
+
+
+def _raised(error: Exception) -> outcome.Error:
+    """The outcome of a work that raised, which must not look like one that was stopped."""
+    if not isinstance(error, WorkStoppedError):
         return outcome.Error(error)
+    disguised = RuntimeError("the work raised a WorkStoppedError, though nobody stopped it")
+    disguised.__cause__ = error
+    return outcome.Error(disguised)
 
 
 def _cancelled() -> bool:

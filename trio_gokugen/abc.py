@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 import outcome
@@ -81,6 +81,7 @@ __all__ = [
 # -- time ---------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Clock(Protocol):
     """The only reader of the time. Knows the moment, and when to wake for another."""
 
@@ -292,6 +293,7 @@ class TimerLike(Protocol):
         ...
 
 
+@runtime_checkable
 class TaskRepository(RepositoryLike, TimerLike, Protocol):
     """Tasks, and the timer that watches them: what a scheduler is made with."""
 
@@ -317,6 +319,7 @@ class Work:
     """Raises `InvalidTaskError` if the function cannot be called with that."""
 
 
+@runtime_checkable
 class WorkRegistry(Protocol):
     """Names to works."""
 
@@ -382,6 +385,7 @@ class DispatcherStatistics:
     running: int
 
 
+@runtime_checkable
 class Dispatcher(Protocol):
     """The only bridge to workers."""
 
