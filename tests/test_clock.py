@@ -347,3 +347,25 @@ def test_a_moment_beyond_the_range_is_the_last_or_the_first(
         assume(seconds != 0)
         expected = LAST if seconds > 0 else FIRST
     assert later(moment, seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "field"),
+    [
+        (lambda: SystemClock(cast("float", "x")), TypeError, "max_sleep"),
+        (lambda: SystemClock(True), TypeError, "max_sleep"),
+        (lambda: SystemClock(math.nan), ValueError, "max_sleep"),
+        (lambda: SystemClock(-(10**5000)), ValueError, "max_sleep"),
+        (lambda: TrioClock(NOON, cast("float", "x")), TypeError, "start"),
+        (lambda: TrioClock(NOON, math.nan), ValueError, "start"),
+    ],
+    ids=["text", "bool", "nan", "huge", "start text", "start nan"],
+)
+def test_clocks_made_of_what_is_no_number(
+    make: Callable[[], object], error: type[Exception], field: str
+) -> None:
+    """
+    A clock says which of its numbers is none.
+    """
+    with pytest.raises(error, match=f"^{field}: "):
+        make()

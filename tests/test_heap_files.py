@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -19,6 +20,7 @@ from trio_gokugen import (
     HeapRepository,
     Task,
     TaskExistsError,
+    TaskQuery,
     TaskState,
     TrioClock,
 )
@@ -311,3 +313,38 @@ async def test_the_timer_hears_of_a_load(
         await trio.testing.wait_all_tasks_blocked()
         await repository.load(tmp_path / "tasks.jsonl")
     assert told == [("a", 3)]
+
+
+async def test_a_directory_that_can_only_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A directory that may not be read is not synced; the file is written all the same.
+    """
+
+    system_open = os.open
+
+    def refuse(path: str, *args: Any, **options: Any) -> int:
+        # As the system does it for everybody but the superuser, who may run the tests.
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return system_open(path, *args, **options)
+
+    repository = HeapRepository()
+    await repository.add([Task(id="a", work_id="w", scheduled_at=NOON, created_at=NOON)])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        await repository.dump(tmp_path / "tasks")
+    again = HeapRepository()
+    await again.load(tmp_path / "tasks")
+    assert [task.id for task in await again.find(TaskQuery())] == ["a"]
+
+
+async def test_links_that_go_round_in_a_circle(tmp_path: Path) -> None:
+    """
+    Where a path leads nowhere, dumping is refused by an `OSError`.
+    """
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(OSError, match="symbolic links"):
+        await HeapRepository().dump(tmp_path / "one")

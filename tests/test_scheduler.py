@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -1232,3 +1233,46 @@ async def test_parts_that_cannot_be_used(argument: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"^{argument}"):
         async with open_scheduler(**arguments):
             pass
+
+
+HUGE = 10**5000  # of more digits than Python turns into text
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "named"),
+    [
+        (lambda s: s.add_task("note", after=-HUGE), InvalidTaskError, "after"),
+        (lambda s: s.add_task("note", after=HUGE), InvalidTaskError, "after"),
+        (lambda s: s.add_task("note", {HUGE: 1}, after=1), InvalidTaskError, "param"),
+        (lambda s: s.add_tasks(5), InvalidTaskError, "params"),
+        (lambda s: s.find(limit=-HUGE), ValueError, "limit"),
+        (lambda s: s.find(after="x"), TypeError, "after"),
+        (lambda s: s.delete_ended(limit=-HUGE), ValueError, "limit"),
+        (lambda s: s.stop(-HUGE), ValueError, "grace"),
+    ],
+    ids=["little", "much", "key", "many", "page", "cursor", "delete", "grace"],
+)
+async def test_odd_input_is_named(
+    autojump_clock: trio.testing.MockClock,
+    call: Callable[[Any], Awaitable[object]],
+    error: type[Exception],
+    named: str,
+) -> None:
+    """
+    What can hardly be shown is refused by name like anything else.
+    """
+    async with open_bench() as (scheduler, _):
+        with pytest.raises(error, match=f"^{named}"):
+            await call(scheduler)
+
+
+async def test_a_limit_beyond_all_bounds(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A limit larger than anything is no limit; a grace larger than anything has no end.
+    """
+    async with open_bench() as (scheduler, _):
+        task = await scheduler.add_task("note", after=0)
+        await scheduler.wait(task.id)
+        assert await scheduler.find(limit=HUGE) == [await scheduler.get(task.id)]
+        assert await scheduler.delete_ended(limit=HUGE) == [task.id]
+        await scheduler.stop(HUGE)

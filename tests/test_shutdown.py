@@ -26,6 +26,7 @@ from trio_gokugen import (
     open_scheduler,
 )
 from trio_gokugen.abc import ClaimTasks, EndTask, RevertTask
+from trio_gokugen.testing import FaultyRepository
 
 # -- in good order -----------------------------------------------------------------------
 
@@ -745,3 +746,26 @@ async def test_a_second_stop_that_has_less_patience_with_hooks(
             await scheduler.stop(0)
             assert trio.current_time() == second_at + 5
         assert trio.current_time() == second_at + 5
+
+
+async def test_a_timer_that_cannot_be_stopped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A scheduler whose repository fails to stop its timer has ended all the same: nobody
+    hangs, and it can be run again.
+    """
+    repository = FaultyRepository(HeapRepository())
+    bench = Bench()
+    scheduler = Scheduler(bench.works, repository, WorkerPoolDispatcher(bench.works))
+    repository.fail("stop_timer", RepositoryError("stuck"))
+    with pytest.RaisesGroup(pytest.RaisesExc(RepositoryError, match="stuck")):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(scheduler.run)
+            await scheduler.stop()
+    assert scheduler.statistics().state == "stopped"
+    await scheduler.stop()
+    repository.stop_timer()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scheduler.run)
+        await scheduler.stop()

@@ -982,3 +982,38 @@ def test_filters_narrow_each_other(
         assert joined.accepts(task) is (
             a_filter(one).accepts(task) and a_filter(other).accepts(task)
         )
+
+
+class OddZone(tzinfo):
+    def __init__(self, offset: timedelta | None) -> None:
+        self.offset = offset
+
+    def utcoffset(self, dt: datetime | None) -> timedelta | None:
+        if self.offset is None:
+            raise ArithmeticError("no idea")
+        return self.offset
+
+    def dst(self, dt: datetime | None) -> timedelta | None:
+        return None
+
+    def tzname(self, dt: datetime | None) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize("zone", [OddZone(None), OddZone(timedelta(days=2))])
+def test_a_broken_time_zone_is_refused(zone: tzinfo) -> None:
+    """
+    A moment whose time zone does not work is refused by the field it was given for.
+    """
+    with pytest.raises(InvalidTaskError, match=r"^deadline: has a broken time zone"):
+        TaskUpdate(deadline=datetime(2030, 1, 1, tzinfo=zone))
+
+
+@pytest.mark.parametrize("depth", [10, 300, 900, 10_000])
+def test_a_state_that_nests_deeply(depth: int) -> None:
+    """
+    However deep the nonsense in a line nests, the error is a clear one.
+    """
+    line = TASK.to_json().replace('"scheduled"', "[" * depth + "]" * depth)
+    with pytest.raises(InvalidTaskError):
+        Task.from_json(line)

@@ -746,3 +746,37 @@ async def test_where_a_work_was_as_its_time_ran_out(
     assert task.err is not None
     assert "in hang_here" in task.err
     assert "await trio.sleep_forever()" in task.err
+
+
+class Indivisible(BaseExceptionGroup[BaseException]):
+    def derive(self, excs: Any, /) -> Any:
+        raise ArithmeticError("cannot be divided")
+
+
+async def test_a_group_that_cannot_be_split(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A group whose class does not let itself be split is the failure of its work, and of
+    nothing else; what is in it leaves if it must.
+    """
+    works = WorkRegistry()
+    repository = HeapRepository()
+
+    @works.register
+    async def stopped() -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as cancelled:
+            raise Indivisible("odd", [cancelled, ValueError(1)]) from None
+
+    @works.register
+    async def give_up() -> None:
+        raise Indivisible("odd", [SystemExit(3)])
+
+    with pytest.RaisesGroup(pytest.RaisesExc(SystemExit), flatten_subgroups=True):
+        async with open_scheduler(works, repository) as scheduler:
+            await scheduler.add_task("stopped", after=0, id="a")
+            await trio.sleep(1)
+            assert (await scheduler.interrupt("a")).state is TaskState.CANCELLED
+            await scheduler.add_task("give_up", after=0, id="b")
+            await trio.sleep_forever()
+    assert (await repository.get("b")).state is TaskState.FAILED

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from ._errors import shown
+
 
 def called(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function that is called in the end: behind partials, or of an object's type."""
@@ -27,4 +29,4 @@ def is_async(function: Callable[..., Any]) -> bool:
 def check_async(function: object, name: str) -> None:
     """Raise a `TypeError` that names the argument, unless it is an async function."""
     if not callable(function) or not is_async(function):
-        raise TypeError(f"{name}: must be an async function, not {function!r}")
+        raise TypeError(f"{name}: must be an async function, not {shown(function)}")

@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from ._autojump import jumping_clock
+from ._errors import shown
 from ._task import as_utc
 from .abc import Clock
 
@@ -45,6 +46,11 @@ def _deadline(clock: Clock, moment: datetime) -> float:
     return max(present + (moment - now).total_seconds(), math.nextafter(present, math.inf))
 
 
+def _check_number(value: object, argument: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{argument}: must be a number of seconds, not {shown(value)}")
+
+
 @attrs.define(eq=False)
 class SystemClock:
     """The wall clock.
@@ -59,9 +65,10 @@ class SystemClock:
     )
 
     def __attrs_post_init__(self) -> None:
+        _check_number(self.max_sleep, "max_sleep")
         if not 0 < self.max_sleep < math.inf:
             raise ValueError(
-                f"max_sleep: must be positive and finite, not {self.max_sleep}"
+                f"max_sleep: must be positive and finite, not {shown(self.max_sleep)}"
             )
 
     def now(self) -> datetime:
@@ -111,6 +118,10 @@ class TrioClock:
     def __attrs_post_init__(self) -> None:
         if self.epoch is None and self.start is not None:
             raise ValueError("start: goes with an epoch, which is not given")
+        if self.start is not None:
+            _check_number(self.start, "start")
+            if not math.isfinite(self.start):
+                raise ValueError(f"start: must be finite, not {self.start}")
         if self.epoch is not None:
             self.epoch = as_utc(self.epoch, "epoch")
         if trio.lowlevel.in_trio_run():

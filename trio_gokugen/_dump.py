@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -36,7 +37,10 @@ async def _in_thread(function: Callable[[], T]) -> T:
 def _write(path: Path, tasks: Sequence[Task]) -> None:
     # Beside the file, as a rename is atomic only within one file system. Through links,
     # so that the file they lead to is replaced, and not the link.
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except RuntimeError as error:  # before Python 3.13, if links go round in a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     # What replaces a private file must not be anybody's to read, not even for a moment.
     mode = 0o600 if path.exists() else 0o666
@@ -62,7 +66,10 @@ def _sync_directory(directory: Path) -> None:
     """Make a rename last through a power failure, where directories can be synced."""
     if os.name == "nt":  # pragma: no cover: Windows has no such call
         return
-    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except PermissionError:
+        return  # it may be written, but not read: the file is whole all the same
     try:
         os.fsync(descriptor)
     finally:

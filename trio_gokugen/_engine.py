@@ -9,6 +9,7 @@ write that is shielded, and limited in time.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import trio
@@ -65,6 +66,7 @@ class Engine:
         self._scope = trio.CancelScope()
         self._grace = trio.CancelScope()
         self._last_look = trio.CancelScope()
+        self._hooks_wait = False
         self._nursery: trio.Nursery | None = None
         """Where the loops run; none before all of them do."""
 
@@ -87,8 +89,8 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 (it leaves, in a group)
                 raise BaseExceptionGroup("the scheduler has stopped", [error]) from None
         finally:
-            self._repository.stop_timer()
             self.ended.set()
+            self._repository.stop_timer()
         if self._nursery is None:
             task_status.started()  # it was stopped before: whoever waits may go on
 
@@ -117,6 +119,8 @@ class Engine:
 
         In a task of its own, as the one who asks may be a work, which will be cancelled.
         """
+        if self.observers.is_calling():
+            self._hooks_wait = True
         if self._nursery is None:
             self._scope.cancel()
         elif not self._nursery.child_tasks:
@@ -151,6 +155,8 @@ class Engine:
 
     def _looks_end(self) -> float:
         """Until when hooks may look, if all that they are to see has happened."""
+        if self._hooks_wait:
+            return -math.inf  # one of them waits for the stop, and keeps the others back
         return max(self._grace.deadline, trio.current_time() + RECORD_LIMIT)
 
     @property

@@ -26,9 +26,22 @@ def _copied(
     return error
 
 
+_SHOWN = 60
+"""Characters of a value in a message."""
+
+
 def printable(text: str) -> str:
     """The text, with what cannot be encoded written as an escape."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(value: object) -> str:
+    """A value as a message has it: not too long, and whatever its `repr` may do."""
+    try:
+        text = printable(repr(value))
+    except Exception as error:  # noqa: BLE001 (digits of a huge number, or the user's own)
+        return f"<{type(value).__name__}, which cannot be shown: {type(error).__name__}>"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 # -- what is wrong with the request -------------------------------------------------

@@ -27,7 +27,7 @@ import trio
 
 from . import _transitions
 from ._dump import read_tasks, write_tasks
-from ._errors import TaskExistsError, TaskNotFoundError
+from ._errors import TaskExistsError, TaskNotFoundError, shown
 from ._repository import BulkRepository, recover_runs
 from ._task import Task, TaskQuery, TaskState, find_order
 from ._timer import TimedRepository
@@ -80,9 +80,9 @@ class HeapStore(BulkRepository):
 
     def __init__(self, keep_ended: int = 10_000) -> None:
         if isinstance(keep_ended, bool) or not isinstance(keep_ended, int):
-            raise TypeError(f"keep_ended must be an int, not {keep_ended!r}")
+            raise TypeError(f"keep_ended must be an int, not {shown(keep_ended)}")
         if keep_ended < 0:
-            raise ValueError(f"keep_ended must not be negative, not {keep_ended}")
+            raise ValueError(f"keep_ended must not be negative, not {shown(keep_ended)}")
         self._keep_ended = keep_ended
         self._entries: dict[str, _Entry] = {}
         self._heaps: dict[str, _Heap] = {}
@@ -248,13 +248,14 @@ class HeapStore(BulkRepository):
         return task
 
     def _delete_ended(self, operation: DeleteEnded) -> list[str]:
-        found = (
+        states, before = operation.states, operation.before
+        ended = (self._entries[task_id][4] for task_id in self._ended)
+        found = [
             task.id
-            for task in (self._entries[task_id][4] for task_id in self._ended)
-            if task.state in operation.states
-            and (operation.before is None or _end(task) < operation.before)
-        )
-        deleted = list(itertools.islice(found, operation.limit))
+            for task in ended
+            if task.state in states and (before is None or _end(task) < before)
+        ]
+        deleted = sorted(found, key=self._end_of)[: operation.limit]
         for task_id in deleted:
             del self._ended[task_id], self._entries[task_id]
         return deleted

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from ._callables import check_async
-from ._errors import RepositoryError
+from ._errors import RepositoryError, shown
 from ._task import Task
 from ._users_code import call
 from .abc import HookAction, LoopHooks, Operation
@@ -54,7 +54,7 @@ def _checked(
 ) -> HookAction:
     if not isinstance(action, HookAction):
         name = getattr(hook, "__qualname__", repr(hook))
-        raise TypeError(f"{name} must return a HookAction, not {action!r}") from error
+        raise TypeError(f"{name} must return a HookAction, not {shown(action)}") from error
     return action
 
 
@@ -134,7 +134,7 @@ class ChainHooks:
     """
 
     def __init__(self, *hooks: LoopHooks) -> None:
-        self._hooks = hooks
+        self._hooks = tuple(checked_hooks(each) for each in hooks)
 
     async def on_get_next_error(self, error: Exception, action: HookAction) -> HookAction:
         for hooks in self._hooks:

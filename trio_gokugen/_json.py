@@ -11,15 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, cast
 
-from ._errors import InvalidTaskError
+from ._errors import InvalidTaskError, shown
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 MAX_DEPTH = 100
 """How deep lists and objects may nest: far more than data, far less than the stack."""
-
-_SHOWN = 60
-"""How much of a value an error quotes."""
 
 
 def text(value: object, field: str) -> str:
@@ -81,7 +78,7 @@ def _copied_object(
     copy: dict[str, JSON] = {}
     for key, item in value.items():
         if not isinstance(key, str):
-            raise InvalidTaskError(path, f"has a key that is not a string: {_shown(key)}")
+            raise InvalidTaskError(path, f"has a key that is not a string: {shown(key)}")
         copy[text(key, f"{path} key")] = _copied(item, f"{path}.{key}", depth)
     return copy
 
@@ -136,8 +133,3 @@ def same(one: JSON, other: JSON) -> bool:
 
 def _a(value: object) -> str:
     return f"a value of type {type(value).__name__}"
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."

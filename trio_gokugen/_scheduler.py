@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -24,6 +25,7 @@ from ._errors import (
     StopReason,
     TaskNotFoundError,
     WorkNotFoundError,
+    shown,
 )
 from ._heap_repository import HeapRepository
 from ._hooks import checked_hooks
@@ -260,6 +262,8 @@ class Scheduler:
           TaskExistsError: an id is taken, or given twice.
         """
         engine = self._running()
+        if not isinstance(params, Iterable):
+            raise InvalidTaskError("params", f"must be TaskParams, not {shown(params)}")
         new = list(params)
         for index, param in enumerate(new):
             if not isinstance(param, TaskParam):
@@ -397,7 +401,9 @@ class Scheduler:
         _check_limit(limit)
         query = TaskQuery() if query is None else query
         if not isinstance(query, TaskQuery):
-            raise TypeError(f"query: must be a TaskQuery, not {query!r}")
+            raise TypeError(f"query: must be a TaskQuery, not {shown(query)}")
+        if after is not None and not isinstance(after, Task):
+            raise TypeError(f"after: must be a Task of a page before, not {shown(after)}")
         return await self._repository.find(query, limit, after)
 
     async def wait(self, task_id: str) -> Task:
@@ -597,9 +603,11 @@ async def open_scheduler(
 def _after(now: datetime, after: float | timedelta | None) -> datetime:
     seconds = after.total_seconds() if isinstance(after, timedelta) else after
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise InvalidTaskError("after", f"must be a number of seconds, not {after!r}")
+        raise InvalidTaskError("after", f"must be a number of seconds, not {shown(after)}")
     if not 0 <= seconds < math.inf:
-        raise InvalidTaskError("after", f"must be finite and not negative, not {after}")
+        raise InvalidTaskError(
+            "after", f"must be finite and not negative, not {shown(after)}"
+        )
     try:
         return now + timedelta(seconds=seconds)
     except OverflowError:
@@ -611,17 +619,18 @@ def _check_part(part: object, protocol: type, argument: str) -> None:
         raise TypeError(f"{argument}: must be an instance, not the class {part.__name__}")
     if not isinstance(part, protocol):
         raise TypeError(
-            f"{argument}: must have what abc.{protocol.__name__} asks for, not {part!r}"
+            f"{argument}: must be an abc.{protocol.__name__}, not {shown(part)}"
         )
 
 
 def _grace(grace: float | timedelta) -> float:
     seconds = grace.total_seconds() if isinstance(grace, timedelta) else grace
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"grace: must be a number of seconds, not {grace!r}")
+        raise TypeError(f"grace: must be a number of seconds, not {shown(grace)}")
     if not seconds >= 0:
-        raise ValueError(f"grace: must be 0 or more seconds, not {grace}")
-    return float(seconds)
+        raise ValueError(f"grace: must be 0 or more seconds, not {shown(grace)}")
+    # An int may be larger than any float: that is as good as for ever.
+    return float(min(seconds, sys.float_info.max)) if seconds < math.inf else math.inf
 
 
 def _recover(recover: Recover) -> RecoverAction:
@@ -629,7 +638,7 @@ def _recover(recover: Recover) -> RecoverAction:
         return RecoverAction(recover)
     except ValueError:
         raise ValueError(
-            f"recover: must be 'revert', 'fail' or 'leave', not {recover!r}"
+            f"recover: must be 'revert', 'fail' or 'leave', not {shown(recover)}"
         ) from None
 
 
@@ -637,6 +646,6 @@ def _check_limit(limit: int | None) -> None:
     if limit is None:
         return
     if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit: must be an int, not {limit!r}")
+        raise TypeError(f"limit: must be an int, not {shown(limit)}")
     if limit < 1:
-        raise ValueError(f"limit: must be at least 1, not {limit}")
+        raise ValueError(f"limit: must be at least 1, not {shown(limit)}")

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeGuard, TypeVar, cast
 
 import attrs
 
-from ._errors import InvalidTaskError
+from ._errors import InvalidTaskError, shown
 from ._json import JSON, int64, json_object, name, same, text
 
 
@@ -69,7 +69,11 @@ def as_utc(value: datetime, field: str) -> datetime:
         )
     if value.tzinfo is UTC and type(value) is datetime:
         return value
-    if value.tzinfo is None or value.utcoffset() is None:
+    try:
+        naive = value.utcoffset() is None
+    except Exception as error:
+        raise InvalidTaskError(field, f"has a broken time zone: {shown(error)}") from error
+    if naive:
         raise InvalidTaskError(
             field, "is a naive datetime: give it a time zone, datetime.UTC for example"
         )
@@ -309,12 +313,12 @@ def _read(key: str, value: Any) -> Any:
         try:
             return TaskState(value)
         except ValueError:
-            raise InvalidTaskError(key, f"{value!r} is not a task's state") from None
+            raise InvalidTaskError(key, f"{shown(value)} is not a task's state") from None
     if key in _MOMENTS and value is not None:
         try:
             return datetime.fromisoformat(value)
         except (ValueError, TypeError):
-            raise InvalidTaskError(key, f"{value!r} is not a moment") from None
+            raise InvalidTaskError(key, f"{shown(value)} is not a moment") from None
     return value
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 from ._callables import called, is_async
-from ._errors import InvalidTaskError, WorkExistsError, WorkNotFoundError
+from ._errors import InvalidTaskError, WorkExistsError, WorkNotFoundError, shown
 from ._json import name
 from .abc import Work
 
@@ -98,7 +98,7 @@ class WorkRegistry:
         timeout: float | timedelta | None,
     ) -> F:
         if not callable(function):
-            raise TypeError(f"function: must be a function, not {function!r}")
+            raise TypeError(f"function: must be a function, not {shown(function)}")
         if work_id is None:
             work_id = getattr(function, "__name__", None)
             if work_id is None or work_id == "<lambda>":
@@ -128,13 +128,13 @@ def _seconds(timeout: float | timedelta | None) -> float | None:
     if isinstance(timeout, timedelta):
         timeout = timeout.total_seconds()
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"timeout: must be a number of seconds, not {timeout!r}")
+        raise TypeError(f"timeout: must be a number of seconds, not {shown(timeout)}")
     try:
         seconds = float(timeout)
     except OverflowError:
         seconds = math.inf
     if not 0 < seconds < math.inf:
-        raise ValueError(f"timeout: must be positive and finite, not {timeout}")
+        raise ValueError(f"timeout: must be positive and finite, not {shown(timeout)}")
     return seconds
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from datetime import datetime
 from typing import Any, cast
 
@@ -37,6 +37,7 @@ from ._errors import (
     WorkNotFoundError,
     WorkStoppedError,
     WorkTimeoutError,
+    shown,
 )
 from ._json import fresh
 from ._task import Task
@@ -318,9 +319,9 @@ class WorkerPoolDispatcher:
 
 def _checked(max_workers: int) -> int:
     if isinstance(max_workers, bool) or not isinstance(max_workers, int):
-        raise TypeError(f"max_workers: must be an int, not {max_workers!r}")
+        raise TypeError(f"max_workers: must be an int, not {shown(max_workers)}")
     if max_workers < 1:
-        raise ValueError(f"max_workers: must be at least 1, not {max_workers}")
+        raise ValueError(f"max_workers: must be at least 1, not {shown(max_workers)}")
     return max_workers
 
 
@@ -383,12 +384,7 @@ def _last_outcome(
         if isinstance(result, outcome.Value):
             return result
         left = cast("outcome.Error", result).error
-    error = left
-    if left is not None:
-        try:
-            error = _without_cancelled(left)
-        except RecursionError as odd:  # groups within groups within groups
-            error = odd
+    error = None if left is None else _without_cancelled(left)
     if worker.exceeded is not None and (error is None or isinstance(error, Exception)):
         return outcome.Error(worker.exceeded)
     reason = worker.reason
@@ -404,5 +400,20 @@ def _last_outcome(
 def _without_cancelled(error: BaseException) -> BaseException | None:
     """What is left of an exception, or a group, without Trio's cancellations."""
     group = BaseExceptionGroup("wrapped, as a group can be split", [error])
-    rest = group.split(trio.Cancelled)[1]
+    try:
+        rest = group.split(trio.Cancelled)[1]
+    except Exception:  # noqa: BLE001 (too deep, or its class can't be split)
+        leaves = [each for each in _leaves(error) if not isinstance(each, trio.Cancelled)]
+        return BaseExceptionGroup(f"{type(error).__name__}, of", leaves) if leaves else None
     return None if rest is None else rest.exceptions[0]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions that a group is made of in the end, however deep."""
+    left = [error]
+    while left:
+        each = left.pop()
+        if isinstance(each, BaseExceptionGroup):
+            left += reversed(cast("BaseExceptionGroup[BaseException]", each).exceptions)
+        else:
+            yield each
