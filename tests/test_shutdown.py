@@ -769,3 +769,42 @@ async def test_a_timer_that_cannot_be_stopped(
     async with trio.open_nursery() as nursery:
         await nursery.start(scheduler.run)
         await scheduler.stop()
+
+
+async def test_a_stop_after_which_nothing_can_be_recorded(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What keeps a stopped scheduler from recording the last outcomes leaves `run` in a group,
+    as its errors always do.
+    """
+
+    async def hang(*_: Any) -> HookAction:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    repository = FaultyRepository(HeapRepository())
+    bench = Bench()
+    scheduler = Scheduler(
+        bench.works,
+        repository,
+        WorkerPoolDispatcher(bench.works),
+        PartialHooks(on_update_error=hang),
+    )
+    left: list[BaseException] = []
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await scheduler.run(task_status=task_status)
+        except BaseExceptionGroup as error:
+            left.append(error)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        await scheduler.add_task("sleep", after=0)
+        await trio.sleep(1)
+        repository.fail("apply", RepositoryError("down"), times=None)
+        await scheduler.stop(0)
+    assert trio.current_time() == 6
+    with pytest.RaisesGroup(pytest.RaisesExc(RepositoryError, match="the outcome of 1")):
+        raise left[0]

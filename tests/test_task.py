@@ -1009,11 +1009,16 @@ def test_a_broken_time_zone_is_refused(zone: tzinfo) -> None:
         TaskUpdate(deadline=datetime(2030, 1, 1, tzinfo=zone))
 
 
-@pytest.mark.parametrize("depth", [10, 300, 900, 10_000])
-def test_a_state_that_nests_deeply(depth: int) -> None:
+@pytest.mark.parametrize("field", ["state", "scheduled_at"])
+@pytest.mark.parametrize(("opens", "closes"), [("[", "]"), ('{"a":', "}")])
+def test_nonsense_that_nests_deeply(field: str, opens: str, closes: str) -> None:
     """
-    However deep the nonsense in a line nests, the error is a clear one.
+    However deep the nonsense in a line nests, as deep as JSON can just be read, too, the
+    error is a clear one.
     """
-    line = TASK.to_json().replace('"scheduled"', "[" * depth + "]" * depth)
-    with pytest.raises(InvalidTaskError):
-        Task.from_json(line)
+    plain = json.loads(TASK.to_json())
+    for depth in range(100, 1200):
+        plain[field] = "@"
+        line = json.dumps(plain).replace('"@"', f"{opens * depth}1{closes * depth}")
+        with pytest.raises(InvalidTaskError):
+            Task.from_json(line)

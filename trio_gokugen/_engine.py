@@ -111,8 +111,8 @@ class Engine:
                 nursery.start_soon(self.dispatches.run)
                 self._nursery = nursery
                 task_status.started()
-        if refusal is not None:
-            raise refusal  # out here, as it is, and not in a group
+        assert refusal is not None, "the loops don't end by themselves"
+        raise refusal  # out here, as it is, and not in a group
 
     async def stop(self, grace: float) -> None:
         """End in good order, giving running work `grace` seconds. Returns at the end.

@@ -312,7 +312,7 @@ def _read(key: str, value: Any) -> Any:
     if key == "state":
         try:
             return TaskState(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidTaskError(key, f"{shown(value)} is not a task's state") from None
     if key in _MOMENTS and value is not None:
         try:
