@@ -189,7 +189,8 @@ class Scheduler:
         ends first counts.
 
         Cancelling the call does not take the stop back. A work or a hook may call this,
-        and is cancelled as the others are.
+        and is cancelled as the others are; once the works have ended, a hook that waits
+        for this is not waited for.
         """
         seconds = self._grace if grace is None else _grace(grace)
         if self._engine is None or self._engine.ended.is_set():
