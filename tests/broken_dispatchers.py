@@ -246,8 +246,8 @@ class KeepsItsPlaceInTheQueue(WorkerPoolDispatcher):
 
 @breaks("cancel_knows_what_runs")
 class AlwaysSaysItCancelled(WorkerPoolDispatcher):
-    def cancel(self, task_id: str, reason: StopReason) -> bool:
-        super().cancel(task_id, reason)
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        super().cancel(run, reason)
         return True
 
 
@@ -437,30 +437,40 @@ class AlwaysNamesTheDeadline(Translating):
 
 @breaks("cancel_stops_the_work")
 class OnlySaysItCancelled(WorkerPoolDispatcher):
-    def cancel(self, task_id: str, reason: StopReason) -> bool:
-        return task_id in self._runs
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        return (run.id, run.attempt) in self._runs
 
 
 @breaks("cancel_stops_the_work")
 class AlwaysSaysShutdown(WorkerPoolDispatcher):
-    def cancel(self, task_id: str, reason: StopReason) -> bool:
-        return super().cancel(task_id, StopReason.SHUTDOWN)
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        return super().cancel(run, StopReason.SHUTDOWN)
 
 
 @breaks("the_first_reason_stands")
 class TakesTheLastReason(WorkerPoolDispatcher):
-    def cancel(self, task_id: str, reason: StopReason) -> bool:
-        if task_id in self._runs:
-            self._runs[task_id].reason = None
-        return super().cancel(task_id, reason)
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        if (worker := self._runs.get((run.id, run.attempt))) is not None:
+            worker.reason = None
+        return super().cancel(run, reason)
 
 
 @breaks("cancel_stops_only_that_work")
 class CancelsAll(WorkerPoolDispatcher):
-    def cancel(self, task_id: str, reason: StopReason) -> bool:
-        for other in self._runs:
-            super().cancel(other, reason)
-        return task_id in self._runs
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        for worker in self._runs.values():
+            assert worker.run is not None
+            super().cancel(worker.run, reason)
+        return (run.id, run.attempt) in self._runs
+
+
+@breaks("cancel_stops_only_that_attempt")
+class CancelsWhateverAttempt(WorkerPoolDispatcher):
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        attempts = [w.run for w in self._runs.values() if w.run and w.run.id == run.id]
+        for each in attempts:
+            super().cancel(each, reason)
+        return bool(attempts)
 
 
 @breaks("cancel_may_come_at_once")
@@ -473,10 +483,8 @@ class CancelsOnlyWhatHasRunForAWhile(Altered):
         self.started_at[run.id] = trio.current_time()
         return run
 
-    def cancel(self, task_id: str, reason: StopReason) -> bool:
-        return self.started_at[task_id] < trio.current_time() and super().cancel(
-            task_id, reason
-        )
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        return self.started_at[run.id] < trio.current_time() and super().cancel(run, reason)
 
 
 @breaks("a_stop_outweighs_an_error", "a_deadline_outweighs_an_error")
@@ -500,9 +508,9 @@ class DropsTheValueOfTheCancelled(Translating):
         super().__init__(works, max_workers)
         self.cancelled: dict[str, StopReason] = {}
 
-    def cancel(self, task_id: str, reason: StopReason) -> bool:
-        self.cancelled[task_id] = reason
-        return super().cancel(task_id, reason)
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        self.cancelled[run.id] = reason
+        return super().cancel(run, reason)
 
 
 @breaks("a_value_stands_after_a_deadline")

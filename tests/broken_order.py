@@ -91,8 +91,10 @@ class RevertedAreYoung(Forgetful):
 
 @breaks("recovery_keeps_the_place")
 class RecoveredAreYoung(Forgetful):
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
-        return [self.to_the_end(t) for t in await super().recover(action, at)]
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
+        return [self.to_the_end(t) for t in await super().recover(action, at, only)]
 
 
 @breaks("get_next_tells_due_or_not")

@@ -118,9 +118,11 @@ class ChangesFirst(HeapRepository):
 
 @breaks("changes_are_atomic")
 class RevertsOneByOne(HeapRepository):
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
         if action is not RecoverAction.REVERT:
-            return await super().recover(action, at)
+            return await super().recover(action, at, only)
         orphans = await self.find(TaskQuery(states={TaskState.DISPATCHED}))
         return [await self.revert(run) for run in orphans]
 

@@ -21,7 +21,7 @@ from trio_gokugen import (
     TaskUpdate,
 )
 from trio_gokugen._task import UNCHANGED
-from trio_gokugen.abc import RecoverAction
+from trio_gokugen.abc import ANY_TASK, RecoverAction, TaskFilter
 
 # -- adding ---------------------------------------------------------------------------
 
@@ -351,34 +351,50 @@ class CountsTheDispatched(ListStore):
 
 @breaks("recover_reverts")
 class RecoversWithoutCounting(ListStore):
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
         return [
             self.put(attrs.evolve(task, interruptions=1))
-            for task in await super().recover(action, at)
+            for task in await super().recover(action, at, only)
         ]
 
 
 @breaks("recover_reverts", "recover_fails")
 class ForgetsToSayWhatItRecovered(ListStore):
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
-        await super().recover(action, at)
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
+        await super().recover(action, at, only)
         return []
 
 
 @breaks("recover_fails")
 class AlwaysReverts(ListStore):
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
         if action is RecoverAction.FAIL:
             action = RecoverAction.REVERT
+        return await super().recover(action, at, only)
+
+
+@breaks("recover_heeds_the_filter")
+class RecoversWhateverIsThere(ListStore):
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
         return await super().recover(action, at)
 
 
 @breaks("recover_can_leave")
 class NeverLeaves(ListStore):
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
         if action is RecoverAction.LEAVE:
             action = RecoverAction.REVERT
-        return await super().recover(action, at)
+        return await super().recover(action, at, only)
 
 
 _Before = datetime | None

@@ -253,8 +253,10 @@ class DeafToReverts(Deaf):
 
 @breaks("the_timer_hears_of_a_recovery")
 class DeafToRecovery(HeapRepository):
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
-        return await self.store.recover(action, at)
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
+        return await self.store.recover(action, at, only)
 
 
 @times_badly("the_timer_outlasts_what_moves_nothing")

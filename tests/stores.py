@@ -195,8 +195,11 @@ class ThreadedStore(BulkRepository):
     ) -> Sequence[outcome.Outcome[Any]]:
         return await self._in_thread(lambda: self._model.apply(operations))
 
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
-        orphans = await self.find(TaskQuery(states={TaskState.DISPATCHED}))
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
+        query = TaskQuery(states={TaskState.DISPATCHED}, work_ids=only.work_ids)
+        orphans = await self.find(query)
         return await recover_runs(self, orphans, action, at)
 
     async def get(self, task_id: str) -> Task:

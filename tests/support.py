@@ -123,10 +123,12 @@ class TroubledRepository(HeapRepository):
             await self.before_wait()
         return await super().wait_until_due(only)
 
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
         if self.before_recover is not None:
             await self.before_recover()
-        return await super().recover(action, at)
+        return await super().recover(action, at, only)
 
     async def count_pending(self) -> Any:
         if self.before_count is not None:

@@ -23,7 +23,7 @@ from trio_gokugen import (
     WorkRegistry,
     open_scheduler,
 )
-from trio_gokugen.abc import AddTasks, CancelTask, EndTask, RecoverAction
+from trio_gokugen.abc import ANY_TASK, AddTasks, CancelTask, EndTask, RecoverAction
 from trio_gokugen.testing import Call, FaultyRepository
 
 NOON = datetime(2030, 6, 1, 12, tzinfo=UTC)
@@ -259,7 +259,8 @@ async def test_calls_are_recorded(
     assert (first.method, first.at) == ("apply", 0)
     assert first.operations is operations
     assert (second.method, second.at) == ("recover", 2)
-    assert second.arguments == {"action": RecoverAction.LEAVE, "at": NOON}
+    expected = {"action": RecoverAction.LEAVE, "at": NOON, "only": ANY_TASK}
+    assert second.arguments == expected
     assert second.operations == ()
 
 

@@ -287,10 +287,12 @@ async def test_a_hook_that_retries_at_once_keeps_nobody_from_running(
     class Failing(HeapRepository):
         failing = True
 
-        async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+        async def recover(
+            self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+        ) -> list[Task]:
             if self.failing:
                 raise RepositoryError("down")
-            return await super().recover(action, at)
+            return await super().recover(action, at, only)
 
         async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
             if self.failing:

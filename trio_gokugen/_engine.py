@@ -141,8 +141,8 @@ class Engine:
             await self.dispatches.stop()
             await ledger.wait_until(lambda: not ledger.runs)
         self.updates.start_nothing()
-        for task_id in tuple(ledger.runs):
-            self._dispatcher.cancel(task_id, StopReason.SHUTDOWN)
+        for run in tuple(ledger.runs.values()):
+            self._dispatcher.cancel(run, StopReason.SHUTDOWN)
         # However long it takes: nothing outlives the nursery.
         await ledger.wait_until(lambda: not ledger.unreported)
         # From here on it is only about writing, which may fail for ever.

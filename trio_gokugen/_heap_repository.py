@@ -154,9 +154,11 @@ class HeapStore(BulkRepository):
                 outcomes.append(outcome.Error(error))
         return outcomes
 
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
         tasks = [entry[4] for entry in self._entries.values()]
-        orphans = [task for task in tasks if task.state is TaskState.DISPATCHED]
+        orphans = [t for t in tasks if t.state is _DISPATCHED and only.accepts(t)]
         return await recover_runs(self, orphans, action, at)
 
     def _add(self, operation: AddTasks) -> None:

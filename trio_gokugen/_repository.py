@@ -151,9 +151,13 @@ class SimpleRepository(ABC):
         """See `RepositoryLike.find`."""
 
     async def recover(
-        self: RepositoryLike, action: RecoverAction, at: datetime
+        self: RepositoryLike,
+        action: RecoverAction,
+        at: datetime,
+        only: TaskFilter = ANY_TASK,
     ) -> list[Task]:
-        orphans = await self.find(TaskQuery(states=frozenset({TaskState.DISPATCHED})))
+        dispatched = frozenset({TaskState.DISPATCHED})
+        orphans = await self.find(TaskQuery(states=dispatched, work_ids=only.work_ids))
         return await recover_runs(self, orphans, action, at)
 
     async def apply(

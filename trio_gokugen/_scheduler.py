@@ -373,7 +373,7 @@ class Scheduler:
         run = ledger.runs[task_id]
         waiter = ledger.watch(task_id, run)
         # If the dispatcher does not know it any more, its result is on the way.
-        self._dispatcher.cancel(task_id, StopReason.INTERRUPT)
+        self._dispatcher.cancel(run, StopReason.INTERRUPT)
         try:
             return await waiter.wait()
         finally:

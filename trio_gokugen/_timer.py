@@ -187,9 +187,11 @@ class TimedRepository(BulkRepository, Generic[S]):
                 self.timer.reset()  # maybe it happened, maybe not
         return outcomes
 
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
         try:
-            return await self.store.recover(action, at)
+            return await self.store.recover(action, at, only)
         finally:
             self.timer.reset()
 

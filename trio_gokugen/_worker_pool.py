@@ -95,7 +95,8 @@ class WorkerPoolDispatcher:
         self._limiter = trio.CapacityLimiter(max_workers)
         # The pool is the limit; Trio's default of 40 threads would be a second one.
         self._threads = trio.CapacityLimiter(math.inf)
-        self._runs: dict[str, _Worker] = {}
+        # A task that was taken back and claimed anew may have two.
+        self._runs: dict[tuple[str, int], _Worker] = {}
         self._idle: dict[_Worker, None] = {}
         self._bounded: dict[trio.CancelScope, datetime] = {}
         self._first_bounded = trio.Event()
@@ -139,9 +140,9 @@ class WorkerPoolDispatcher:
             self._limiter.release_on_behalf_of(gate)
         await fetch(self._free, self._start_run)
 
-    def cancel(self, task_id: str, reason: StopReason) -> bool:
-        """Cancel the running work of this task. Its result comes when it has ended."""
-        worker = self._runs.get(task_id)
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        """Cancel a running work. Its result comes when it has ended."""
+        worker = self._runs.get((run.id, run.attempt))
         if worker is None:
             return False
         if worker.reason is None:
@@ -164,7 +165,7 @@ class WorkerPoolDispatcher:
         else:
             worker = _Worker(self._idle, run)
             self._context.run(self._nursery.start_soon, self._live, worker)
-        self._runs[run.id] = worker
+        self._runs[run.id, run.attempt] = worker
         try:
             self._limiter.acquire_on_behalf_of_nowait(worker)
         except trio.WouldBlock:
@@ -309,9 +310,7 @@ class WorkerPoolDispatcher:
 
     def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
         worker.run = worker.exceeded = None
-        # Of a task that was taken back and claimed anew, a later run may go on already.
-        if self._runs.get(run.id) is worker:
-            del self._runs[run.id]
+        del self._runs[run.id, run.attempt]
         if worker.has_token:
             self._limiter.release_on_behalf_of(worker)
         self._results.send_nowait(TaskResult(run, result))

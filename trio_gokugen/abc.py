@@ -208,8 +208,10 @@ class RepositoryLike(Protocol):
         """
         ...
 
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
-        """Revert or fail tasks that are dispatched and nobody runs.
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
+        """Revert or fail tasks that are dispatched and nobody runs, if they pass `only`.
 
         Called before anything is dispatched. A store that several schedulers share
         leaves the tasks of the living alone.
@@ -408,8 +410,12 @@ class Dispatcher(Protocol):
         """
         ...
 
-    def cancel(self, task_id: str, reason: StopReason) -> bool:
-        """Cancel the running work of this task. Its result comes when it has ended.
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        """Cancel a running work. Its result comes when it has ended.
+
+        Args:
+          run: The snapshot that was fetched, or one of the same id and attempt.
+          reason: What the result is to say.
 
         Returns:
           Whether there is such a run. Cancelling one twice is harmless, and the first

@@ -8,7 +8,7 @@ import attrs
 
 from trio_gokugen._errors import LostRunError
 from trio_gokugen._task import Task, TaskState
-from trio_gokugen.abc import RecoverAction, TaskRepository
+from trio_gokugen.abc import RecoverAction, TaskFilter, TaskRepository
 
 from ._expect import expect, expect_equal
 from ._repository_kit import (
@@ -135,3 +135,16 @@ async def recover_can_leave(repository: TaskRepository) -> None:
     async with unchanged(repository, "recovering nothing"):
         left = await repository.recover(RecoverAction.LEAVE, moment(9))
         expect_equal("what was recovered", left, [])
+
+
+@checks
+async def recover_heeds_the_filter(repository: TaskRepository) -> None:
+    """Only tasks of the works that were asked for are recovered."""
+    orphans = await _with_orphans(repository)
+    chosen = attrs.evolve(orphans[0], id="chosen", work_id="chosen work")
+    await repository.add([chosen])
+    only = TaskFilter(frozenset({"chosen work"}))
+    recovered = await repository.recover(RecoverAction.REVERT, moment(9), only)
+    expected = attrs.evolve(chosen, state=TaskState.SCHEDULED, interruptions=2)
+    expect_equal("what was recovered of one work", recovered, [expected])
+    await expect_kept(repository, "a task of another work", *orphans)

@@ -118,7 +118,7 @@ async def _outcome_of_cancelled(
     await b.dispatch(run)
     await a_few_steps()
     for reason in reasons:
-        cancelled = b.dispatcher.cancel(run.id, reason)
+        cancelled = b.dispatcher.cancel(run, reason)
         expect(cancelled, "cancel of a run that is under way was answered with False")
     [result] = await b.results.wait_for(run)
     return result
@@ -166,6 +166,21 @@ async def cancel_stops_only_that_work(open_dispatcher: OpenDispatcher) -> None:
 
 @checks
 @stopping
+async def cancel_stops_only_that_attempt(open_dispatcher: OpenDispatcher) -> None:
+    """Cancelling another attempt of the same task leaves this one alone."""
+    async with bench(open_dispatcher, 2) as b:
+        run = run_of("take", seconds=0.1, value=1)
+        await b.dispatch(run)
+        await a_few_steps()
+        another = attrs.evolve(run, attempt=run.attempt + 1)
+        known = b.dispatcher.cancel(another, StopReason.INTERRUPT)
+        expect_equal("cancel of an attempt that does not run", known, False)  # noqa: FBT003
+        [result] = await b.results.wait_for(run)
+        expect_value("the attempt that runs", result, 1)
+
+
+@checks
+@stopping
 async def cancel_may_come_at_once(open_dispatcher: OpenDispatcher) -> None:
     """Work can be cancelled in the very step in which it was started."""
     async with bench(open_dispatcher, 1) as b:
@@ -178,7 +193,7 @@ async def cancel_may_come_at_once(open_dispatcher: OpenDispatcher) -> None:
                 del free, only
                 await trio.lowlevel.checkpoint()
                 start(run)
-                known = b.dispatcher.cancel(run.id, StopReason.INTERRUPT)
+                known = b.dispatcher.cancel(run, StopReason.INTERRUPT)
                 expect(known, "cancel of a run that was just started returned False")
                 return 1
 

@@ -278,9 +278,9 @@ async def cancel_knows_what_runs(open_dispatcher: OpenDispatcher) -> None:
     """Cancelling a task that doesn't run, or has ended, is answered with `False`."""
     async with bench(open_dispatcher, 2) as b:
         cancel = b.dispatcher.cancel
-        expect_equal("cancel of nothing", cancel("t", StopReason.INTERRUPT), False)  # noqa: FBT003
         run = run_of("echo", "t", value=1)
+        expect_equal("cancel of nothing", cancel(run, StopReason.INTERRUPT), False)  # noqa: FBT003
         expect_value("a work", await b.outcome_of(run), 1)
-        expect_equal("cancel of the ended", cancel("t", StopReason.SHUTDOWN), False)  # noqa: FBT003
+        expect_equal("cancel of the ended", cancel(run, StopReason.SHUTDOWN), False)  # noqa: FBT003
         again = run_of("echo", "t", value=2)
         expect_value("the work, again", await b.outcome_of(again), 2)

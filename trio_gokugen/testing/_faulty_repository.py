@@ -191,8 +191,10 @@ class FaultyRepository:
         task: Task = await self._call("revert", run=run)
         return task
 
-    async def recover(self, action: RecoverAction, at: datetime) -> list[Task]:
-        tasks: list[Task] = await self._call("recover", action=action, at=at)
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
+        tasks: list[Task] = await self._call("recover", action=action, at=at, only=only)
         return tasks
 
     async def delete_ended(
