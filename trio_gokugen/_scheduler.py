@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import Literal
 from weakref import WeakValueDictionary
 
 import attrs
 import trio
 
 from . import _transitions
+from ._arguments import (
+    Recover,
+    check_limit,
+    check_part,
+    checked_grace,
+    moment_after,
+    recover_action,
+)
 from ._callables import check_async
 from ._clock import default_clock
 from ._engine import Engine
@@ -52,14 +58,11 @@ from .abc import (
     Dispatcher,
     Listener,
     LoopHooks,
-    RecoverAction,
     TaskFilter,
     TaskRepository,
     UpdateTask,
     WorkRegistry,
 )
-
-Recover: TypeAlias = Literal["revert", "fail", "leave"]
 
 
 @attrs.frozen
@@ -126,18 +129,18 @@ class Scheduler:
           recover: What becomes of tasks found dispatched at the start: ``"revert"`` them
             to scheduled, ``"fail"`` them, or ``"leave"`` them.
         """
-        _check_part(works, WorkRegistry, "works")
-        _check_part(repository, TaskRepository, "repository")
-        _check_part(dispatcher, Dispatcher, "dispatcher")
+        check_part(works, WorkRegistry, "works")
+        check_part(repository, TaskRepository, "repository")
+        check_part(dispatcher, Dispatcher, "dispatcher")
         if clock is not None:
-            _check_part(clock, Clock, "clock")
+            check_part(clock, Clock, "clock")
         self._works = works
         self._repository = repository
         self._dispatcher = dispatcher
         self._hooks = None if hooks is None else checked_hooks(hooks)
         self._clock = clock
-        self._grace = _grace(grace)
-        self._recover = _recover(recover)
+        self._grace = checked_grace(grace)
+        self._recover = recover_action(recover)
         self._listeners: list[Listener] = []
         self._make_id = IdMaker()
         self._updating = WeakValueDictionary[str, trio.Lock]()
@@ -192,7 +195,7 @@ class Scheduler:
         and is cancelled as the others are; once the works have ended, a hook that waits
         for this is not waited for.
         """
-        seconds = self._grace if grace is None else _grace(grace)
+        seconds = self._grace if grace is None else checked_grace(grace)
         if self._engine is None or self._engine.ended.is_set():
             await trio.lowlevel.checkpoint()
         else:
@@ -238,7 +241,7 @@ class Scheduler:
             raise InvalidTaskError("at", "is missing: give a moment, at, or seconds, after")
         if at is not None and after is not None:
             raise InvalidTaskError("at", "was given together with after: choose one")
-        moment = _after(engine.clock.now(), after) if at is None else as_utc(at, "at")
+        moment = moment_after(engine.clock.now(), after) if at is None else as_utc(at, "at")
         new = TaskParam(
             work_id=work_id,
             scheduled_at=moment,
@@ -399,7 +402,7 @@ class Scheduler:
           after: The last task of the page before, to get the next page.
         """
         self._running()
-        _check_limit(limit)
+        check_limit(limit)
         query = TaskQuery() if query is None else query
         if not isinstance(query, TaskQuery):
             raise TypeError(f"query: must be a TaskQuery, not {shown(query)}")
@@ -472,7 +475,7 @@ class Scheduler:
           The ids of exactly those that were deleted.
         """
         engine = self._running()
-        _check_limit(limit)
+        check_limit(limit)
         operation = DeleteEnded(before, states, limit)
         deleted: list[str] = await engine.updates.queue.ask(lambda _: operation)
         return deleted
@@ -599,54 +602,3 @@ async def open_scheduler(
         await nursery.start(scheduler.run)
         yield scheduler
         await scheduler.stop()
-
-
-def _after(now: datetime, after: float | timedelta | None) -> datetime:
-    seconds = after.total_seconds() if isinstance(after, timedelta) else after
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise InvalidTaskError("after", f"must be a number of seconds, not {shown(after)}")
-    if not 0 <= seconds < math.inf:
-        raise InvalidTaskError(
-            "after", f"must be finite and not negative, not {shown(after)}"
-        )
-    try:
-        return now + timedelta(seconds=seconds)
-    except OverflowError:
-        raise InvalidTaskError("after", "leads beyond the year 9999") from None
-
-
-def _check_part(part: object, protocol: type, argument: str) -> None:
-    if isinstance(part, type):
-        raise TypeError(f"{argument}: must be an instance, not the class {part.__name__}")
-    if not isinstance(part, protocol):
-        raise TypeError(
-            f"{argument}: must be an abc.{protocol.__name__}, not {shown(part)}"
-        )
-
-
-def _grace(grace: float | timedelta) -> float:
-    seconds = grace.total_seconds() if isinstance(grace, timedelta) else grace
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"grace: must be a number of seconds, not {shown(grace)}")
-    if not seconds >= 0:
-        raise ValueError(f"grace: must be 0 or more seconds, not {shown(grace)}")
-    # An int may be larger than any float: that is as good as for ever.
-    return float(min(seconds, sys.float_info.max)) if seconds < math.inf else math.inf
-
-
-def _recover(recover: Recover) -> RecoverAction:
-    try:
-        return RecoverAction(recover)
-    except ValueError:
-        raise ValueError(
-            f"recover: must be 'revert', 'fail' or 'leave', not {shown(recover)}"
-        ) from None
-
-
-def _check_limit(limit: int | None) -> None:
-    if limit is None:
-        return
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit: must be an int, not {shown(limit)}")
-    if limit < 1:
-        raise ValueError(f"limit: must be at least 1, not {shown(limit)}")

@@ -3,8 +3,9 @@
 A Ctrl-C may raise `KeyboardInterrupt` between any two instructions of a Trio program. In
 the middle of the loops it would leave a task claimed and not started, or a caller without
 an answer: so their entry points are protected by `trio.lowlevel.enable_ki_protection`, and
-what the user wrote is called through here, where it may be interrupted as ever. While
-protected code runs, Trio keeps the interrupt for the main task.
+what the user wrote is called through here (async works, to spare a frame, by the worker
+pool itself), where it may be interrupted as ever. While protected code runs, Trio keeps the
+interrupt for the main task.
 """
 
 from __future__ import annotations

@@ -1,0 +1,64 @@
+"""What a scheduler is told, checked at the call: each refusal names the argument."""
+
+from __future__ import annotations
+
+import math
+import sys
+from datetime import datetime, timedelta
+from typing import Literal, TypeAlias
+
+from ._errors import InvalidTaskError, shown
+from .abc import RecoverAction
+
+Recover: TypeAlias = Literal["revert", "fail", "leave"]
+
+
+def moment_after(now: datetime, after: float | timedelta | None) -> datetime:
+    seconds = after.total_seconds() if isinstance(after, timedelta) else after
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidTaskError("after", f"must be a number of seconds, not {shown(after)}")
+    if not 0 <= seconds < math.inf:
+        raise InvalidTaskError(
+            "after", f"must be finite and not negative, not {shown(after)}"
+        )
+    try:
+        return now + timedelta(seconds=seconds)
+    except OverflowError:
+        raise InvalidTaskError("after", "leads beyond the year 9999") from None
+
+
+def check_part(part: object, protocol: type, argument: str) -> None:
+    if isinstance(part, type):
+        raise TypeError(f"{argument}: must be an instance, not the class {part.__name__}")
+    if not isinstance(part, protocol):
+        raise TypeError(
+            f"{argument}: must be an abc.{protocol.__name__}, not {shown(part)}"
+        )
+
+
+def checked_grace(grace: float | timedelta) -> float:
+    seconds = grace.total_seconds() if isinstance(grace, timedelta) else grace
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"grace: must be a number of seconds, not {shown(grace)}")
+    if not seconds >= 0:
+        raise ValueError(f"grace: must be 0 or more seconds, not {shown(grace)}")
+    # An int may be larger than any float: that is as good as for ever.
+    return float(min(seconds, sys.float_info.max)) if seconds < math.inf else math.inf
+
+
+def recover_action(recover: Recover) -> RecoverAction:
+    try:
+        return RecoverAction(recover)
+    except ValueError:
+        raise ValueError(
+            f"recover: must be 'revert', 'fail' or 'leave', not {shown(recover)}"
+        ) from None
+
+
+def check_limit(limit: int | None) -> None:
+    if limit is None:
+        return
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit: must be an int, not {shown(limit)}")
+    if limit < 1:
+        raise ValueError(f"limit: must be at least 1, not {shown(limit)}")
