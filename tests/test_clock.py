@@ -357,9 +357,11 @@ def test_a_moment_beyond_the_range_is_the_last_or_the_first(
         (lambda: SystemClock(math.nan), ValueError, "max_sleep"),
         (lambda: SystemClock(-(10**5000)), ValueError, "max_sleep"),
         (lambda: TrioClock(NOON, cast("float", "x")), TypeError, "start"),
+        (lambda: SystemClock(10**400), ValueError, "max_sleep"),
         (lambda: TrioClock(NOON, math.nan), ValueError, "start"),
+        (lambda: TrioClock(NOON, 10**5000), ValueError, "start"),
     ],
-    ids=["text", "bool", "nan", "huge", "start text", "start nan"],
+    ids=["text", "bool", "nan", "less", "start text", "huge", "start nan", "start huge"],
 )
 def test_clocks_made_of_what_is_no_number(
     make: Callable[[], object], error: type[Exception], field: str

@@ -26,12 +26,16 @@ from trio_gokugen import (
     SchedulerNotRunningError,
     Task,
     TaskState,
+    WorkerPoolDispatcher,
+    WorkRegistry,
+    open_scheduler,
 )
 from trio_gokugen.abc import (
     AddTasks,
     CancelTask,
     ClaimTasks,
     EndTask,
+    Fetch,
     Operation,
     RevertTask,
     UpdateTask,
@@ -714,4 +718,31 @@ async def test_an_error_of_a_hook_is_no_error_of_the_dispatch(
         flatten_subgroups=True,
     ):
         async with open_bench(repository, hooks=hooks):
+            await trio.sleep_forever()
+
+
+async def test_a_decision_that_passes_a_nursery(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What a hook has decided to raise is not put to another one, though the dispatcher wraps
+    it in a group on its way.
+    """
+
+    class InNursery(WorkerPoolDispatcher):
+        async def dispatch(self, fetch: Fetch) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(super().dispatch, fetch)
+
+    async def ignore(*_: Any) -> HookAction:
+        raise AssertionError("has been decided already")
+
+    works = WorkRegistry()
+    repository = TroubledRepository()
+    repository.before_wait = failing_call(1, RepositoryError("down"))
+    hooks = PartialHooks(on_dispatch_error=ignore)
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(RepositoryError, match="down"), flatten_subgroups=True
+    ):
+        async with open_scheduler(works, repository, InNursery(works), hooks=hooks):
             await trio.sleep_forever()

@@ -38,7 +38,14 @@ from trio_gokugen import (
     current_task,
     open_scheduler,
 )
-from trio_gokugen.abc import ANY_TASK, Fetch, RecoverAction, TaskFilter
+from trio_gokugen.abc import (
+    ANY_TASK,
+    Clock,
+    Fetch,
+    RecoverAction,
+    ResultChannel,
+    TaskFilter,
+)
 
 # -- when things run ------------------------------------------------------------------
 
@@ -1276,3 +1283,72 @@ async def test_a_limit_beyond_all_bounds(autojump_clock: trio.testing.MockClock)
         assert await scheduler.find(limit=HUGE) == [await scheduler.get(task.id)]
         assert await scheduler.delete_ended(limit=HUGE) == [task.id]
         await scheduler.stop(HUGE)
+
+
+async def test_a_start_that_is_refused_half_way(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A dispatcher that has started a part of itself before it is refused leaves nothing.
+    """
+
+    class Both(WorkerPoolDispatcher):
+        async def start(
+            self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
+        ) -> None:
+            await super().start(nursery, results, clock)
+            await taken.start(nursery, results, clock)
+
+    works = WorkRegistry()
+    taken = WorkerPoolDispatcher(works)
+    async with open_scheduler(works, None, taken):
+        second = Scheduler(works, HeapRepository(), Both(works))
+        with trio.fail_after(1), pytest.raises(SchedulerAlreadyRunningError):
+            await second.run()
+
+
+@pytest.mark.parametrize("call", ["update", "drain", "wait"])
+async def test_a_stored_task_whose_work_comes_later(
+    autojump_clock: trio.testing.MockClock, call: str
+) -> None:
+    """
+    A task left by another program runs once its work is registered, whatever call comes
+    first.
+    """
+    repository = HeapRepository()
+    await repository.add([stored("a", "other", 10)])
+    async with open_bench(repository) as (scheduler, bench):
+        await trio.sleep(1)
+        bench.works.register("other", bench.note)
+        if call == "update":
+            assert await scheduler.update("a", priority=1)
+            await trio.sleep_until(20)
+        elif call == "drain":
+            await scheduler.drain()
+        else:
+            await scheduler.wait("a")
+    assert bench.log == [("a", 10.0)]
+
+
+async def test_a_part_that_passes_on_to_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A wrapper that has what is asked for by passing on will do; what is missing is named.
+    """
+
+    class Wrapper:
+        def __init__(self, wrapped: object) -> None:
+            self.wrapped = wrapped
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.wrapped, name)
+
+    wrapper: Any = Wrapper(HeapRepository())
+    async with open_bench(wrapper) as (scheduler, bench):
+        await scheduler.add_tasks([at(1, "a")])
+        await scheduler.drain()
+    assert bench.log == [("a", 1.0)]
+    with pytest.raises(TypeError, match=r"and .* has no add"):
+        async with open_bench(Wrapper(None)):
+            pass

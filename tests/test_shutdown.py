@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import outcome
@@ -23,9 +24,10 @@ from trio_gokugen import (
     TrioClock,
     WorkerPoolDispatcher,
     WorkRegistry,
+    current_task,
     open_scheduler,
 )
-from trio_gokugen.abc import ClaimTasks, EndTask, RevertTask
+from trio_gokugen.abc import ClaimTasks, EndTask, RecoverAction, RevertTask
 from trio_gokugen.testing import FaultyRepository
 
 # -- in good order -----------------------------------------------------------------------
@@ -808,3 +810,93 @@ async def test_a_stop_after_which_nothing_can_be_recorded(
     assert trio.current_time() == 6
     with pytest.RaisesGroup(pytest.RaisesExc(RepositoryError, match="the outcome of 1")):
         raise left[0]
+
+
+async def test_a_hook_that_asks_for_a_stop_and_goes_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A hook that stops the scheduler, and does not wait for the end, sees what follows.
+    """
+    seen: list[str] = []
+
+    async def stop(task: Task) -> None:
+        seen.append(task.id)
+        with trio.move_on_after(0):
+            await scheduler.stop()
+
+    hooks = PartialHooks(on_task_done=stop)
+    async with open_bench(hooks=hooks) as (scheduler, _):
+        await scheduler.add_tasks([at(0, str(n)) for n in range(5)])
+        await trio.sleep(1)
+    assert sorted(seen) == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("by_child", [False, True])
+@pytest.mark.parametrize("deciding", [False, True])
+async def test_a_hook_that_waits_for_the_end_is_not_waited_for_long(
+    autojump_clock: trio.testing.MockClock, by_child: bool, deciding: bool
+) -> None:
+    """
+    A stop that a hook waits for, itself or by a child, does not wait for the hook as long
+    as for others: five seconds for one that watches, and not at all for one that has to
+    decide what becomes of a result.
+    """
+
+    async def stop(*_: Any) -> Any:
+        if by_child:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(scheduler.stop, math.inf)
+        else:
+            await scheduler.stop(math.inf)
+        raise AssertionError("the end comes first")
+
+    repository = FaultyRepository(HeapRepository())
+    hooks = (
+        PartialHooks(on_update_error=stop) if deciding else PartialHooks(on_task_done=stop)
+    )
+    async with open_bench(repository, hooks=hooks) as (scheduler, _):
+        await scheduler.add_tasks([at(0, "a", "sleep", param={"seconds": 3})])
+        await trio.sleep(1)
+        if deciding:
+            repository.fail("apply", RepositoryError("down"))
+        end = 3 if deciding else 8
+        await trio.sleep_until(end - 0.5)
+        assert scheduler.statistics().state == ("running" if deciding else "stopping")
+        await trio.sleep_until(end + 0.5)
+        assert scheduler.statistics().state == "stopped"
+    assert (await repository.get("a")).state is TaskState.DONE
+
+
+async def test_a_stop_waits_for_the_attempt_that_runs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    The result of a run that has lost its task is not taken for that of the next one: a stop
+    waits until that, too, has ended, and answers callers meanwhile.
+    """
+    repository = HeapRepository()
+    works = WorkRegistry()
+
+    @works.register
+    async def work() -> None:
+        if current_task().attempt == 1:
+            with trio.CancelScope(shield=True):
+                await trio.sleep_until(5)
+            return
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(20)
+
+    async with open_scheduler(works, repository, clock=TrioClock(NOON, 0.0)) as scheduler:
+        await scheduler.add_tasks([at(0, "a", "work")])
+        await trio.sleep(1)
+        await repository.recover(RecoverAction.REVERT, noon(1))
+        await trio.sleep_until(6)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.stop, 0)
+            await trio.sleep_until(18)
+            await scheduler.add_tasks([at(100, "late", "work")])
+        assert trio.current_time() == 26

@@ -28,11 +28,15 @@ def moment_after(now: datetime, after: float | timedelta | None) -> datetime:
 
 
 def check_part(part: object, protocol: type, argument: str) -> None:
+    """Raise a `TypeError` that names the argument, unless it has what the Protocol asks."""
     if isinstance(part, type):
         raise TypeError(f"{argument}: must be an instance, not the class {part.__name__}")
-    if not isinstance(part, protocol):
+    # Not `isinstance`, which from Python 3.12 on does not see what `__getattr__` gives.
+    asked = {name for each in protocol.__mro__ for name in vars(each) if name[0] != "_"}
+    if missing := sorted(name for name in asked if not hasattr(part, name)):
         raise TypeError(
-            f"{argument}: must be an abc.{protocol.__name__}, not {shown(part)}"
+            f"{argument}: must be an abc.{protocol.__name__}, and {shown(part)} has no"
+            f" {missing[0]}"
         )
 
 

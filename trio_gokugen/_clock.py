@@ -46,9 +46,13 @@ def _deadline(clock: Clock, moment: datetime) -> float:
     return max(present + (moment - now).total_seconds(), math.nextafter(present, math.inf))
 
 
-def _check_number(value: object, argument: str) -> None:
+def _is_finite(value: object, argument: str) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{argument}: must be a number of seconds, not {shown(value)}")
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @attrs.define(eq=False)
@@ -65,8 +69,7 @@ class SystemClock:
     )
 
     def __attrs_post_init__(self) -> None:
-        _check_number(self.max_sleep, "max_sleep")
-        if not 0 < self.max_sleep < math.inf:
+        if not _is_finite(self.max_sleep, "max_sleep") or self.max_sleep <= 0:
             raise ValueError(
                 f"max_sleep: must be positive and finite, not {shown(self.max_sleep)}"
             )
@@ -118,10 +121,8 @@ class TrioClock:
     def __attrs_post_init__(self) -> None:
         if self.epoch is None and self.start is not None:
             raise ValueError("start: goes with an epoch, which is not given")
-        if self.start is not None:
-            _check_number(self.start, "start")
-            if not math.isfinite(self.start):
-                raise ValueError(f"start: must be finite, not {self.start}")
+        if self.start is not None and not _is_finite(self.start, "start"):
+            raise ValueError(f"start: must be finite, not {shown(self.start)}")
         if self.epoch is not None:
             self.epoch = as_utc(self.epoch, "epoch")
         if trio.lowlevel.in_trio_run():

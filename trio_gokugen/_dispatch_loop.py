@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import cast
 
 import trio
 
@@ -93,7 +94,7 @@ class DispatchLoop:
         try:
             await self._dispatcher.dispatch(self._fetch)
         except Exception as error:
-            if error is self._decided:
+            if _holds(error, self._decided):
                 raise
             if self._refused:
                 # The update loop refuses a claim only as it ends, and the nursery with
@@ -195,3 +196,11 @@ class DispatchLoop:
             self._decided = error
             raise error
         await trio.sleep(IGNORED_PAUSE)
+
+
+def _holds(error: Exception, wanted: Exception | None) -> bool:
+    """Whether it is the other error, or a group that has it somewhere."""
+    if isinstance(error, ExceptionGroup):
+        group = cast("ExceptionGroup[Exception]", error)
+        return any(_holds(each, wanted) for each in group.exceptions)
+    return error is wanted

@@ -9,7 +9,6 @@ write that is shielded, and limited in time.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import trio
@@ -66,7 +65,7 @@ class Engine:
         self._scope = trio.CancelScope()
         self._grace = trio.CancelScope()
         self._last_look = trio.CancelScope()
-        self._hooks_wait = False
+        self._waiting_hooks = 0
         self._nursery: trio.Nursery | None = None
         """Where the loops run; none before all of them do."""
 
@@ -103,6 +102,7 @@ class Engine:
                 await self._dispatcher.start(nursery, self.updates, self.clock)
             except SchedulerAlreadyRunningError as error:
                 refusal = error
+                nursery.cancel_scope.cancel()
             else:
                 nursery.start_soon(self.updates.run, nursery)
                 nursery.start_soon(self.observers.run)
@@ -119,8 +119,6 @@ class Engine:
 
         In a task of its own, as the one who asks may be a work, which will be cancelled.
         """
-        if self.observers.is_calling():
-            self._hooks_wait = True
         if self._nursery is None:
             self._scope.cancel()
         elif not self._nursery.child_tasks:
@@ -132,14 +130,36 @@ class Engine:
             self._grace.deadline = trio.current_time() + grace
             self._nursery.start_soon(self._end_in_order)
         self._stopping = True
-        await self.ended.wait()
+        if self._called_by_hook():
+            await self._wait_as_a_hook()
+        else:
+            await self.ended.wait()
+
+    def _called_by_hook(self) -> bool:
+        """Whether a hook's call is under way until this task, or a child of it, returns."""
+        hooks = {self.observers.trio_task, *self.updates.deciding}
+        task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        while task is not None and task not in hooks:
+            task = None if task.parent_nursery is None else task.parent_nursery.parent_task
+        return task is not None
+
+    async def _wait_as_a_hook(self) -> None:
+        """Wait for the end, which does not wait long for hooks that wait for it."""
+        self._waiting_hooks += 1
+        self._last_look.deadline = self._looks_end()
+        self.ledger.noted()
+        try:
+            await self.ended.wait()
+        finally:
+            self._waiting_hooks -= 1
+            self._last_look.deadline = self._looks_end()
 
     @trio.lowlevel.enable_ki_protection
     async def _end_in_order(self) -> None:
         ledger = self.ledger
         with self._grace:
             await self.dispatches.stop()
-            await ledger.wait_until(lambda: not ledger.runs)
+            await ledger.wait_until(self._is_through)
         self.updates.start_nothing()
         for run in tuple(ledger.runs.values()):
             self._dispatcher.cancel(run, StopReason.SHUTDOWN)
@@ -147,17 +167,22 @@ class Engine:
         await ledger.wait_until(lambda: not ledger.unreported)
         # From here on it is only about writing, which may fail for ever.
         with trio.move_on_after(RECORD_LIMIT):
-            await ledger.wait_until(lambda: not ledger.runs)
+            await ledger.wait_until(self._is_through)
         self._last_look.deadline = self._looks_end()
         with self._last_look:
             await self.observers.wait_seen_all()
         self._scope.cancel()
 
+    def _is_through(self) -> bool:
+        """Whether all is recorded, but for what a hook has to decide that waits for us."""
+        ledger = self.ledger
+        return not ledger.runs or bool(self._waiting_hooks and not ledger.unreported)
+
     def _looks_end(self) -> float:
         """Until when hooks may look, if all that they are to see has happened."""
-        if self._hooks_wait:
-            return -math.inf  # one of them waits for the stop, and keeps the others back
-        return max(self._grace.deadline, trio.current_time() + RECORD_LIMIT)
+        limit = trio.current_time() + RECORD_LIMIT
+        # One that waits for the end keeps the others back, and may do so for ever.
+        return limit if self._waiting_hooks else max(self._grace.deadline, limit)
 
     @property
     def state(self) -> Literal["running", "stopping", "stopped"]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -75,7 +76,8 @@ class _Heap:
 class HeapStore(BulkRepository):
     """A `RepositoryLike` in memory, without a timer. Every change is one step.
 
-    Ended tasks are kept up to `keep_ended`, then forgotten, oldest end first.
+    Ended tasks are kept up to `keep_ended`, then forgotten, oldest end first: in the order
+    in which their ends were recorded, whatever the clock was set to meanwhile.
     """
 
     def __init__(self, keep_ended: int = 10_000) -> None:
@@ -250,14 +252,15 @@ class HeapStore(BulkRepository):
         return task
 
     def _delete_ended(self, operation: DeleteEnded) -> list[str]:
-        states, before = operation.states, operation.before
+        states, before, limit = operation.states, operation.before, operation.limit
         ended = (self._entries[task_id][4] for task_id in self._ended)
-        found = [
+        found = (
             task.id
             for task in ended
             if task.state in states and (before is None or _end(task) < before)
-        ]
-        deleted = sorted(found, key=self._end_of)[: operation.limit]
+        )
+        # All that can be counted is not more than an index can be.
+        deleted = list(itertools.islice(found, limit and min(limit, sys.maxsize)))
         for task_id in deleted:
             del self._ended[task_id], self._entries[task_id]
         return deleted
@@ -308,9 +311,12 @@ class HeapStore(BulkRepository):
 
     def _keep_in_order(self, task_ids: Sequence[str]) -> None:
         """Keep tasks that had ended before they came here, in their place by age."""
-        known = sorted((*self._ended, *task_ids), key=self._end_of)
-        self._ended.clear()
-        for task_id in known:
+        new = sorted(task_ids, key=self._end_of)
+        last = next(reversed(self._ended), None)
+        if last is not None and self._end_of(new[0]) < self._end_of(last):
+            new = sorted((*self._ended, *new), key=self._end_of)
+            self._ended.clear()
+        for task_id in new:
             self._keep(task_id)
 
     def _end_of(self, task_id: str) -> datetime:

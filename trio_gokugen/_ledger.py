@@ -48,8 +48,8 @@ class Ledger:
         self.runs: dict[str, Task] = {}
         """Claimed, and not recorded as ended yet."""
 
-        self.unreported: set[str] = set()
-        """Of these, the ones whose result has not come in."""
+        self.unreported: set[tuple[str, int]] = set()
+        """Ids and attempts of runs whose result has not come in."""
 
         self.added = 0
         self.dispatched = 0
@@ -75,11 +75,11 @@ class Ledger:
         self.dispatched += len(tasks)
         for task in tasks:
             self.runs[task.id] = task
-            self.unreported.add(task.id)
+            self.unreported.add((task.id, task.attempt))
 
     def reported(self, run: Task) -> None:
         """A result has come in."""
-        self.unreported.discard(run.id)
+        self.unreported.discard((run.id, run.attempt))
         if not self.unreported:
             self._look()
 

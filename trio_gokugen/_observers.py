@@ -27,7 +27,9 @@ class Observers:
         self._events: deque[tuple[Callable[..., Awaitable[None]], tuple[Any, ...]]]
         self._events = deque()
         self._busy = False
-        self._task: trio.lowlevel.Task | None = None
+        self.trio_task: trio.lowlevel.Task | None = None
+        """Where hooks and listeners are called."""
+
         self._arrived = trio.Event()
         self._seen_all = trio.Event()
 
@@ -52,14 +54,10 @@ class Observers:
         if self._listeners:
             self._put(self._call_listeners, task)
 
-    def is_calling(self) -> bool:
-        """Whether it is a hook, or a listener, in whose call we are."""
-        return self._task is trio.lowlevel.current_task()
-
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Deliver events until cancelled. An error of a hook ends it."""
-        self._task = trio.lowlevel.current_task()
+        self.trio_task = trio.lowlevel.current_task()
         while True:
             while self._events:
                 hook, args = self._events.popleft()

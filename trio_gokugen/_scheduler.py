@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Literal
-from weakref import WeakValueDictionary
 
 import attrs
 import trio
@@ -143,7 +149,7 @@ class Scheduler:
         self._recover = recover_action(recover)
         self._listeners: list[Listener] = []
         self._make_id = IdMaker()
-        self._updating = WeakValueDictionary[str, trio.Lock]()
+        self._updating: dict[str, trio.Event] = {}
         self._engine: Engine | None = None
 
     # -- running ----------------------------------------------------------------------
@@ -192,8 +198,8 @@ class Scheduler:
         ends first counts.
 
         Cancelling the call does not take the stop back. A work or a hook may call this,
-        and is cancelled as the others are; once the works have ended, a hook that waits
-        for this is not waited for.
+        and is cancelled as the others are: a hook that waits for this, 5 s after the last
+        work has ended.
         """
         seconds = self._grace if grace is None else checked_grace(grace)
         if self._engine is None or self._engine.ended.is_set():
@@ -324,11 +330,13 @@ class Scheduler:
         if update.work_id is UNCHANGED and update.param is UNCHANGED:
             _, changed = await engine.updates.queue.ask(lambda _: operation)
         else:
-            # What is checked must still be so as it is written: one at a time.
-            async with self._updating.setdefault(task_id, trio.Lock()):
+            # What is checked must still be so as it is written.
+            async with self._turn_to_update(task_id) as end_turn:
                 await self._check_update(task_id, update)
-                _, changed = await engine.updates.queue.ask(lambda _: operation)
-            engine.dispatches.notice_new_works()
+                _, changed = await engine.updates.queue.ask(
+                    lambda _: operation, laid_down=end_turn
+                )
+        engine.dispatches.notice_new_works()
         return bool(changed)
 
     async def cancel(self, task_id: str) -> bool:
@@ -416,8 +424,10 @@ class Scheduler:
         Raises:
           TaskNotFoundError: there is no such task.
         """
-        ledger = self._running().ledger
+        engine = self._running()
+        ledger = engine.ledger
         task_id = name(task_id, "task_id")
+        engine.dispatches.notice_new_works()
         # Wait first and read then: an end that comes in between would be missed.
         waiter = ledger.watch(task_id)
         try:
@@ -444,6 +454,7 @@ class Scheduler:
             return not ledger.runs and not busy
 
         while True:
+            engine.dispatches.notice_new_works()
             await ledger.wait_until(at_rest)
             self._running()
             version = ledger.version
@@ -538,6 +549,27 @@ class Scheduler:
             raise WorkNotFoundError(work_id, index) from None
         except InvalidTaskError as error:
             raise InvalidTaskError(error.field, error.reason, index) from None
+
+    @asynccontextmanager
+    async def _turn_to_update(self, task_id: str) -> AsyncGenerator[Callable[[], None]]:
+        """Let updates of a task's work and param go one at a time.
+
+        Gives what ends the turn early: an update that waits for a hook's decision must
+        not keep one from going on that the hook itself asks for.
+        """
+        while task_id in self._updating:
+            await self._updating[task_id].wait()
+        through = self._updating[task_id] = trio.Event()
+
+        def end() -> None:
+            if not through.is_set():
+                through.set()
+                del self._updating[task_id]
+
+        try:
+            yield end
+        finally:
+            end()
 
     async def _check_update(self, task_id: str, update: TaskUpdate) -> None:
         """Check that the work will take the param.

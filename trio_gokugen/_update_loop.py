@@ -81,6 +81,9 @@ class UpdateLoop:
         self.undecided = 0
         """How many items wait for a hook to say what becomes of them."""
 
+        self.deciding: set[trio.lowlevel.Task] = set()
+        """Where these hooks are called."""
+
         self._starts_nothing = False
         self._void: list[Task] = []
         """Runs whose task was taken from them, and may have ended without them."""
@@ -144,11 +147,11 @@ class UpdateLoop:
           RepositoryError: if that failed, or took longer than `RECORD_LIMIT` seconds.
         """
         results = self._unwritten + self.queue.close()
-        reported = {result.run.id for result in results}
+        reported = {(result.run.id, result.run.attempt) for result in results}
         results += [
             TaskResult(run, outcome.Error(WorkStoppedError(StopReason.SHUTDOWN)))
             for run in self._ledger.runs.values()
-            if run.id not in reported
+            if (run.id, run.attempt) not in reported
         ]
         try:
             if results:
@@ -341,12 +344,15 @@ class UpdateLoop:
             for item in items
         ]
         _, error = failed[0]  # and others like it
+        here = trio.lowlevel.current_task()
+        self.deciding.add(here)
         try:
             action = await decision(self._hooks.on_update_error, operations, error=error)
         except BaseException:
             self._release(items)
             raise
         finally:
+            self.deciding.discard(here)
             self.undecided -= len(failed)
         if action is HookAction.RETRY:
             self.queue.put_back(items)

@@ -40,6 +40,9 @@ class Request:
     start: Start | None = None
     """For a claim: what to do with each task, in the step in which it is settled."""
 
+    laid_down: Callable[[], None] | None = None
+    """Called if it could not be carried out, and waits for a hook's decision."""
+
     _trio_task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     _stage: _Stage = _Stage.WAITING
     _raise_cancel: trio.lowlevel.RaiseCancelT | None = None
@@ -68,6 +71,8 @@ class Request:
         """It could not be carried out, and waits again: a cancelled caller may leave."""
         if self._stage is _Stage.TAKEN:
             self._stage = _Stage.WAITING
+            if self.laid_down is not None:
+                self.laid_down()
             if self._raise_cancel is not None:
                 self.settle(outcome.capture(self._raise_cancel))
 
@@ -98,7 +103,10 @@ class UpdateQueue:
 
     @trio.lowlevel.enable_ki_protection
     async def ask(
-        self, make: Callable[[datetime], Operation], start: Start | None = None
+        self,
+        make: Callable[[datetime], Operation],
+        start: Start | None = None,
+        laid_down: Callable[[], None] | None = None,
     ) -> Any:
         """Have an operation carried out, and return its result or raise its error.
 
@@ -107,7 +115,7 @@ class UpdateQueue:
         """
         if self._closed:
             raise SchedulerNotRunningError
-        request = Request(make, start)
+        request = Request(make, start, laid_down)
         self._items.append(request)
         if self._loop is not None:
             self._wake()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 import outcome
@@ -81,7 +81,6 @@ __all__ = [
 # -- time ---------------------------------------------------------------------------
 
 
-@runtime_checkable
 class Clock(Protocol):
     """The only reader of the time. Knows the moment, and when to wake for another."""
 
@@ -295,7 +294,6 @@ class TimerLike(Protocol):
         ...
 
 
-@runtime_checkable
 class TaskRepository(RepositoryLike, TimerLike, Protocol):
     """Tasks, and the timer that watches them: what a scheduler is made with."""
 
@@ -321,7 +319,6 @@ class Work:
     """Raises `InvalidTaskError` if the function cannot be called with that."""
 
 
-@runtime_checkable
 class WorkRegistry(Protocol):
     """Names to works."""
 
@@ -387,7 +384,6 @@ class DispatcherStatistics:
     running: int
 
 
-@runtime_checkable
 class Dispatcher(Protocol):
     """The only bridge to workers."""
 

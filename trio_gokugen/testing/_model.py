@@ -91,7 +91,12 @@ class Model:
             ids.add(task.id)
         self.tasks += tasks
         ended = [task for task in tasks if task.state.ended]
-        self.ends += [task.id for task in sorted(ended, key=_end)]
+        by_age = sorted(ended, key=_end)
+        kept = [self._get(task_id) for task_id in self.ends]
+        if by_age and kept and _end(by_age[0]) < _end(kept[-1]):
+            by_age = sorted((*kept, *by_age), key=_end)
+            self.ends = []
+        self.ends += [task.id for task in by_age]
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
         claimed: list[Task] = []
