@@ -93,10 +93,9 @@ class Model:
         ended = [task for task in tasks if task.state.ended]
         by_age = sorted(ended, key=_end)
         kept = [self._get(task_id) for task_id in self.ends]
-        if by_age and kept and _end(by_age[0]) < _end(kept[-1]):
-            by_age = sorted((*kept, *by_age), key=_end)
-            self.ends = []
-        self.ends += [task.id for task in by_age]
+        in_order = not (by_age and kept) or _end(kept[-1]) <= _end(by_age[0])
+        ends = (*kept, *by_age)
+        self.ends = [task.id for task in (ends if in_order else sorted(ends, key=_end))]
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
         claimed: list[Task] = []
