@@ -254,7 +254,8 @@ class UpdateLoop:
 
     def _settle_result(self, result: TaskResult, operation: Operation, task: Task) -> None:
         self._ledger.recorded(result.run, task)
-        self._note_leaving(result)
+        if not isinstance(result.outcome, outcome.Value):
+            self._note_leaving(result)
         if self._observers.present:
             self._observers.tell("on_update", operation, task)
             if task.state.ended:
