@@ -824,6 +824,7 @@ async def test_a_hook_that_asks_for_a_stop_and_goes_on(
         seen.append(task.id)
         with trio.move_on_after(0):
             await scheduler.stop()
+        await trio.sleep(1)
 
     hooks = PartialHooks(on_task_done=stop)
     async with open_bench(hooks=hooks) as (scheduler, _):
