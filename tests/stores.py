@@ -79,8 +79,9 @@ class ListStore(SimpleRepository):
         after = self.put(_transitions.cancelled(before, at))
         return after, after is not before
 
-    def do_dispatch(self, task_id: str, at: datetime) -> Task:
-        return self.put(_transitions.dispatched(self.find_one(task_id), at))
+    def do_dispatch(self, task_id: str, at: datetime, *, at_most_once: bool) -> Task:
+        task = self.find_one(task_id)
+        return self.put(_transitions.dispatched(task, at, at_most_once=at_most_once))
 
     def do_end(self, run: Task, at: datetime, err: str | None) -> Task:
         return self.put(_transitions.ended(self.find_one(run.id), run, at, err))
@@ -140,8 +141,12 @@ class ListStore(SimpleRepository):
     async def cancel(self, task_id: str, at: datetime) -> tuple[Task, bool]:
         return await self.step(lambda: self.do_cancel(task_id, at))
 
-    async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
-        return await self.step(lambda: self.do_dispatch(task_id, at))
+    async def mark_dispatched(
+        self, task_id: str, at: datetime, *, at_most_once: bool = False
+    ) -> Task:
+        return await self.step(
+            lambda: self.do_dispatch(task_id, at, at_most_once=at_most_once)
+        )
 
     async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
         return await self.step(lambda: self.do_end(run, at, err))

@@ -542,7 +542,7 @@ async def test_a_settled_result_is_not_kept_for_the_last_write() -> None:
         TaskResult(stored(each, state=TaskState.DISPATCHED), outcome.Value(None))
         for each in ("a", "b")
     )
-    ledger.claimed([other.run])
+    ledger.claimed([other.run], 0.0)
     loop._release([settled, other])
     assert loop._unwritten == [other]
 
@@ -559,11 +559,13 @@ async def test_a_simple_store_that_fails_within_a_claim(
     class Failing(ListStore):
         calls = 0
 
-        async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
+        async def mark_dispatched(
+            self, task_id: str, at: datetime, *, at_most_once: bool = False
+        ) -> Task:
             self.calls += 1
             if self.calls == fails_at:
                 raise RepositoryError("down")
-            return await super().mark_dispatched(task_id, at)
+            return await super().mark_dispatched(task_id, at, at_most_once=at_most_once)
 
     async def retry(*_: Any) -> HookAction:
         return HookAction.RETRY

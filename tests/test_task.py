@@ -435,6 +435,7 @@ OTHERS: dict[str, Any] = {
     "err": "x",
     "attempt": 9,
     "interruptions": 9,
+    "at_most_once": True,
     **dict.fromkeys(MOMENTS, NOON + timedelta(days=1)),
     "deadline": NOON + timedelta(days=9),
 }
@@ -591,6 +592,7 @@ def test_json_reads_well() -> None:
         '"param":{"name":"trio","rows":[1,2.5,null,true,{"":""}]},'
         '"meta":{"order":7},"priority":-3,"state":"failed",'
         '"err":"ValueError: no\\n\\nTraceback …","attempt":2,"interruptions":1,'
+        '"at_most_once":false,'
         '"scheduled_at":"2024-02-29T12:00:00+00:00",'
         '"created_at":"2024-02-29T11:59:59+00:00",'
         '"deadline":"2024-02-29T12:00:01+00:00",'

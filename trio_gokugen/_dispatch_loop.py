@@ -15,7 +15,7 @@ from typing import cast
 
 import trio
 
-from ._errors import SchedulerNotRunningError
+from ._errors import SchedulerNotRunningError, WorkNotFoundError
 from ._hooks import decision
 from ._ledger import Ledger
 from ._observers import Observers
@@ -126,8 +126,15 @@ class DispatchLoop:
     def _known(self, only: TaskFilter) -> TaskFilter:
         work_ids = self._works.work_ids
         if self._filter.work_ids is not work_ids:
-            self._filter = TaskFilter(work_ids)
+            once = frozenset(each for each in work_ids if self._at_most_once(each))
+            self._filter = TaskFilter(work_ids, once)
         return self._filter if only is ANY_TASK else self._filter & only
+
+    def _at_most_once(self, work_id: str) -> bool:
+        try:
+            return self._works.get(work_id).at_most_once
+        except WorkNotFoundError:
+            return False  # gone since: its tasks will fail, and not be lost
 
     async def _wait_until_due(self, only: TaskFilter) -> None:
         while True:

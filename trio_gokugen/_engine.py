@@ -18,6 +18,7 @@ from ._errors import SchedulerAlreadyRunningError, StopReason
 from ._hooks import PassThroughHooks, decision
 from ._ledger import Ledger
 from ._observers import Observers
+from ._sharing import Sharing
 from ._update_loop import RECORD_LIMIT, UpdateLoop
 from .abc import (
     Clock,
@@ -56,6 +57,9 @@ class Engine:
             self.observers,
             self.ledger,
             self.updates,
+        )
+        self._sharing = Sharing(
+            repository, dispatcher, clock, deciding, self.observers, self.ledger
         )
         self._stopping = False
         self.ended = trio.Event()
@@ -106,7 +110,9 @@ class Engine:
             else:
                 nursery.start_soon(self.updates.run, nursery)
                 nursery.start_soon(self.observers.run)
+                nursery.start_soon(self._repository.serve)
                 await self._recover(recover)
+                await self._sharing.run(nursery, recover)
                 # Last: nothing is dispatched before it is known what was running.
                 nursery.start_soon(self.dispatches.run)
                 self._nursery = nursery

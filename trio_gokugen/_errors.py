@@ -273,12 +273,18 @@ class StopReason(enum.Enum):
     SHUTDOWN = "shutdown"
     """The scheduler is stopping; the task goes back to scheduled."""
 
+    LOST_LEASE = "lost lease"
+    """The store could not be told in time that the run goes on, or has taken the task."""
+
 
 @attrs.frozen
 class WorkStoppedError(GokugenError):
     """The work was cancelled from outside while it ran."""
 
     reason: StopReason
+
+    started: bool = True
+    """Whether it had come to run at all."""
 
     def __str__(self) -> str:
         return f"the work was stopped by {self.reason.value}"

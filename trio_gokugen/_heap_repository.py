@@ -198,7 +198,8 @@ class HeapStore(BulkRepository):
 
     def _dispatch(self, operation: DispatchTask) -> Task:
         entry = self._entry(operation.task_id)
-        task = _transitions.dispatched(entry[4], operation.at)
+        once = operation.at_most_once
+        task = _transitions.dispatched(entry[4], operation.at, at_most_once=once)
         self._replace(entry, task)
         self._bury(entry)
         if task.state.ended:
@@ -206,7 +207,7 @@ class HeapStore(BulkRepository):
         return task
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
-        at, limit = operation.at, operation.limit
+        at, limit, once = operation.at, operation.limit, operation.only.at_most_once
         tasks: list[Task] = []
         expired: list[Task] = []
         heads = self._heads(operation.only)
@@ -215,7 +216,7 @@ class HeapStore(BulkRepository):
             entry, work_id = heads[0]
             if entry[0] > at:
                 break
-            task = _transitions.dispatched(entry[4], at)
+            task = _transitions.dispatched(entry[4], at, at_most_once=work_id in once)
             heap = self._heaps[work_id]
             heapq.heappop(heap.entries)
             self._replace(entry, task)

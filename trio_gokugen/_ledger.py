@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -48,6 +49,9 @@ class Ledger:
         self.runs: dict[str, Task] = {}
         """Claimed, and not recorded as ended yet."""
 
+        self.held_since = math.inf
+        """Since when, on Trio's clock, the oldest lease of these has not been renewed."""
+
         self.unreported: set[tuple[str, int]] = set()
         """Ids and attempts of runs whose result has not come in."""
 
@@ -70,8 +74,11 @@ class Ledger:
 
     # -- runs -------------------------------------------------------------------------
 
-    def claimed(self, tasks: Sequence[Task]) -> None:
-        """These are to be run."""
+    def claimed(self, tasks: Sequence[Task], since: float) -> None:
+        """These are to be run, and are leased since then."""
+        if not tasks:
+            return
+        self.held_since = min(self.held_since, since)
         self.dispatched += len(tasks)
         for task in tasks:
             self.runs[task.id] = task
@@ -86,10 +93,7 @@ class Ledger:
     def recorded(self, run: Task, task: Task) -> None:
         """The result is in the store, and has left the task so."""
         self._forget(run)
-        if task.state is _SCHEDULED:
-            self.reverted += 1
-        else:
-            self.ended(task)
+        self.recovered(task)
 
     def lost(self, run: Task) -> None:
         """The result is never going to be in the store."""
@@ -100,6 +104,26 @@ class Ledger:
         known = self.runs.get(run.id)
         if known is not None and known.attempt == run.attempt:
             del self.runs[run.id]
+            if not self.runs:
+                self.held_since = math.inf
+
+    def renewed(self, runs: Sequence[Task], since: float) -> None:
+        """These are leased since then; any others were claimed later than that."""
+        if self.runs and runs:
+            self.held_since = since
+        self.noted()
+
+    def let_go(self) -> list[Task]:
+        """What runs, and has no lease any more: it is to be asked for no further."""
+        self.held_since = math.inf
+        return list(self.runs.values())
+
+    def recovered(self, task: Task) -> None:
+        """Somebody's task was taken back, or ended, by this scheduler."""
+        if task.state is _SCHEDULED:
+            self.reverted += 1
+        else:
+            self.ended(task)
 
     def batch_written(self) -> None:
         """A batch is through: what was changed in the store has been noted here."""
@@ -154,6 +178,10 @@ class Ledger:
         for waiter in self._waiters.pop(task.id, ()):
             waiter.settle(task)
 
+    def awaited(self) -> frozenset[str]:
+        """The tasks that somebody waits for, and that do not run here."""
+        return frozenset(self._waiters.keys() - self.runs.keys())
+
     def watch(self, task_id: str, run: Task | None = None) -> Waiter:
         """Begin to wait for the end of a task, or of a run. To be undone by `unwatch`."""
         waiter = Waiter(task_id, run)
@@ -161,6 +189,8 @@ class Ledger:
             waiter.settle(None, SchedulerNotRunningError())
             return waiter
         self._waiters.setdefault(task_id, []).append(waiter)
+        if self._watchers:
+            self._look()
         return waiter
 
     def unwatch(self, waiter: Waiter) -> None:

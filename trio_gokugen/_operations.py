@@ -42,18 +42,33 @@ class TaskFilter:
     work_ids: frozenset[str] | None = None
     """Only tasks of these works; `None` for any."""
 
+    at_most_once: frozenset[str] = frozenset()
+    """Of these works, an attempt that is lost must not be repeated."""
+
     def accepts(self, task: Task) -> bool:
         return self.work_ids is None or task.work_id in self.work_ids
 
     def __and__(self, other: TaskFilter) -> TaskFilter:
-        if self.work_ids is None:
-            return other
-        if other.work_ids is None:
-            return self
-        return TaskFilter(self.work_ids & other.work_ids)
+        both = self.work_ids, other.work_ids
+        given = [work_ids for work_ids in both if work_ids is not None]
+        return TaskFilter(
+            frozenset.intersection(*given) if given else None,
+            self.at_most_once | other.at_most_once,
+        )
 
 
 ANY_TASK = TaskFilter()
+
+
+@attrs.define
+class Renewed:
+    """What the renewal of leases found."""
+
+    lost: list[Task]
+    """Those of the runs that have lost their task."""
+
+    recovered: list[Task]
+    """Tasks whose run had let its lease expire, as they now stand."""
 
 
 @attrs.define
@@ -105,9 +120,12 @@ class DispatchTask:
 
     task_id: str
     at: datetime
+    at_most_once: bool = False
 
     async def carry_out(self, repository: RepositoryLike) -> Task:
-        return await repository.mark_dispatched(self.task_id, self.at)
+        return await repository.mark_dispatched(
+            self.task_id, self.at, at_most_once=self.at_most_once
+        )
 
 
 @attrs.define(eq=False)

@@ -7,6 +7,7 @@ and `recover` from `SimpleRepository`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -29,6 +30,7 @@ from .abc import (
     EndTask,
     Operation,
     RecoverAction,
+    Renewed,
     RepositoryLike,
     RevertTask,
     TaskFilter,
@@ -46,20 +48,39 @@ async def recover_runs(
     at: datetime,
 ) -> list[Task]:
     """Revert or fail tasks that nobody runs, in one batch: see `recover`."""
-    outcomes = await repository.apply(
-        []
-        if action is RecoverAction.LEAVE
-        else [
-            RevertTask(run)
-            if action is RecoverAction.REVERT
-            else EndTask(run, at, RECOVERED)
-            for run in orphans
-        ]
-    )
+    outcomes = await repository.apply(recovery(orphans, action, at))
     return [each.unwrap() for each in outcomes]
 
 
-class BulkRepository(ABC):
+def recovery(
+    orphans: Sequence[Task], action: RecoverAction, at: datetime
+) -> list[Operation]:
+    """What becomes of tasks that nobody runs."""
+    if action is RecoverAction.LEAVE:
+        return []
+    return [
+        EndTask(run, at, RECOVERED)
+        if run.at_most_once or action is RecoverAction.FAIL
+        else RevertTask(run)
+        for run in orphans
+    ]
+
+
+class Unshared:
+    """What a store need not do that only one scheduler uses at a time."""
+
+    @property
+    def lease(self) -> float:
+        return math.inf
+
+    async def renew(
+        self, runs: Sequence[Task], action: RecoverAction, at: datetime
+    ) -> Renewed:
+        await trio.lowlevel.checkpoint()
+        return Renewed([], [])
+
+
+class BulkRepository(Unshared, ABC):
     """Single operations, made from `apply`."""
 
     @abstractmethod
@@ -81,8 +102,11 @@ class BulkRepository(ABC):
     async def cancel(self, task_id: str, at: datetime) -> tuple[Task, bool]:
         return cast("tuple[Task, bool]", await self._apply_one(CancelTask(task_id, at)))
 
-    async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
-        return cast("Task", await self._apply_one(DispatchTask(task_id, at)))
+    async def mark_dispatched(
+        self, task_id: str, at: datetime, *, at_most_once: bool = False
+    ) -> Task:
+        operation = DispatchTask(task_id, at, at_most_once)
+        return cast("Task", await self._apply_one(operation))
 
     async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
         return cast("Claimed", await self._apply_one(ClaimTasks(limit, at, only)))
@@ -106,7 +130,7 @@ class BulkRepository(ABC):
         return cast("list[str]", await self._apply_one(operation))
 
 
-class SimpleRepository(ABC):
+class SimpleRepository(Unshared, ABC):
     """Bulk operations, made from the single ones, which a subclass writes.
 
     Slow, as every operation is a write of its own, and without the atomicity of a
@@ -119,7 +143,9 @@ class SimpleRepository(ABC):
         """See `RepositoryLike.get_next`."""
 
     @abstractmethod
-    async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
+    async def mark_dispatched(
+        self, task_id: str, at: datetime, *, at_most_once: bool = False
+    ) -> Task:
         """See `RepositoryLike.mark_dispatched`."""
 
     async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
@@ -132,7 +158,8 @@ class SimpleRepository(ABC):
                 if head is None or head.scheduled_at > at:
                     break
                 try:
-                    taken = await self.mark_dispatched(head.id, at)
+                    once = head.work_id in only.at_most_once
+                    taken = await self.mark_dispatched(head.id, at, at_most_once=once)
                 except RefusedError:
                     continue  # somebody else was faster: look again
                 except Exception:

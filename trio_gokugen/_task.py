@@ -102,6 +102,12 @@ def _count(value: int, field: str) -> int:
     return checked
 
 
+def _truth(value: bool, field: str) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidTaskError(field, f"must be a bool, not a value of type {_type(value)}")
+    return value
+
+
 def _state(value: TaskState, field: str) -> TaskState:
     if not isinstance(value, TaskState):
         raise InvalidTaskError(
@@ -120,6 +126,7 @@ _CHECKS: Mapping[str, Callable[[Any, str], object]] = {
     "err": _text_or_none,
     "attempt": _count,
     "interruptions": _count,
+    "at_most_once": _truth,
     "scheduled_at": as_utc,
     "created_at": as_utc,
     "deadline": as_utc_or_none,
@@ -229,6 +236,9 @@ class Task:
 
     interruptions: int = 0
     """How many of these attempts were cut short by a shutdown or a crash."""
+
+    at_most_once: bool = False
+    """Whether the attempt, if it is lost, must not be repeated: the task fails instead."""
 
     scheduled_at: datetime
     """Earliest moment the work may start. Aware, in UTC."""
@@ -419,9 +429,9 @@ def _states(value: Collection[TaskState] | None, field: str) -> object:
     return states
 
 
-def _work_ids(value: Collection[str] | None, field: str) -> object:
-    work_ids = _elements(value, field)
-    return work_ids and frozenset(text(each, field) for each in work_ids)
+def _texts(value: Collection[str] | None, field: str) -> object:
+    texts = _elements(value, field)
+    return texts and frozenset(text(each, field) for each in texts)
 
 
 def _elements(value: Collection[T] | None, field: str) -> frozenset[T] | None:
@@ -452,6 +462,7 @@ def _priority(value: object, field: str) -> object:
 class TaskQuery:
     """Which tasks are looked for. A field left out does not narrow the search."""
 
+    ids: Collection[str] | None = None
     states: Collection[TaskState] | None = None
     work_ids: Collection[str] | None = None
     scheduled_at: Moments | None = None
@@ -474,14 +485,16 @@ class TaskQuery:
         for field in _QUERIED_MOMENTS:
             _keep(self, field, _range)
         _keep(self, "states", _states)
-        _keep(self, "work_ids", _work_ids)
+        _keep(self, "ids", _texts)
+        _keep(self, "work_ids", _texts)
         _keep(self, "priority", _priority)
         _keep(self, "meta", json_object)
 
     def matches(self, task: Task) -> bool:
         """Whether `task` is one of those looked for."""
         return (
-            (self.states is None or task.state in self.states)
+            (self.ids is None or task.id in self.ids)
+            and (self.states is None or task.state in self.states)
             and (self.work_ids is None or task.work_id in self.work_ids)
             and all(
                 _within(getattr(task, field), between)

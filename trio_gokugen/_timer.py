@@ -11,6 +11,7 @@ has its event ready *before* it reads, and while it reads, any mutation sets it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar, cast
@@ -32,6 +33,7 @@ from .abc import (
     DispatchTask,
     Operation,
     RecoverAction,
+    Renewed,
     RepositoryLike,
     RevertTask,
     TaskFilter,
@@ -194,6 +196,25 @@ class TimedRepository(BulkRepository, Generic[S]):
             return await self.store.recover(action, at, only)
         finally:
             self.timer.reset()
+
+    @property
+    def lease(self) -> float:
+        return self.store.lease
+
+    async def renew(
+        self, runs: Sequence[Task], action: RecoverAction, at: datetime
+    ) -> Renewed:
+        renewed = await self.store.renew(runs, action, at)
+        if renewed.recovered:
+            self.timer.reset()
+        return renewed
+
+    @property
+    def poll(self) -> float:
+        return math.inf
+
+    async def serve(self) -> None:
+        await trio.sleep_forever()
 
     async def get(self, task_id: str) -> Task:
         return await self.store.get(task_id)

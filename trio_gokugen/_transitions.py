@@ -113,15 +113,22 @@ def cancelled(task: Task, at: datetime) -> Task:
     return evolve(task, {"state": _CANCELLED, "cancelled_at": at})
 
 
-def dispatched(task: Task, at: datetime) -> Task:
+def dispatched(task: Task, at: datetime, *, at_most_once: bool = False) -> Task:
     """The task, handed to a worker; or failed, if its deadline passed before."""
     if task.state is not _SCHEDULED:
         check(task, Action.DISPATCH)
     if task.scheduled_at > at:
         raise NotDueError(task.id)
     if task.deadline is None or at < task.deadline:
-        attempt = task.attempt + 1
-        return evolve(task, {"state": _DISPATCHED, "dispatched_at": at, "attempt": attempt})
+        return evolve(
+            task,
+            {
+                "state": _DISPATCHED,
+                "dispatched_at": at,
+                "attempt": task.attempt + 1,
+                "at_most_once": at_most_once,
+            },
+        )
     error = DeadlineExceededError(task.deadline.isoformat(), started=False)
     err = f"{type(error).__name__}: {error}"
     return evolve(task, {"state": _FAILED, "done_at": at, "err": err})

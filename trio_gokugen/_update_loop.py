@@ -14,6 +14,7 @@ together.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias, cast
@@ -85,6 +86,9 @@ class UpdateLoop:
         """Where these hooks are called."""
 
         self._starts_nothing = False
+        self._began = -math.inf
+        """When the last batch was begun: leases of what it claims count from then."""
+
         self._void: list[Task] = []
         """Runs whose task was taken from them, and may have ended without them."""
 
@@ -196,6 +200,7 @@ class UpdateLoop:
           What the store failed to write, in groups that a hook is to decide about.
         """
         self._ledger.writing = True
+        self._began = trio.current_time()
         try:
             taken, operations = self._take(items)
             if not operations:
@@ -268,7 +273,7 @@ class UpdateLoop:
                 for task in expired:
                     ledger.ended(task)
                     observers.tell_done(task)
-                ledger.claimed(tasks)
+                ledger.claimed(tasks, self._began)
                 self._start(request, tasks)
             case CancelTask(), (Task() as task, True):
                 ledger.ended(task)
@@ -290,7 +295,7 @@ class UpdateLoop:
         watched = self._observers.present
         for task in tasks:
             if self._starts_nothing:
-                stopped = WorkStoppedError(StopReason.SHUTDOWN)
+                stopped = WorkStoppedError(StopReason.SHUTDOWN, started=False)
                 self.send_nowait(TaskResult(task, outcome.Error(stopped)))
                 continue
             if watched:
@@ -407,4 +412,6 @@ def _operation_for(result: TaskResult, now: datetime) -> Operation:
         return EndTask(result.run, now, describe(error))
     if error.reason is StopReason.INTERRUPT:
         return CancelRun(result.run, now)
+    if result.run.at_most_once and error.started:
+        return EndTask(result.run, now, describe(error))
     return RevertTask(result.run)

@@ -33,11 +33,22 @@ class WorkRegistry:
     def register(self, work_id: F, /) -> F: ...
     @overload
     def register(
-        self, work_id: str | None = None, /, *, timeout: float | timedelta | None = None
+        self,
+        work_id: str | None = None,
+        /,
+        *,
+        timeout: float | timedelta | None = None,
+        at_most_once: bool = False,
     ) -> Callable[[F], F]: ...
     @overload
     def register(
-        self, work_id: str, function: F, /, *, timeout: float | timedelta | None = None
+        self,
+        work_id: str,
+        function: F,
+        /,
+        *,
+        timeout: float | timedelta | None = None,
+        at_most_once: bool = False,
     ) -> F: ...
 
     def register(
@@ -47,6 +58,7 @@ class WorkRegistry:
         /,
         *,
         timeout: float | timedelta | None = None,
+        at_most_once: bool = False,
     ) -> Any:
         """Register a function as a work.
 
@@ -57,25 +69,28 @@ class WorkRegistry:
           function: What to call: async, or a plain function, which gets a thread.
           timeout: Seconds that one attempt may take; then it is cancelled, and the task
             fails. No limit by default.
+          at_most_once: What becomes of a task whose run is lost, in a crash or at a
+            shutdown that did not wait for it: by default it runs again, and with this it
+            fails.
 
         Returns:
           The function as it was.
 
         Raises:
           WorkExistsError: if the name is taken.
-          TypeError: for what is not a function, cannot be called by keywords alone, or
+          TypeError: for a value of the wrong type, what is not a function, cannot be called by keywords alone, or
             has no name of its own and was given none.
           ValueError: for a timeout that is not a positive number of seconds.
         """
         if work_id is not None and not isinstance(work_id, str):
             if function is not None:
                 raise TypeError("work_id: must be a string when a function follows it")
-            return self._register(None, work_id, timeout)
+            return self._register(None, work_id, timeout, at_most_once)
         if function is not None:
-            return self._register(work_id, function, timeout)
+            return self._register(work_id, function, timeout, at_most_once)
 
         def decorate(decorated: F) -> F:
-            return self._register(work_id, decorated, timeout)
+            return self._register(work_id, decorated, timeout, at_most_once)
 
         return decorate
 
@@ -96,7 +111,10 @@ class WorkRegistry:
         work_id: str | None,
         function: F,
         timeout: float | timedelta | None,
+        at_most_once: bool,  # noqa: FBT001 (private: passed on)
     ) -> F:
+        if not isinstance(at_most_once, bool):
+            raise TypeError(f"at_most_once: must be a bool, not {shown(at_most_once)}")
         if not callable(function):
             raise TypeError(f"function: must be a function, not {shown(function)}")
         if work_id is None:
@@ -113,6 +131,7 @@ class WorkRegistry:
             function,
             in_thread=not is_async(function),
             timeout=_seconds(timeout),
+            at_most_once=at_most_once,
             check_param=_param_check(function),
         )
         if work.work_id in self._works:

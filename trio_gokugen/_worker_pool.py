@@ -157,7 +157,7 @@ class WorkerPoolDispatcher:
     def _start_run(self, run: Task) -> None:
         if self._ended < math.inf:
             # The scheduler was cancelled while the claim was being written.
-            raise WorkStoppedError(StopReason.SHUTDOWN)
+            raise WorkStoppedError(StopReason.SHUTDOWN, started=False)
         if self._idle:
             worker, _ = self._idle.popitem()
             worker.run = run

@@ -33,6 +33,7 @@ from ._operations import (
     Free,
     Operation,
     RecoverAction,
+    Renewed,
     RevertTask,
     Start,
     TaskFilter,
@@ -61,6 +62,7 @@ __all__ = [
     "LoopHooks",
     "Operation",
     "RecoverAction",
+    "Renewed",
     "RepositoryLike",
     "ResultChannel",
     "RevertTask",
@@ -161,8 +163,12 @@ class RepositoryLike(Protocol):
         """
         ...
 
-    async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
+    async def mark_dispatched(
+        self, task_id: str, at: datetime, *, at_most_once: bool = False
+    ) -> Task:
         """Record that a worker takes a due task, and count the attempt.
+
+        With `at_most_once` the attempt is not to be repeated if it is lost.
 
         Returns:
           The task as it now stands, last-second updates included: dispatched, or failed
@@ -212,11 +218,30 @@ class RepositoryLike(Protocol):
     ) -> list[Task]:
         """Revert or fail tasks that are dispatched and nobody runs, if they pass `only`.
 
-        Called before anything is dispatched. A store that several schedulers share
-        leaves the tasks of the living alone.
+        Called before anything is dispatched. A task that is marked `at_most_once` is not
+        reverted, it fails. A store that several schedulers share leaves the tasks of the
+        living alone.
 
         Returns:
           Those tasks as they now stand.
+        """
+        ...
+
+    @property
+    def lease(self) -> float:
+        """Seconds for which a claimed task is left to its run, unless that is renewed.
+
+        Infinite for a store that is not shared.
+        """
+        ...
+
+    async def renew(
+        self, runs: Sequence[Task], action: RecoverAction, at: datetime
+    ) -> Renewed:
+        """Renew the leases of runs, and recover tasks of others that have expired.
+
+        A run that still has its task has it for `lease` seconds from now, or longer. Tasks
+        whose lease is over are recovered as by `recover`, whoever had claimed them.
         """
         ...
 
@@ -297,6 +322,22 @@ class TimerLike(Protocol):
 class TaskRepository(RepositoryLike, TimerLike, Protocol):
     """Tasks, and the timer that watches them: what a scheduler is made with."""
 
+    @property
+    def poll(self) -> float:
+        """How often, in seconds, to look for what others have changed.
+
+        Infinite if nobody else does, or if they say so.
+        """
+        ...
+
+    async def serve(self) -> None:
+        """Do whatever goes on beside the calls, until cancelled: run by the scheduler.
+
+        The timer is started then. What others change is noticed here, and ended tasks
+        that are not to be kept are deleted. An error ends the scheduler.
+        """
+        ...
+
 
 # -- what is run, and where ---------------------------------------------------------
 
@@ -314,6 +355,9 @@ class Work:
 
     timeout: float | None = None
     """Seconds that one attempt may take."""
+
+    at_most_once: bool = False
+    """An attempt that is lost must not be repeated."""
 
     check_param: Callable[[Mapping[str, Any]], None] = lambda _: None
     """Raises `InvalidTaskError` if the function cannot be called with that."""

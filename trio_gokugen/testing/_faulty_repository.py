@@ -16,6 +16,7 @@ from trio_gokugen.abc import (
     Clock,
     Operation,
     RecoverAction,
+    Renewed,
     TaskFilter,
     TaskRepository,
 )
@@ -39,7 +40,9 @@ _METHODS = _TIMER | {
     "mark_dispatched",
     "mark_done",
     "recover",
+    "renew",
     "revert",
+    "serve",
     "update",
     "wait_until_due",
 }
@@ -137,7 +140,7 @@ class FaultyRepository:
             if not fault.after:
                 await fault.wait()
                 fault.strike()
-        result = await getattr(self._repository, method)(*arguments.values())
+        result = await getattr(self._repository, method)(**arguments)
         for fault in faults:
             if fault.after:
                 with trio.CancelScope(shield=True):
@@ -150,7 +153,7 @@ class FaultyRepository:
         for fault in faults:
             if not fault.after:
                 fault.strike()
-        getattr(self._repository, method)(*arguments.values())
+        getattr(self._repository, method)(**arguments)
         for fault in faults:
             fault.strike()
 
@@ -171,8 +174,12 @@ class FaultyRepository:
         result: tuple[Task, bool] = await self._call("cancel", task_id=task_id, at=at)
         return result
 
-    async def mark_dispatched(self, task_id: str, at: datetime) -> Task:
-        task: Task = await self._call("mark_dispatched", task_id=task_id, at=at)
+    async def mark_dispatched(
+        self, task_id: str, at: datetime, *, at_most_once: bool = False
+    ) -> Task:
+        task: Task = await self._call(
+            "mark_dispatched", task_id=task_id, at=at, at_most_once=at_most_once
+        )
         return task
 
     async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
@@ -196,6 +203,23 @@ class FaultyRepository:
     ) -> list[Task]:
         tasks: list[Task] = await self._call("recover", action=action, at=at, only=only)
         return tasks
+
+    @property
+    def lease(self) -> float:
+        return self._repository.lease
+
+    @property
+    def poll(self) -> float:
+        return self._repository.poll
+
+    async def renew(
+        self, runs: Sequence[Task], action: RecoverAction, at: datetime
+    ) -> Renewed:
+        renewed: Renewed = await self._call("renew", runs=runs, action=action, at=at)
+        return renewed
+
+    async def serve(self) -> None:
+        await self._call("serve")
 
     async def delete_ended(
         self,

@@ -103,7 +103,9 @@ class Model:
         for task in self.pending(operation.only):
             if len(claimed) == operation.limit or task.scheduled_at > operation.at:
                 break
-            taken = self._put(_transitions.dispatched(task, operation.at))
+            once = task.work_id in operation.only.at_most_once
+            taken = _transitions.dispatched(task, operation.at, at_most_once=once)
+            self._put(taken)
             (expired if taken.state.ended else claimed).append(taken)
         return Claimed(claimed, expired)
 
@@ -138,8 +140,8 @@ def _changed(task: Task, operation: Operation) -> Task:
             task = _transitions.updated(task, update)
         case CancelTask(at=at):
             task = _transitions.cancelled(task, at)
-        case DispatchTask(at=at):
-            task = _transitions.dispatched(task, at)
+        case DispatchTask(at=at, at_most_once=once):
+            task = _transitions.dispatched(task, at, at_most_once=once)
         case EndTask(run=run, at=at, err=err):
             task = _transitions.ended(task, run, at, err)
         case RevertTask(run=run):

@@ -1,0 +1,148 @@
+"""What a scheduler does because others may work on the same store.
+
+A run has its task for as long as its lease lasts. While anything runs here, all leases are
+renewed together, three times in the length of one; what cannot be renewed is cancelled
+while it is still ours, so that the work has ended before somebody else may take the task.
+The same call recovers tasks that others have let go.
+
+The ends of tasks that run elsewhere are looked for now and then, if somebody waits for
+them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import trio
+
+from ._errors import StopReason, TaskNotFoundError
+from ._hooks import decision
+from ._ledger import Ledger
+from ._observers import Observers
+from ._task import TaskQuery
+from .abc import (
+    Clock,
+    Dispatcher,
+    HookAction,
+    LoopHooks,
+    RecoverAction,
+    TaskRepository,
+)
+
+logger = logging.getLogger("trio_gokugen.sharing")
+
+RENEWALS = 3
+"""How often a lease is renewed in its length."""
+
+KEPT = 5 / 6
+"""For this part of a lease a run goes on without renewal; it has the rest to end in."""
+
+
+class Sharing:
+    """See above."""
+
+    def __init__(
+        self,
+        repository: TaskRepository,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        hooks: LoopHooks,
+        observers: Observers,
+        ledger: Ledger,
+    ) -> None:
+        self._repository = repository
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._hooks = hooks
+        self._observers = observers
+        self._ledger = ledger
+        self._lease = repository.lease
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, nursery: trio.Nursery, action: RecoverAction) -> None:
+        """Look after leases, and after what others do, until cancelled."""
+        if self._lease < math.inf:
+            nursery.start_soon(self._renew_leases, action)
+            nursery.start_soon(self._end_with_the_lease)
+        if self._repository.poll < math.inf:
+            nursery.start_soon(self._look_for_ends)
+
+    # -- leases -----------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def _renew_leases(self, action: RecoverAction) -> None:
+        pause = self._lease / RENEWALS
+        while True:
+            # With nothing to renew there is something to do only if there are others.
+            with trio.move_on_after(max(pause, self._repository.poll)):
+                await self._ledger.wait_until(lambda: bool(self._ledger.runs))
+            if self._ledger.runs:
+                await trio.sleep_until(self._ledger.held_since + pause)
+            while not await self._renew(action):
+                pass
+
+    async def _renew(self, action: RecoverAction) -> bool:
+        """Renew all leases. Returns whether that is all for this time."""
+        ledger = self._ledger
+        runs = list(ledger.runs.values())
+        began = trio.current_time()
+        try:
+            renewed = await self._repository.renew(runs, action, self._clock.now())
+        except Exception as error:
+            decided = await decision(self._hooks.on_update_error, (), error=error)
+            if decided is HookAction.RAISE:
+                raise
+            await trio.lowlevel.checkpoint()
+            if decided is HookAction.RETRY:
+                return False
+            # Not before the pause is over again, as if it had been renewed.
+            await trio.sleep(self._lease / RENEWALS)
+            return True
+        ledger.renewed(runs, began)
+        for run in renewed.lost:
+            logger.warning("a run of %r has lost its task", run.id)
+            self._dispatcher.cancel(run, StopReason.LOST_LEASE)
+        for task in renewed.recovered:
+            ledger.recovered(task)
+            if task.state.ended:
+                self._observers.tell_done(task)
+        return True
+
+    @trio.lowlevel.enable_ki_protection
+    async def _end_with_the_lease(self) -> None:
+        """Cancel what runs when it could not be said in time that it does."""
+        ledger = self._ledger
+        while True:
+            await ledger.wait_until(lambda: ledger.held_since < math.inf)
+            since = ledger.held_since
+            with trio.move_on_at(since + self._lease * KEPT) as lease:
+                await ledger.wait_until(lambda: ledger.held_since != since)  # noqa: B023
+            if lease.cancelled_caught:
+                logger.warning("the leases could not be renewed: runs are cancelled")
+                for run in ledger.let_go():
+                    self._dispatcher.cancel(run, StopReason.LOST_LEASE)
+
+    # -- ends of tasks that run elsewhere -----------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def _look_for_ends(self) -> None:
+        ledger = self._ledger
+        while True:
+            await ledger.wait_until(lambda: bool(ledger.awaited()))
+            await trio.sleep(self._repository.poll)
+            ids = ledger.awaited()
+            try:
+                found = await self._repository.find(TaskQuery(ids=ids)) if ids else []
+            except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
+                await self._decide(error)
+                continue
+            for task in found:
+                if task.state.ended:
+                    ledger.tell(task)
+            for task_id in ids - {task.id for task in found}:
+                ledger.give_up(task_id, TaskNotFoundError(task_id))
+
+    async def _decide(self, error: Exception) -> None:
+        if await decision(self._hooks.on_get_next_error, error=error) is HookAction.RAISE:
+            raise error

@@ -1,0 +1,41 @@
+"""What can be wrong with a database, beside a task."""
+
+from __future__ import annotations
+
+import attrs
+
+from .._errors import RepositoryError, printable
+
+
+@attrs.frozen
+class NameTakenError(RepositoryError):
+    """Another scheduler that is alive works on the database under this name.
+
+    Give each a `name` of its own, or wait until the other has stopped. A name is free as
+    soon as the process that had it has ended, in whatever way.
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"a scheduler named {self.name!r} is already at work on this database"
+
+
+@attrs.frozen
+class SchemaError(RepositoryError):
+    """The database's tables are not those that this version works with.
+
+    Nothing was changed.
+    """
+
+    found: str | None
+    """The revision of the tables, if there are any."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return printable(self.reason)
+
+
+class NotADatabaseError(RepositoryError):
+    """The file is damaged, or is no database at all. It was left as it is."""

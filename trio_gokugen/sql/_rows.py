@@ -1,0 +1,112 @@
+"""Tasks as rows, and rows as tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from .._task import Task, TaskState, evolve
+from ._schema import EPOCH, TASK, Damaged
+
+FIELDS = (
+    "id",
+    "work_id",
+    "param",
+    "meta",
+    "priority",
+    "state",
+    "err",
+    "attempt",
+    "interruptions",
+    "at_most_once",
+    "scheduled_at",
+    "created_at",
+    "deadline",
+    "cancelled_at",
+    "dispatched_at",
+    "done_at",
+)
+"""The fields of a task, each a column."""
+
+COLUMNS = [TASK.c.sequence, TASK.c.dispatched_by, *(TASK.c[each] for each in FIELDS)]
+"""What is read of a row."""
+
+_STATES = {state.value: state for state in TaskState}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "work_id": (str,),
+    "param": (dict,),
+    "meta": (dict,),
+    "priority": (int,),
+    "state": (TaskState,),
+    "err": (str, type(None)),
+    "attempt": (int,),
+    "interruptions": (int,),
+    "at_most_once": (bool,),
+    "scheduled_at": (datetime,),
+    "created_at": (datetime,),
+    **dict.fromkeys(
+        ("deadline", "cancelled_at", "dispatched_at", "done_at"), (datetime, type(None))
+    ),
+}
+_BLANK = Task(id="blank", work_id="blank", scheduled_at=EPOCH, created_at=EPOCH)
+
+
+def task_of(row: Row[Any]) -> Task:
+    """The task of a row of `COLUMNS`. One that cannot be read is a failed task."""
+    fields = dict(zip(FIELDS, row[2:], strict=True))
+    fields["state"] = _STATES.get(fields["state"])
+    fields["at_most_once"] = fields["at_most_once"] == 1
+    for field, value in fields.items():
+        if type(value) not in _TYPES[field]:
+            return _unreadable(fields)
+    return evolve(_BLANK, fields)
+
+
+def is_unreadable(row: Row[Any], task: Task) -> bool:
+    """Whether the task is what was made of a row that cannot be read."""
+    return task.state is TaskState.FAILED and row.state != TaskState.FAILED.value
+
+
+def _unreadable(fields: dict[str, Any]) -> Task:
+    """What can be told of a task that cannot be read: it has failed."""
+    damaged = [f for f, value in fields.items() if type(value) not in _TYPES[f]]
+    good = {f: value for f, value in fields.items() if f not in damaged}
+    ended_at = good.get("done_at") or good.get("created_at", EPOCH)
+    err = f"the stored task cannot be read: {', '.join(damaged)} is damaged"
+    failed = {"state": TaskState.FAILED, "err": err, "done_at": ended_at}
+    return evolve(_BLANK, good | failed)
+
+
+def plan_of(task: Task) -> dict[str, Any]:
+    """The columns that an update changes."""
+    return {
+        "work_id": task.work_id,
+        "scheduled_at": task.scheduled_at,
+        "priority": task.priority,
+        "deadline": task.deadline,
+        "param": task.param,
+        "meta": task.meta,
+    }
+
+
+def life_of(task: Task) -> dict[str, Any]:
+    """The columns that say where a task is in its life, but for who runs it."""
+    return {
+        "state": task.state.value,
+        "err": task.err,
+        "attempt": task.attempt,
+        "interruptions": task.interruptions,
+        "at_most_once": int(task.at_most_once),
+        "cancelled_at": task.cancelled_at,
+        "dispatched_at": task.dispatched_at,
+        "done_at": task.done_at,
+        "ended_at": (task.ended_at or task.created_at) if task.state.ended else None,
+    }
+
+
+LIFE = tuple(life_of(_BLANK))
+PLAN = tuple(plan_of(_BLANK))

@@ -1,0 +1,176 @@
+"""The tables.
+
+A moment is a `timestamptz` on PostgreSQL, and on SQLite, which has no such type, an
+integer of microseconds since 1970. `param` and `meta` are kept as JSON to the letter.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Damaged:
+    """In place of a value that cannot be read."""
+
+
+class Moment(TypeDecorator[datetime]):
+    """A moment in UTC, to the microsecond."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(TIMESTAMP(timezone=True))
+        return dialect.type_descriptor(BigInteger())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return (value - EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        if type(value) is int:
+            return EPOCH + timedelta(microseconds=value)
+        return value.astimezone(UTC) if isinstance(value, datetime) else Damaged()
+
+
+class JSONObject(TypeDecorator[dict[str, Any]]):
+    """A JSON object. One that cannot be read is `Damaged`, and spoils no other row."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            # Not JSONB, which makes of 1e22 an integer, and of that what no task may hold.
+            return dialect.type_descriptor(JSON())
+        return dialect.type_descriptor(Text())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        if dialect.name == "postgresql":
+            return value
+        return as_json(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if dialect.name == "postgresql":
+            return value
+        if value == "{}":
+            return {}
+        try:
+            return json.loads(value)
+        except (TypeError, ValueError, RecursionError):
+            return Damaged()
+
+
+def as_json(value: Any) -> str:
+    """JSON as it is stored, where it is stored as text."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) if value else "{}"
+
+
+class Base(DeclarativeBase):
+    """The tables of this library."""
+
+    metadata = MetaData()
+
+
+# SQLite makes an INTEGER PRIMARY KEY the number of the row; a BIGINT would be another index.
+_Number = BigInteger().with_variant(Integer(), "sqlite")
+# Ids are sorted as Python sorts them, whatever the language of the database.
+_Id = Text().with_variant(Text(collation="C"), "postgresql")
+
+
+class TaskRow(Base):
+    """A task, as `trio_gokugen.Task` has it, and who runs it."""
+
+    __tablename__ = "gokugen_task"
+
+    sequence: Mapped[int] = mapped_column(_Number, primary_key=True)
+    """Its place among the oldest."""
+
+    id: Mapped[str] = mapped_column(_Id)
+    work_id: Mapped[str] = mapped_column(_Id)
+    state: Mapped[str] = mapped_column(Text)
+    scheduled_at: Mapped[datetime] = mapped_column(Moment)
+    priority: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(Moment)
+    deadline: Mapped[datetime | None] = mapped_column(Moment)
+    param: Mapped[dict[str, Any]] = mapped_column(JSONObject)
+    meta: Mapped[dict[str, Any]] = mapped_column(JSONObject)
+    err: Mapped[str | None] = mapped_column(Text)
+    attempt: Mapped[int] = mapped_column(BigInteger)
+    interruptions: Mapped[int] = mapped_column(BigInteger)
+    at_most_once: Mapped[int] = mapped_column(Integer)
+    """0 or 1."""
+
+    cancelled_at: Mapped[datetime | None] = mapped_column(Moment)
+    dispatched_at: Mapped[datetime | None] = mapped_column(Moment)
+    done_at: Mapped[datetime | None] = mapped_column(Moment)
+
+    ended_at: Mapped[datetime | None] = mapped_column(Moment)
+    """When it ended, in whatever state."""
+
+    dispatched_by: Mapped[str | None] = mapped_column(Text)
+    """The name of the scheduler that runs it, or ran it last."""
+
+    lease_until: Mapped[datetime | None] = mapped_column(Moment)
+    """While it is dispatched: until when it is left to that scheduler."""
+
+
+TASK = TaskRow.__table__
+
+Index("gokugen_task_id", TaskRow.id, unique=True)
+_pending = text("state = 'scheduled'")
+Index(
+    "gokugen_task_pending",
+    TaskRow.work_id,
+    TaskRow.scheduled_at,
+    TaskRow.priority.desc(),
+    TaskRow.sequence,
+    sqlite_where=_pending,
+    postgresql_where=_pending,
+)
+_dispatched = text("state = 'dispatched'")
+Index(
+    "gokugen_task_dispatched",
+    TaskRow.lease_until,
+    sqlite_where=_dispatched,
+    postgresql_where=_dispatched,
+)
+_ended = text("ended_at IS NOT NULL")
+Index(
+    "gokugen_task_ended",
+    TaskRow.ended_at,
+    TaskRow.sequence,
+    sqlite_where=_ended,
+    postgresql_where=_ended,
+)
+Index(
+    "gokugen_task_find",
+    TaskRow.scheduled_at,
+    TaskRow.priority.desc(),
+    TaskRow.created_at,
+    TaskRow.id,
+)

@@ -1,0 +1,94 @@
+"""A query as a statement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, or_, select
+
+from .._task import Task, TaskQuery
+from ._dialects import Dialect
+from ._rows import COLUMNS
+from ._schema import TASK
+
+_MOMENTS = (
+    "scheduled_at",
+    "created_at",
+    "deadline",
+    "cancelled_at",
+    "dispatched_at",
+    "done_at",
+)
+_FIND_ORDER = (
+    TASK.c.scheduled_at,
+    TASK.c.priority.desc(),
+    TASK.c.created_at,
+    TASK.c.id,
+)
+
+
+def search(
+    dialect: Dialect,
+    connection: Connection,
+    query: TaskQuery,
+    limit: int | None,
+    after: Task | None,
+) -> tuple[Select[Any], dict[str, Any]]:
+    """The statement that finds what `RepositoryLike.find` is asked for, and its parameters."""
+    statement = select(*COLUMNS).order_by(*_FIND_ORDER)
+    parameters: dict[str, Any] = {}
+    states = None if query.states is None else [state.value for state in query.states]
+    for column, values in (
+        (TASK.c.id, query.ids),
+        (TASK.c.state, states),
+        (TASK.c.work_id, query.work_ids),
+    ):
+        if values is not None:
+            name = f"{column.name}_list"
+            statement = statement.where(dialect.among(column, name))
+            parameters[name] = dialect.listed(values)
+    for field in _MOMENTS:
+        if (between := getattr(query, field)) is not None:
+            statement = statement.where(*_within(TASK.c[field], between))
+    if isinstance(query.priority, int):
+        statement = statement.where(TASK.c.priority == query.priority)
+    elif query.priority is not None:
+        statement = statement.where(*_within(TASK.c.priority, query.priority))
+    if query.meta:
+        statement = statement.where(dialect.has_meta(connection, query.meta))
+    if after is not None:
+        statement = statement.where(_follows(after))
+    if limit is not None:
+        statement = statement.limit(min(limit, 2**62))
+    return statement, parameters
+
+
+def _within(
+    column: ColumnElement[Any], between: tuple[Any, Any]
+) -> list[ColumnElement[bool]]:
+    low, high = between
+    conditions: list[ColumnElement[bool]] = [column.is_not(None)]
+    if low is not None:
+        conditions.append(column >= low)
+    if high is not None:
+        conditions.append(column < high)
+    return conditions
+
+
+def _follows(task: Task) -> ColumnElement[bool]:
+    """What comes after the task, in the order of `find`."""
+    at, priority, created_at = TASK.c.scheduled_at, TASK.c.priority, TASK.c.created_at
+    same_moment = or_(
+        priority < task.priority,
+        and_(
+            priority == task.priority,
+            or_(
+                created_at > task.created_at,
+                and_(created_at == task.created_at, TASK.c.id > task.id),
+            ),
+        ),
+    )
+    # The first condition alone is what an index is good for.
+    return and_(
+        at >= task.scheduled_at, or_(at > task.scheduled_at, same_moment)
+    )

@@ -1,0 +1,73 @@
+"""The statements, made once for each kind of database."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Text, bindparam, func, insert, select, update
+
+from ._dialects import AT, PENDING, RUNNING, Dialect
+from ._rows import COLUMNS, LIFE, PLAN
+from ._schema import TASK, Moment
+
+
+class Statements:
+    """What is said to the database, but for searches, which are made as they come."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        by_row = TASK.c.sequence == bindparam("row", type_=BigInteger)
+        life = {each: bindparam(each, type_=TASK.c[each].type) for each in LIFE}
+        plan = {each: bindparam(each, type_=TASK.c[each].type) for each in PLAN}
+        mine = TASK.c.dispatched_by == bindparam("name", type_=Text)
+        among = dialect.among
+
+        self.get = select(*COLUMNS).where(TASK.c.id == bindparam("id", type_=Text))
+        self.read = dialect.locked(
+            select(*COLUMNS).where(among(TASK.c.id, "ids")).order_by(TASK.c.sequence)
+        )
+        self.heads = dialect.heads(locked=False)
+        self.pending_works = select(TASK.c.work_id).where(PENDING).distinct()
+        self.count_pending = (
+            select(TASK.c.work_id, func.count()).where(PENDING).group_by(TASK.c.work_id)
+        )
+
+        self.add = insert(TASK)
+        self.end = update(TASK).where(by_row).values(**life, lease_until=None)
+        self.change = update(TASK).where(by_row).values(**life, **plan, lease_until=None)
+        self.take = (
+            update(TASK)
+            .where(by_row)
+            .values(dispatched_by=bindparam("name"), lease_until=dialect.lease_end)
+        )
+        self.fail = (
+            update(TASK)
+            .where(by_row)
+            .values(
+                state="failed",
+                err=bindparam("err", type_=Text),
+                done_at=bindparam("done_at", type_=Moment),
+                ended_at=bindparam("done_at", type_=Moment),
+            )
+        )
+        self.due = dialect.heads(locked=True)
+        self.claim = (
+            update(TASK)
+            .where(among(TASK.c.sequence, "rows"))
+            .values(
+                state="dispatched",
+                attempt=TASK.c.attempt + 1,
+                at_most_once=bindparam("once", type_=BigInteger),
+                dispatched_at=AT,
+                dispatched_by=bindparam("name", type_=Text),
+                lease_until=dialect.lease_end,
+            )
+        )
+
+        orphans = select(*COLUMNS).where(RUNNING).order_by(TASK.c.sequence)
+        expired = TASK.c.lease_until < dialect.now
+        self.renew = (
+            update(TASK)
+            .where(RUNNING, mine, among(TASK.c.id, "ids"))
+            .values(lease_until=dialect.lease_end)
+            .returning(TASK.c.id, TASK.c.attempt)
+        )
+        self.expired = dialect.locked(orphans.where(expired), skip=True)
+        self.left = dialect.locked(orphans.where(mine | expired), skip=True)

@@ -1,0 +1,408 @@
+"""A batch of operations, in one transaction.
+
+Between two claims, all tasks that the operations name are read by one statement; what
+becomes of them is decided in Python, by the same table that every repository asks; and
+what has changed is written by one statement for each kind of change. So a batch of a
+hundred costs hardly more round trips than one.
+
+An id that is taken is found out by trying: only if the database refuses the new rows, all
+is undone, and the batch begun anew with a look first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import attrs
+import outcome
+from sqlalchemy import Connection, Row, Select, delete, select
+
+from .. import _transitions
+from .._errors import REFUSALS, LostRunError, TaskExistsError, TaskNotFoundError
+from .._repository import recovery
+from .._task import Task, TaskState
+from ..abc import (
+    ANY_TASK,
+    AddTasks,
+    CancelRun,
+    CancelTask,
+    Claimed,
+    ClaimTasks,
+    DeleteEnded,
+    DispatchTask,
+    EndTask,
+    Operation,
+    RecoverAction,
+    Renewed,
+    RevertTask,
+    TaskFilter,
+    UpdateTask,
+)
+from ._dialects import Dialect
+from ._rows import is_unreadable, life_of, plan_of, task_of
+from ._schema import TASK
+from ._statements import Statements
+
+CHUNK = 1_000
+"""So many rows go into one statement."""
+
+_MANY = 2**62
+
+
+class LookFirstError(Exception):
+    """An id is taken: the batch is to be begun anew, carefully."""
+
+
+@attrs.define(eq=False)
+class _Entry:
+    """A task that a batch is about."""
+
+    task: Task
+    stored: Task | None
+    """As the database has it; none if it is new."""
+
+    sequence: int | None
+    owner: str | None
+    replanned: bool = False
+
+
+class Transaction:
+    """What is done within a transaction that another begins, and ends."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        dialect: Dialect,
+        statements: Statements,
+        name: str,
+        lease: timedelta,
+        *,
+        careful: bool = False,
+    ) -> None:
+        """Work on a connection.
+
+        Args:
+          connection: In a transaction that may write.
+          dialect: How its database is spoken to.
+          statements: What is said to it.
+          name: Who it is that runs what is claimed.
+          lease: For how long.
+          careful: Look whether ids are taken before they are used.
+        """
+        self._connection = connection
+        self._dialect = dialect
+        self._statements = statements
+        self._name = name
+        self._lease = lease
+        self._careful = careful
+        self._entries: dict[str, _Entry] = {}
+        self.appeared: dict[str, datetime] = {}
+        """By work, the first moment for which a task has become pending."""
+
+    def apply(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
+        """Carry out operations one after the other."""
+        outcomes: list[outcome.Outcome[Any]] = []
+        start = 0
+        for index, operation in enumerate(operations):
+            if isinstance(operation, ClaimTasks | DeleteEnded):
+                outcomes += self._change(operations[start:index])
+                outcomes.append(self._carry_out_alone(operation))
+                start = index + 1
+        outcomes += self._change(operations[start:])
+        return outcomes
+
+    def _carry_out_alone(self, operation: ClaimTasks | DeleteEnded) -> outcome.Value[Any]:
+        if isinstance(operation, ClaimTasks):
+            return outcome.Value(self._claim(operation))
+        return outcome.Value(self._delete_ended(operation))
+
+    # -- what is about tasks that are named ---------------------------------------------
+
+    def _change(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
+        if not operations:
+            return []
+        self._entries = {}
+        self._read(operations)
+        outcomes: list[outcome.Outcome[Any]] = []
+        for operation in operations:
+            try:
+                outcomes.append(outcome.Value(self._carry_out(operation)))
+            except REFUSALS as error:
+                outcomes.append(outcome.Error(error))
+        self._write()
+        return outcomes
+
+    def _read(self, operations: Sequence[Operation]) -> None:
+        ids: dict[str, None] = {}
+        for operation in operations:
+            match operation:
+                case AddTasks(tasks=tasks):
+                    if self._careful:
+                        ids.update((task.id, None) for task in tasks)
+                case UpdateTask() | CancelTask() | DispatchTask():
+                    ids[operation.task_id] = None
+                case EndTask() | RevertTask() | CancelRun():
+                    ids[operation.run.id] = None
+                case _:
+                    raise TypeError(f"not an operation on tasks: {operation!r}")
+        for chunk in _chunks(ids):
+            parameters = {"ids": self._dialect.listed(chunk)}
+            for row in self._connection.execute(self._statements.read, parameters):
+                self._note(row)
+
+    def _note(self, row: Row[Any]) -> None:
+        task = task_of(row)
+        self._entries[row[2]] = _Entry(task, task, row[0], row[1])
+
+    def _carry_out(self, operation: Operation) -> Any:
+        match operation:
+            case AddTasks(tasks=tasks):
+                return self._add(tasks)
+            case UpdateTask(task_id=task_id, update=update):
+                entry = self._entry(task_id)
+                changed = self._put(entry, _transitions.updated(entry.task, update))
+                entry.replanned |= changed
+                return entry.task, changed
+            case CancelTask(task_id=task_id, at=at):
+                entry = self._entry(task_id)
+                changed = self._put(entry, _transitions.cancelled(entry.task, at))
+                return entry.task, changed
+            case DispatchTask(task_id=task_id, at=at, at_most_once=once):
+                entry = self._entry(task_id)
+                task = _transitions.dispatched(entry.task, at, at_most_once=once)
+                self._put(entry, task)
+                entry.owner = self._name
+                return task
+            case EndTask(run=run, at=at, err=err):
+                return self._end_run(run, lambda t: _transitions.ended(t, run, at, err))
+            case RevertTask(run=run):
+                return self._end_run(run, lambda t: _transitions.reverted(t, run))
+            case CancelRun(run=run, at=at):
+                return self._end_run(run, lambda t: _transitions.interrupted(t, run, at))
+            case _:
+                raise TypeError(f"not an operation on tasks: {operation!r}")
+
+    def _add(self, tasks: Sequence[Task]) -> None:
+        new: dict[str, _Entry] = {}
+        for task in tasks:
+            if task.id in self._entries or task.id in new:
+                if not self._careful:
+                    raise LookFirstError  # an id before this one may be taken, too
+                raise TaskExistsError(task.id)
+            running = task.state is TaskState.DISPATCHED
+            new[task.id] = _Entry(task, None, None, self._name if running else None)
+        self._entries |= new
+
+    def _entry(self, task_id: str) -> _Entry:
+        try:
+            return self._entries[task_id]
+        except KeyError:
+            raise TaskNotFoundError(task_id) from None
+
+    def _end_run(self, run: Task, end: Callable[[Task], Task]) -> Task:
+        entry = self._entry(run.id)
+        task = end(entry.task)
+        if entry.owner != self._name:
+            raise LostRunError(run.id, run.attempt)
+        self._put(entry, task)
+        return task
+
+    def _put(self, entry: _Entry, task: Task) -> bool:
+        changed = task is not entry.task
+        entry.task = task
+        return changed
+
+    # -- writing it -------------------------------------------------------------------
+
+    def _write(self) -> None:
+        new: list[dict[str, Any]] = []
+        ended: list[dict[str, Any]] = []
+        replanned: list[dict[str, Any]] = []
+        dispatched: list[_Entry] = []
+        for entry in self._entries.values():
+            task = entry.task
+            if task is entry.stored:
+                continue
+            if task.state is TaskState.SCHEDULED:
+                self._note_pending(task)
+            if entry.stored is None:
+                new.append(self._new_row(entry))
+                continue
+            row = {"row": entry.sequence, **life_of(task)}
+            if entry.replanned:
+                replanned.append(row | plan_of(task))
+            else:
+                ended.append(row)
+            if task.state is TaskState.DISPATCHED:
+                dispatched.append(entry)
+        for statement, rows in (
+            (self._statements.add, new),
+            (self._statements.end, ended),
+            (self._statements.change, replanned),
+        ):
+            for chunk in _chunks(rows):
+                self._connection.execute(statement, chunk)
+        for entry in dispatched:
+            at = entry.task.dispatched_at
+            assert at is not None
+            lease = self._dialect.leased(at, self._lease)
+            self._connection.execute(
+                self._statements.take, {"row": entry.sequence, "name": self._name, **lease}
+            )
+
+    def _new_row(self, entry: _Entry) -> dict[str, Any]:
+        task = entry.task
+        # Nobody knows how long what was added as running has been: it is over.
+        running = task.state is TaskState.DISPATCHED
+        return {
+            "id": task.id,
+            "created_at": task.created_at,
+            **plan_of(task),
+            **life_of(task),
+            "dispatched_by": entry.owner,
+            "lease_until": task.scheduled_at if running else None,
+        }
+
+    def _note_pending(self, task: Task) -> None:
+        first = self.appeared.get(task.work_id)
+        if first is None or task.scheduled_at < first:
+            self.appeared[task.work_id] = task.scheduled_at
+
+    # -- claims -----------------------------------------------------------------------
+
+    def _claim(self, operation: ClaimTasks) -> Claimed:
+        at, once = operation.at, operation.only.at_most_once
+        works = self.works(operation.only)
+        claimed: dict[int, Task] = {}
+        expired: list[Task] = []
+        while works and len(claimed) < operation.limit:
+            limit = min(operation.limit - len(claimed), CHUNK)
+            parameters = {"works": self._dialect.listed(works), "at": at, "limit": limit}
+            rows = self._connection.execute(self._statements.due, parameters).all()
+            taken: dict[int, Task] = {}
+            for row in rows:
+                task = task_of(row)
+                if is_unreadable(row, task):
+                    task = attrs.evolve(task, done_at=at)
+                else:
+                    due = task.work_id in once
+                    task = _transitions.dispatched(task, at, at_most_once=due)
+                if task.state is TaskState.DISPATCHED:
+                    taken[row[0]] = task
+                else:
+                    expired.append(task)
+                    self._fail(row[0], task)
+            self._take(taken, at)
+            claimed |= taken
+            if len(rows) < limit:
+                break
+        return Claimed(list(claimed.values()), expired)
+
+    def works(self, only: TaskFilter) -> list[str]:
+        """The works that a filter accepts and that may have pending tasks."""
+        if only.work_ids is not None:
+            return sorted(only.work_ids)
+        return list(self._connection.scalars(self._statements.pending_works))
+
+    def _take(self, tasks: dict[int, Task], at: datetime) -> None:
+        """Write that we run these tasks, by row."""
+        for once in False, True:
+            rows = [row for row, task in tasks.items() if task.at_most_once is once]
+            if rows:
+                self._connection.execute(
+                    self._statements.claim,
+                    {
+                        "rows": self._dialect.listed(rows),
+                        "once": int(once),
+                        "at": at,
+                        "name": self._name,
+                        **self._dialect.leased(at, self._lease),
+                    },
+                )
+
+    def _fail(self, row: int, task: Task) -> None:
+        """Write that a task has failed, and leave the rest of its row as it is."""
+        self._connection.execute(
+            self._statements.fail,
+            {"row": row, "err": task.err, "done_at": task.done_at},
+        )
+
+    # -- ended tasks ------------------------------------------------------------------
+
+    def _delete_ended(self, operation: DeleteEnded) -> list[str]:
+        left = _MANY if operation.limit is None else min(operation.limit, _MANY)
+        found = TASK.c.ended_at.is_not(None)
+        found &= TASK.c.state.in_([state.value for state in operation.states])
+        if operation.before is not None:
+            found &= TASK.c.ended_at < operation.before
+        oldest = select(TASK.c.sequence).where(found)
+        oldest = oldest.order_by(TASK.c.ended_at, TASK.c.sequence)
+        deleted: list[str] = []
+        while left:
+            limit = min(left, CHUNK)
+            chunk = self._dialect.locked(oldest.limit(limit), skip=True)
+            statement = (
+                delete(TASK)
+                .where(TASK.c.sequence.in_(chunk.scalar_subquery()))
+                .returning(TASK.c.ended_at, TASK.c.sequence, TASK.c.id)
+            )
+            rows = sorted(map(tuple, self._connection.execute(statement)))
+            deleted += [task_id for _, _, task_id in rows]
+            left -= len(rows)
+            if len(rows) < limit:
+                break
+        return deleted
+
+    # -- leases -----------------------------------------------------------------------
+
+    def renew(
+        self, runs: Sequence[Task], action: RecoverAction, at: datetime
+    ) -> Renewed:
+        """Renew the leases of runs, and recover what others have let go."""
+        ours: set[tuple[str, int]] = set()
+        for chunk in _chunks([run.id for run in runs]):
+            parameters = {
+                "ids": self._dialect.listed(chunk),
+                "name": self._name,
+                **self._dialect.leased(at, self._lease),
+            }
+            rows = self._connection.execute(self._statements.renew, parameters)
+            ours.update((task_id, attempt) for task_id, attempt in rows)
+        lost = [run for run in runs if (run.id, run.attempt) not in ours]
+        return Renewed(lost, self._recover(self._statements.expired, action, at))
+
+    def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter
+    ) -> list[Task]:
+        """Recover what was left by who had our name, and what others have let go."""
+        return self._recover(self._statements.left, action, at, only)
+
+    def _recover(
+        self,
+        statement: Select[Any],
+        action: RecoverAction,
+        at: datetime,
+        only: TaskFilter = ANY_TASK,
+    ) -> list[Task]:
+        if action is RecoverAction.LEAVE:
+            return []
+        self._entries = {}
+        orphans: list[Task] = []
+        for row in self._connection.execute(statement, {"at": at, "name": self._name}):
+            self._note(row)
+            entry = self._entries[row[2]]
+            if only.accepts(entry.task):
+                entry.owner = self._name
+                orphans.append(entry.task)
+        recovered = [self._carry_out(each) for each in recovery(orphans, action, at)]
+        self._write()
+        return recovered
+
+
+def _chunks(items: Collection[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
