@@ -4,13 +4,42 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from ._errors import InvalidTaskError, shown
+from ._json import JSON
+from ._task import TaskParam, as_utc
 from .abc import RecoverAction
 
 Recover: TypeAlias = Literal["revert", "fail", "leave"]
+
+
+def new_param(
+    now: datetime,
+    work_id: str,
+    param: Mapping[str, JSON] | None,
+    at: datetime | None,
+    after: float | timedelta | None,
+    priority: int,
+    deadline: datetime | None,
+    meta: Mapping[str, JSON] | None,
+    id: str | None,
+) -> TaskParam:
+    if at is None and after is None:
+        raise InvalidTaskError("at", "is missing: give a moment, at, or seconds, after")
+    if at is not None and after is not None:
+        raise InvalidTaskError("at", "was given together with after: choose one")
+    return TaskParam(
+        work_id=work_id,
+        scheduled_at=moment_after(now, after) if at is None else as_utc(at, "at"),
+        param={} if param is None else param,
+        priority=priority,
+        deadline=deadline,
+        meta={} if meta is None else meta,
+        id=id,
+    )
 
 
 def moment_after(now: datetime, after: float | timedelta | None) -> datetime:

@@ -23,7 +23,7 @@ from ._arguments import (
     check_limit,
     check_part,
     checked_grace,
-    moment_after,
+    new_param,
     recover_action,
 )
 from ._callables import check_async
@@ -52,7 +52,6 @@ from ._task import (
     TaskQuery,
     TaskState,
     TaskUpdate,
-    as_utc,
     new_task,
 )
 from ._worker_pool import WorkerPoolDispatcher
@@ -243,20 +242,8 @@ class Scheduler:
           TaskExistsError: a task of this id is there.
         """
         engine = self._running()
-        if at is None and after is None:
-            raise InvalidTaskError("at", "is missing: give a moment, at, or seconds, after")
-        if at is not None and after is not None:
-            raise InvalidTaskError("at", "was given together with after: choose one")
-        moment = moment_after(engine.clock.now(), after) if at is None else as_utc(at, "at")
-        new = TaskParam(
-            work_id=work_id,
-            scheduled_at=moment,
-            param={} if param is None else param,
-            priority=priority,
-            deadline=deadline,
-            meta={} if meta is None else meta,
-            id=id,
-        )
+        now = engine.clock.now()
+        new = new_param(now, work_id, param, at, after, priority, deadline, meta, id)
         self._check(new.work_id, new.param)
         [task] = await self._add(engine, [new])
         return task

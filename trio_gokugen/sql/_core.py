@@ -81,7 +81,7 @@ class SQLCore(BulkRepository):
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
         def get_next(connection: Connection) -> Task | None:
-            works = self._transaction(connection).works(only)
+            works = self.transaction(connection).works(only)
             if not works:
                 return None
             parameters = {"works": self.dialect.listed(works), "at": LAST, "limit": 1}
@@ -127,9 +127,20 @@ class SQLCore(BulkRepository):
             "renewing leases", lambda t: t.renew(runs, action, at)
         )
 
+    async def delete_surplus(self, keep: int, limit: int) -> list[str]:
+        """Delete ended tasks, oldest end first, that are more than so many."""
+        return await self._write(
+            "deleting ended tasks", lambda t: t.delete_surplus(keep, limit)
+        )
+
+    async def wait_for_writers(self) -> None:
+        """Return once all that write to a SQLite file now have ended."""
+        await self._write("waiting for a commit", lambda _: None)
+
     # -- threads ----------------------------------------------------------------------
 
-    def _transaction(self, connection: Connection, *, careful: bool = False) -> Transaction:
+    def transaction(self, connection: Connection, *, careful: bool = False) -> Transaction:
+        """What is done in a transaction that is under way."""
         lease = timedelta(seconds=self._lease)
         return Transaction(
             connection, self.dialect, self._statements, self.name, lease, careful=careful
@@ -156,7 +167,7 @@ class SQLCore(BulkRepository):
 
     def _transact(self, change: Callable[[Transaction], T], *, careful: bool) -> T:
         with self.dialect.transaction(self.engine) as connection:
-            return change(self._transaction(connection, careful=careful))
+            return change(self.transaction(connection, careful=careful))
 
     async def _in_thread(self, function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
         with autojump_held():

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -42,6 +42,8 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.pool import StaticPool
 
 from .._json import JSON, same
 from ._rows import COLUMNS
@@ -52,6 +54,11 @@ PENDING = TASK.c.state == literal_column("'scheduled'")
 RUNNING = TASK.c.state == literal_column("'dispatched'")
 ORDER = TASK.c.scheduled_at, TASK.c.priority.desc(), TASK.c.sequence
 """The order of dispatch."""
+
+_SCHEMA_LOCK = 0x676F6B7567656E  # "gokugen"
+
+CHANNEL = "gokugen_task"
+"""Where PostgreSQL is told that something is to be done earlier than before."""
 
 AT: BindParameter[datetime] = bindparam("at", type_=Moment)
 LEASE: BindParameter[timedelta] = bindparam("lease", type_=Interval)
@@ -91,6 +98,22 @@ class Dialect(ABC):
     @abstractmethod
     def roll_back(self, connection: Connection) -> None:
         """Undo it. Raises nothing: a connection that is gone has done so by itself."""
+
+    @abstractmethod
+    def part_of(self, connection: Connection) -> AbstractContextManager[object]:
+        """A part of a transaction that may fail, and leave the rest as it was."""
+
+    @abstractmethod
+    def notify(self, connection: Connection, sender: str = "") -> bool:
+        """Have all others look again once the transaction is committed, if possible.
+
+        Returns:
+          Whether the database tells them.
+        """
+
+    @abstractmethod
+    def lock_schema(self, connection: Connection) -> None:
+        """Let nobody else change the tables until the transaction ends."""
 
     @abstractmethod
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
@@ -143,8 +166,13 @@ class SQLite(Dialect):
     def begin(self, connection: Connection) -> None:
         driver = connection.connection.driver_connection
         assert driver is not None
-        if driver.in_transaction:  # by a listener of the user's own engine
-            driver.rollback()
+        if driver.in_transaction:
+            if isinstance(connection.engine.pool, StaticPool):
+                raise InvalidRequestError(
+                    "somebody else has a transaction under way on this database in memory,"
+                    " which has one connection only"
+                )
+            driver.rollback()  # begun by a listener of the user's own engine
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def commit(self, connection: Connection) -> None:
@@ -154,6 +182,15 @@ class SQLite(Dialect):
         driver = connection.connection.driver_connection
         assert driver is not None
         driver.rollback()
+
+    def part_of(self, connection: Connection) -> AbstractContextManager[object]:
+        return nullcontext()  # a statement that fails undoes nothing but itself
+
+    def notify(self, connection: Connection, sender: str = "") -> bool:
+        return False
+
+    def lock_schema(self, connection: Connection) -> None:
+        pass  # whoever writes has locked the whole file
 
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         values = func.json_each(bindparam(name, type_=Text)).table_valued("value")
@@ -232,6 +269,16 @@ class PostgreSQL(Dialect):
 
     def roll_back(self, connection: Connection) -> None:
         connection.rollback()
+
+    def part_of(self, connection: Connection) -> AbstractContextManager[object]:
+        return connection.begin_nested()
+
+    def notify(self, connection: Connection, sender: str = "") -> bool:
+        connection.execute(select(func.pg_notify(CHANNEL, sender)))
+        return True
+
+    def lock_schema(self, connection: Connection) -> None:
+        connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
 
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         return column == any_(bindparam(name, type_=ARRAY(column.type)))

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from .._errors import RepositoryError
 from ._errors import NotADatabaseError
 
+DRIVERS: tuple[type[Exception], ...] = (SQLAlchemyError, sqlite3.Error)
+with suppress(ImportError):  # with SQLite alone it need not be there
+    import psycopg
+
+    DRIVERS = (*DRIVERS, psycopg.Error)
+
 
 @contextmanager
-def failures(what: str) -> Generator[None]:
-    """Turn what goes wrong with the database into a `RepositoryError`, with its cause."""
+def failures(what: str, let: type[Exception] | None = None) -> Generator[None]:
+    """Turn what goes wrong with the database into a `RepositoryError`, with its cause.
+
+    But `let` errors of that kind through.
+    """
     try:
         yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
+    except DRIVERS as error:
+        if let is not None and isinstance(error, let):
+            raise
         raise as_failure(what, error) from error
 
 

@@ -18,7 +18,17 @@ from typing import Any
 
 import attrs
 import outcome
-from sqlalchemy import Connection, Row, Select, delete, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    delete,
+    literal,
+    select,
+    tuple_,
+)
 
 from .. import _transitions
 from .._errors import REFUSALS, LostRunError, TaskExistsError, TaskNotFoundError
@@ -43,7 +53,7 @@ from ..abc import (
 )
 from ._dialects import Dialect
 from ._rows import is_unreadable, life_of, plan_of, task_of
-from ._schema import TASK
+from ._schema import TASK, Moment
 from ._statements import Statements
 
 CHUNK = 1_000
@@ -334,27 +344,47 @@ class Transaction:
 
     def _delete_ended(self, operation: DeleteEnded) -> list[str]:
         left = _MANY if operation.limit is None else min(operation.limit, _MANY)
-        found = TASK.c.ended_at.is_not(None)
-        found &= TASK.c.state.in_([state.value for state in operation.states])
+        which = TASK.c.state.in_([state.value for state in operation.states])
         if operation.before is not None:
-            found &= TASK.c.ended_at < operation.before
-        oldest = select(TASK.c.sequence).where(found)
-        oldest = oldest.order_by(TASK.c.ended_at, TASK.c.sequence)
+            which &= TASK.c.ended_at < operation.before
         deleted: list[str] = []
         while left:
             limit = min(left, CHUNK)
-            chunk = self._dialect.locked(oldest.limit(limit), skip=True)
-            statement = (
-                delete(TASK)
-                .where(TASK.c.sequence.in_(chunk.scalar_subquery()))
-                .returning(TASK.c.ended_at, TASK.c.sequence, TASK.c.id)
-            )
-            rows = sorted(map(tuple, self._connection.execute(statement)))
-            deleted += [task_id for _, _, task_id in rows]
-            left -= len(rows)
-            if len(rows) < limit:
+            chunk = self._delete(which, limit)
+            deleted += chunk
+            left -= len(chunk)
+            if len(chunk) < limit:
                 break
         return deleted
+
+    def _delete(self, which: ColumnElement[bool], limit: int) -> list[str]:
+        """Delete the first of these ended tasks; return their ids, oldest end first."""
+        oldest = (
+            select(TASK.c.sequence)
+            .where(TASK.c.ended_at.is_not(None), which)
+            .order_by(TASK.c.ended_at, TASK.c.sequence)
+            .limit(limit)
+        )
+        oldest = self._dialect.locked(oldest, skip=True)
+        statement = (
+            delete(TASK)
+            .where(TASK.c.sequence.in_(oldest.scalar_subquery()))
+            .returning(TASK.c.ended_at, TASK.c.sequence, TASK.c.id)
+        )
+        rows = sorted(tuple(row) for row in self._connection.execute(statement))
+        return [task_id for _, _, task_id in rows]
+
+    def delete_surplus(self, keep: int, limit: int) -> list[str]:
+        """Delete at most `limit` ended tasks, oldest end first, so that `keep` are left."""
+        newest = select(TASK.c.ended_at, TASK.c.sequence).where(TASK.c.ended_at.is_not(None))
+        newest = newest.order_by(TASK.c.ended_at.desc(), TASK.c.sequence.desc())
+        last = self._connection.execute(newest.offset(keep).limit(1)).one_or_none()
+        if last is None:
+            return []
+        surplus = tuple_(TASK.c.ended_at, TASK.c.sequence) <= tuple_(
+            literal(last[0], Moment), literal(last[1], BigInteger)
+        )
+        return self._delete(surplus, limit)
 
     # -- leases -----------------------------------------------------------------------
 

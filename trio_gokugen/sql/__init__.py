@@ -1,0 +1,20 @@
+"""Tasks in a database: one SQLite file with no server, or PostgreSQL. Needs the extra
+``sql``, and for PostgreSQL ``postgresql``."""
+
+from ._core import SQLCore
+from ._errors import NameTakenError, NotADatabaseError, SchemaError
+from ._migrate import migrate
+from ._open import open_sql_repository
+from ._repository import SQLRepository
+from ._schema import TaskRow
+
+__all__ = [
+    "NameTakenError",
+    "NotADatabaseError",
+    "SQLCore",
+    "SQLRepository",
+    "SchemaError",
+    "TaskRow",
+    "migrate",
+    "open_sql_repository",
+]

@@ -1,0 +1,128 @@
+"""Hears what other processes have changed, over a PostgreSQL connection of its own.
+
+Whoever makes a task the first of its work sends a notification with the commit, whichever
+process it is; here it wakes the timer. The same session holds the scheduler's name: if
+the process ends, in whatever way, the server closes the session, and the name is free.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Any, cast
+
+import psycopg
+import trio
+from sqlalchemy import Engine
+
+from .._autojump import autojump_held
+from .._errors import RepositoryError
+from ._dialects import CHANNEL
+from ._errors import NameTakenError
+from ._failures import failures
+from ._names import HeldName
+
+logger = logging.getLogger("trio_gokugen.sql")
+
+_HOLD = (
+    "SELECT pg_try_advisory_lock("
+    "hashtextextended(current_schema() || ':' || %(name)s, 0))"
+)
+LONGEST_PAUSE = 5.0
+"""Seconds between two attempts to connect again."""
+
+
+class ListeningSession(HeldName):
+    """A connection that listens, and holds a name."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.name = name
+        self._engine = engine
+        self._connection: psycopg.Connection[Any] | None = None
+
+    # -- in a thread --------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Connect, take the name, and listen.
+
+        Raises:
+          NameTakenError: if somebody else has it.
+          RepositoryError: if the database fails.
+        """
+        with failures("connecting, to listen"):
+            pooled = self._engine.raw_connection()
+            connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
+            pooled.detach()  # it is ours for good
+            try:
+                connection.rollback()
+                connection.autocommit = True
+                found = connection.execute(_HOLD, {"name": self.name}).fetchone()
+                if found != (True,):
+                    raise NameTakenError(self.name)
+                connection.execute(f"LISTEN {CHANNEL}")
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+
+    def release(self) -> None:
+        """Close the connection, and with it let go of the name."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # -- in Trio ------------------------------------------------------------------------
+
+    async def listen(self, changed: Callable[[], None], patience: float) -> None:
+        """Call `changed` whenever somebody else has changed what is next. Until cancelled.
+
+        A connection that is lost is noticed at once, and made anew. What was missed
+        meanwhile may be anything: so `changed` is called then, too.
+
+        Args:
+          changed: Must not block.
+          patience: Seconds that the server may take to notice that a lost connection is
+            gone, and to let go of the name.
+
+        Raises:
+          NameTakenError: somebody else had taken the name meanwhile.
+        """
+        while True:
+            assert self._connection is not None
+            try:
+                await self._hear(self._connection, changed)
+            except (psycopg.Error, OSError, ValueError) as error:
+                logger.warning("the connection that listens is lost: %s", error)
+            self._connection.close()
+            await self._connect_again(patience)
+            changed()
+
+    async def _hear(
+        self, connection: psycopg.Connection[Any], changed: Callable[[], None]
+    ) -> None:
+        while True:
+            # Before the first wait, too: some may have come while it was connected.
+            heard = [each.payload for each in connection.notifies(timeout=0)]
+            if any(payload != self.name for payload in heard):
+                changed()
+            await trio.lowlevel.wait_readable(connection.fileno())
+
+    async def _connect_again(self, patience: float) -> None:
+        """Connect, with pauses that grow, however long it takes."""
+        pause = 0.05
+        until = trio.current_time() + patience
+        while True:
+            try:
+                with autojump_held():
+                    await trio.to_thread.run_sync(self.connect, abandon_on_cancel=False)
+            except NameTakenError:
+                if trio.current_time() >= until:
+                    raise
+            except RepositoryError as error:
+                logger.warning("%s", error)
+                until = trio.current_time() + patience
+            else:
+                return
+            await trio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, LONGEST_PAUSE)

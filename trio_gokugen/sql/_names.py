@@ -1,0 +1,93 @@
+"""Who works on a database: each scheduler under a name that no other living one has.
+
+A name must be free again as soon as its holder has ended, in whatever way: so it is held
+by something that goes with the process. On SQLite that is an operating system's lock on a
+file beside the database, on PostgreSQL an advisory lock of a session.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+from sqlalchemy import Engine
+
+from .._errors import shown
+from .._json import name as checked_name
+from ._errors import NameTakenError
+
+LONGEST = 60
+"""Characters of a name: it becomes part of the name of a file."""
+
+
+class HeldName(ABC):
+    """A name, as long as it is held."""
+
+    name: str
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let others have it."""
+
+
+def checked(name: str) -> str:
+    """The name, if it can be one."""
+    checked_name(name, "name")
+    if len(name) > LONGEST:
+        raise ValueError(f"name: must not be longer than {LONGEST}, not {shown(name)}")
+    return name
+
+
+def unique() -> str:
+    """A name that nobody else has, or will have."""
+    return f"{socket.gethostname()[:30]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+class LockedFile(HeldName):
+    """A name held by a lock on a file."""
+
+    def __init__(self, name: str, lock: FileLock | None) -> None:
+        self.name = name
+        self._lock = lock
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+def hold_in_file(engine: Engine, name: str | None) -> LockedFile:
+    """Hold a name on a SQLite database: the given one, or the first that is free.
+
+    So a program that is the only one on its database has the same name at every start,
+    and takes up at once what it had left running.
+
+    Raises:
+      NameTakenError: if the given one is not free.
+    """
+    database = engine.url.database
+    if not database or database == ":memory:" or database.startswith("file:"):
+        return LockedFile(name or "1", None)  # nobody else has this database
+    if name is not None:
+        return _lock(database, name)
+    number = 1
+    while True:
+        try:
+            return _lock(database, str(number))
+        except NameTakenError:
+            number += 1
+
+
+def _lock(database: str, name: str) -> LockedFile:
+    path = Path(f"{Path(database).resolve()}.{quote(name, safe='')}.lock")
+    # Not of this thread: it may be released by another.
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise NameTakenError(name) from None
+    return LockedFile(name, lock)

@@ -1,0 +1,103 @@
+"""Changes made in the user's own transactions, and how the timer hears of them.
+
+It must hear of them after the commit, of which SQLAlchemy tells just before. On PostgreSQL
+a notification is sent with the commit itself. On SQLite there is one writer at a time: so
+whoever is told of a commit to come, and then gets to write, knows it is through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+from weakref import WeakSet
+
+import trio
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from .._errors import RepositoryError, TaskExistsError, shown
+from .._task import Task
+from ..abc import AddTasks, CancelTask, Operation
+from ._core import SQLCore
+from ._failures import failures
+
+
+class Theirs:
+    """See above."""
+
+    def __init__(self, core: SQLCore) -> None:
+        self._core = core
+        self._watched: WeakSet[Connection] = WeakSet()
+        self._committed = trio.Event()
+        self._reset: Callable[[], None] = lambda: None
+        self.token = trio.lowlevel.current_trio_token()
+
+    # -- in the user's thread -------------------------------------------------------------
+
+    def add(self, where: Session | Connection, task: Task, reset: Callable[[], None]) -> None:
+        """Write a new task."""
+        connection = _connection(where)
+        try:
+            self._apply(connection, AddTasks([task]), "adding a task")
+        except IntegrityError:
+            raise TaskExistsError(task.id) from None
+        self._tell(connection, reset)
+
+    def cancel(
+        self,
+        where: Session | Connection,
+        task_id: str,
+        at: datetime,
+        reset: Callable[[], None],
+    ) -> bool:
+        """Cancel a task."""
+        connection = _connection(where)
+        _, changed = self._apply(connection, CancelTask(task_id, at), "cancelling a task")
+        if changed:
+            self._tell(connection, reset)
+        return bool(changed)
+
+    def _apply(self, connection: Connection, operation: Operation, what: str) -> Any:
+        with failures(what, let=IntegrityError):
+            with self._core.dialect.part_of(connection):
+                transaction = self._core.transaction(connection, careful=True)
+                [result] = transaction.apply([operation])
+        return result.unwrap()
+
+    def _tell(self, connection: Connection, reset: Callable[[], None]) -> None:
+        self._reset = reset
+        if self._core.dialect.notify(connection):
+            return
+        if connection not in self._watched:
+            self._watched.add(connection)
+            event.listen(connection, "commit", self._commits)
+        if connection.get_isolation_level() == "AUTOCOMMIT":
+            self._commits(connection)
+
+    def _commits(self, _: Connection) -> None:
+        with suppress(trio.RunFinishedError):  # then nobody sleeps who could be woken
+            self.token.run_sync_soon(self._committed.set)
+
+    # -- in Trio ------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Reset the timer after commits, until cancelled."""
+        while True:
+            await self._committed.wait()
+            self._committed = trio.Event()
+            with suppress(RepositoryError):  # who looks then will see it, too
+                await self._core.wait_for_writers()
+            self._reset()
+
+
+def _connection(where: Session | Connection) -> Connection:
+    if isinstance(where, Session):
+        return where.connection()
+    if not isinstance(where, Connection):
+        raise TypeError(
+            f"where: must be a SQLAlchemy Session or Connection, not {shown(where)}"
+        )
+    return where

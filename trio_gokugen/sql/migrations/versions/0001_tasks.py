@@ -1,0 +1,66 @@
+"""The table of tasks.
+
+Written out, and never changed again: what a database went through stays as it was,
+whatever becomes of the schema.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    on_postgresql = op.get_bind().dialect.name == "postgresql"
+    number = sa.BigInteger() if on_postgresql else sa.Integer()
+    name = sa.Text(collation="C") if on_postgresql else sa.Text()
+    moment = postgresql.TIMESTAMP(timezone=True) if on_postgresql else sa.BigInteger()
+    json = sa.JSON() if on_postgresql else sa.Text()
+    op.create_table(
+        "gokugen_task",
+        sa.Column("sequence", number, primary_key=True),
+        sa.Column("id", name, nullable=False),
+        sa.Column("work_id", name, nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("scheduled_at", moment, nullable=False),
+        sa.Column("priority", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("deadline", moment),
+        sa.Column("param", json, nullable=False),
+        sa.Column("meta", json, nullable=False),
+        sa.Column("err", sa.Text()),
+        sa.Column("attempt", sa.BigInteger(), nullable=False),
+        sa.Column("interruptions", sa.BigInteger(), nullable=False),
+        sa.Column("at_most_once", sa.Integer(), nullable=False),
+        sa.Column("cancelled_at", moment),
+        sa.Column("dispatched_at", moment),
+        sa.Column("done_at", moment),
+        sa.Column("ended_at", moment),
+        sa.Column("dispatched_by", sa.Text()),
+        sa.Column("lease_until", moment),
+    )
+    op.create_index("gokugen_task_id", "gokugen_task", ["id"], unique=True)
+    for index, columns, where in (
+        (
+            "pending",
+            ["work_id", "scheduled_at", sa.text("priority DESC"), "sequence"],
+            "state = 'scheduled'",
+        ),
+        ("dispatched", ["lease_until"], "state = 'dispatched'"),
+        ("ended", ["ended_at", "sequence"], "ended_at IS NOT NULL"),
+        ("find", ["scheduled_at", sa.text("priority DESC"), "created_at", "id"], None),
+    ):
+        condition = None if where is None else sa.text(where)
+        op.create_index(
+            f"gokugen_task_{index}",
+            "gokugen_task",
+            columns,
+            sqlite_where=condition,
+            postgresql_where=condition,
+        )
