@@ -108,16 +108,16 @@ $(BENCH_APSCHEDULER3_VENV)/.made:
 	$(call make-venv,$(BENCH_APSCHEDULER3_VENV))
 
 $(VENV)/.demo: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable .)
+	$(call install,$(VENV),--editable .[sql])
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable . --group test)
+	$(call install,$(VENV),--editable .[postgresql] --group test)
 
 $(VENV)/.check: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable . --group check)
+	$(call install,$(VENV),--editable .[postgresql] --group check)
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable . --group docs)
+	$(call install,$(VENV),--editable .[postgresql] --group docs)
 
 $(BENCH_VENV)/.bench: $(BENCH_VENV)/.made pyproject.toml
 	$(call install,$(BENCH_VENV),--editable . --group bench)
