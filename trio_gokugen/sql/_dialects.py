@@ -164,6 +164,7 @@ class SQLite(Dialect):
         return engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def begin(self, connection: Connection) -> None:
+        connection.begin()  # for SQLAlchemy; the database is told below
         driver = connection.connection.driver_connection
         assert driver is not None
         if driver.in_transaction:
