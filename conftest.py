@@ -9,7 +9,9 @@ any. Files that a block writes are gone after it.
 import ast
 import functools
 import inspect
+import sys
 from contextlib import chdir
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import CodeType
 from typing import Any
@@ -24,6 +26,9 @@ from sybil.parsers.rest import DocTestParser
 from trio.testing import MockClock
 
 from trio_gokugen import WorkRegistry, open_scheduler
+
+sys.path.insert(0, str(Path(__file__).parent / "tests"))
+pytest_plugins = ["databases"]
 
 
 def run_block(example: Example) -> None:

@@ -69,7 +69,7 @@ class Server:
         self._settings = settings
         self._directory = Path(tempfile.mkdtemp(prefix="gokugen-pg-"))
         self._numbers = itertools.count(1)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
         self._as: dict[str, Any] = {}
         self._bin = _programs()
         if os.name == "posix" and os.geteuid() == 0:
@@ -118,11 +118,14 @@ class Server:
             **self._settings,
         }
         with (self._directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [
                     *(self._bin / "postgres", "-D", self._data),
-                    *(each for name, value in settings.items()
-                      for each in ("-c", f"{name}={value}")),
+                    *(
+                        each
+                        for name, value in settings.items()
+                        for each in ("-c", f"{name}={value}")
+                    ),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -130,12 +133,13 @@ class Server:
                 cwd=self._directory,
                 **self._as,
             )
+        self._process = process
         until = time.monotonic() + 60
         while True:
             try:
                 psycopg.connect(self.url()).close()
             except psycopg.OperationalError:
-                if self._process.poll() is not None or time.monotonic() > until:
+                if process.poll() is not None or time.monotonic() > until:
                     raise RuntimeError((self._directory / "log").read_text()) from None
                 time.sleep(0.02)
             else:
@@ -174,4 +178,4 @@ class Server:
 
     def _execute(self, statement: str) -> None:
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[arg-type]  # our own text
+            connection.execute(statement.encode())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+import attrs
 import outcome
 import trio
 
@@ -79,9 +80,14 @@ class ListStore(SimpleRepository):
         after = self.put(_transitions.cancelled(before, at))
         return after, after is not before
 
-    def do_dispatch(self, task_id: str, at: datetime, *, at_most_once: bool) -> Task:
-        task = self.find_one(task_id)
-        return self.put(_transitions.dispatched(task, at, at_most_once=at_most_once))
+    def do_dispatch(self, task_id: str, at: datetime) -> Task:
+        return self.put(_transitions.dispatched(self.find_one(task_id), at))
+
+    def do_mark(self, task_id: str, at: datetime, *, at_most_once: bool) -> Task:
+        task = self.do_dispatch(task_id, at)
+        if task.state is TaskState.DISPATCHED:
+            task = self.put(attrs.evolve(task, at_most_once=at_most_once))
+        return task
 
     def do_end(self, run: Task, at: datetime, err: str | None) -> Task:
         return self.put(_transitions.ended(self.find_one(run.id), run, at, err))
@@ -144,9 +150,7 @@ class ListStore(SimpleRepository):
     async def mark_dispatched(
         self, task_id: str, at: datetime, *, at_most_once: bool = False
     ) -> Task:
-        return await self.step(
-            lambda: self.do_dispatch(task_id, at, at_most_once=at_most_once)
-        )
+        return await self.step(lambda: self.do_mark(task_id, at, at_most_once=at_most_once))
 
     async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
         return await self.step(lambda: self.do_end(run, at, err))

@@ -49,12 +49,12 @@ class TaskFilter:
         return self.work_ids is None or task.work_id in self.work_ids
 
     def __and__(self, other: TaskFilter) -> TaskFilter:
-        both = self.work_ids, other.work_ids
-        given = [work_ids for work_ids in both if work_ids is not None]
-        return TaskFilter(
-            frozenset.intersection(*given) if given else None,
-            self.at_most_once | other.at_most_once,
-        )
+        once = self.at_most_once | other.at_most_once
+        if self.work_ids is None:
+            return TaskFilter(other.work_ids, once)
+        if other.work_ids is None:
+            return TaskFilter(self.work_ids, once)
+        return TaskFilter(self.work_ids & other.work_ids, once)
 
 
 ANY_TASK = TaskFilter()

@@ -102,7 +102,7 @@ def _count(value: int, field: str) -> int:
     return checked
 
 
-def _truth(value: bool, field: str) -> bool:
+def _truth(value: object, field: str) -> bool:
     if not isinstance(value, bool):
         raise InvalidTaskError(field, f"must be a bool, not a value of type {_type(value)}")
     return value

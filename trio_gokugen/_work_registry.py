@@ -78,8 +78,8 @@ class WorkRegistry:
 
         Raises:
           WorkExistsError: if the name is taken.
-          TypeError: for a value of the wrong type, what is not a function, cannot be called by keywords alone, or
-            has no name of its own and was given none.
+          TypeError: for a value of the wrong type, for what is not a function, cannot be
+            called by keywords alone, or has no name of its own and was given none.
           ValueError: for a timeout that is not a positive number of seconds.
         """
         if work_id is not None and not isinstance(work_id, str):

@@ -1,5 +1,7 @@
-"""Tasks in a database: one SQLite file with no server, or PostgreSQL. Needs the extra
-``sql``, and for PostgreSQL ``postgresql``."""
+"""Tasks in a database: one SQLite file with no server, or PostgreSQL.
+
+Needs the extra ``sql``, and for PostgreSQL ``postgresql``.
+"""
 
 from ._core import SQLCore
 from ._errors import NameTakenError, NotADatabaseError, SchemaError

@@ -8,22 +8,26 @@ way returns what became of it. While a thread is at work, Trio's mock clock does
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import attrs
 import outcome
 import trio
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from .._autojump import autojump_held
-from .._errors import TaskNotFoundError
-from .._repository import BulkRepository
-from .._task import Task, TaskQuery
-from ..abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFilter
-from ._dialects import Dialect, dialect_of
-from ._failures import failures
+from trio_gokugen._autojump import autojump_held
+from trio_gokugen._errors import RepositoryError, TaskNotFoundError
+from trio_gokugen._repository import BulkRepository
+from trio_gokugen._task import Task, TaskQuery
+from trio_gokugen.abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFilter
+
+from ._dialects import Dialect
+from ._engines import dialect_of
+from ._failures import as_failure, failures
 from ._rows import task_of
 from ._search import search
 from ._statements import Statements
@@ -35,8 +39,20 @@ LAST = datetime.max.replace(tzinfo=UTC)
 READERS = 4
 """So many threads read at a time, beside the one that writes."""
 
+FIND_OUT = 10.0
+"""Seconds to find out what became of a commit in which the connection was lost."""
+
 MOST_REFUSALS = 100
 """So often a batch is begun anew because somebody else has taken an id of it."""
+
+
+@attrs.frozen
+class _LostSightError(Exception):
+    """The connection was lost in a commit, which may have succeeded or not."""
+
+    seal: str
+    result: Any
+    error: SQLAlchemyError
 
 
 class SQLCore(BulkRepository):
@@ -102,7 +118,7 @@ class SQLCore(BulkRepository):
     async def count_pending(self) -> Mapping[str, int]:
         def count(connection: Connection) -> dict[str, int]:
             rows = connection.execute(self._statements.count_pending)
-            return {work_id: count for work_id, count in rows}
+            return {row[0]: row[1] for row in rows}
 
         return await self._read("counting tasks", count)
 
@@ -116,16 +132,12 @@ class SQLCore(BulkRepository):
     async def recover(
         self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
     ) -> list[Task]:
-        return await self._write(
-            "recovering tasks", lambda t: t.recover(action, at, only)
-        )
+        return await self._write("recovering tasks", lambda t: t.recover(action, at, only))
 
     async def renew(
         self, runs: Sequence[Task], action: RecoverAction, at: datetime
     ) -> Renewed:
-        return await self._write(
-            "renewing leases", lambda t: t.renew(runs, action, at)
-        )
+        return await self._write("renewing leases", lambda t: t.renew(runs, action, at))
 
     async def delete_surplus(self, keep: int, limit: int) -> list[str]:
         """Delete ended tasks, oldest end first, that are more than so many."""
@@ -156,22 +168,77 @@ class SQLCore(BulkRepository):
     async def _write(self, what: str, change: Callable[[Transaction], T]) -> T:
         def in_thread() -> T:
             with failures(what):
-                for refusals in range(MOST_REFUSALS):
-                    try:
-                        return self._transact(change, careful=refusals > 0)
-                    except (IntegrityError, LookFirstError):
-                        continue
+                try:
+                    return self._transact(change)
+                except (IntegrityError, LookFirstError):
+                    return self._transact_carefully(change)
+
+        try:
+            return await self._in_thread(in_thread, self._writer)
+        except _LostSightError as lost:
+            committed = await self._has_committed(lost.seal)
+            if committed:
+                result: T = lost.result
+                return result
+            failure = as_failure(what, lost.error)
+            if committed is None:
+                failure = RepositoryError(f"{failure}; whether it took effect is not known")
+            raise failure from lost.error
+
+    def _transact_carefully(self, change: Callable[[Transaction], T]) -> T:
+        for _ in range(MOST_REFUSALS):
+            try:
                 return self._transact(change, careful=True)
+            except IntegrityError:
+                continue  # since the look somebody has taken an id
+        return self._transact(change, careful=True)  # what is taken now is something else
 
-        return await self._in_thread(in_thread, self._writer)
+    def _transact(self, change: Callable[[Transaction], T], *, careful: bool = False) -> T:
+        with self.engine.connect() as connection:
+            try:
+                self.dialect.begin(connection)
+                transaction = self.transaction(connection, careful=careful)
+                result = change(transaction)
+                seal = self.dialect.seal(connection, transaction.appeared, self.name)
+            except BaseException:
+                self.dialect.roll_back(connection)
+                raise
+            self._commit(connection, seal, result)
+            return result
 
-    def _transact(self, change: Callable[[Transaction], T], *, careful: bool) -> T:
-        with self.dialect.transaction(self.engine) as connection:
-            return change(self.transaction(connection, careful=careful))
+    def _commit(self, connection: Connection, seal: str | None, result: object) -> None:
+        try:
+            self.dialect.commit(connection)
+        except SQLAlchemyError as error:
+            self.dialect.roll_back(connection)
+            if seal is None:
+                raise
+            raise _LostSightError(seal, result, error) from error
 
-    async def _in_thread(self, function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+    async def _has_committed(self, seal: str) -> bool | None:
+        """Whether a transaction was committed; none if the database does not say."""
+
+        def ask(connection: Connection) -> bool | None:
+            return self.dialect.has_committed(connection, seal)
+
+        answer: bool | None = None
+        until = trio.current_time() + FIND_OUT
+        # A caller who has been cancelled must know, too.
+        with trio.CancelScope(shield=True):
+            while answer is None and trio.current_time() < until:
+                with suppress(RepositoryError):
+                    answer = await self._read("asking what became of a commit", ask)
+                if answer is None:
+                    await trio.sleep(FIND_OUT / 100)
+        return answer
+
+    async def _in_thread(
+        self, function: Callable[[], T], limiter: trio.CapacityLimiter
+    ) -> T:
         with autojump_held():
             return await trio.to_thread.run_sync(
                 # True would let a transaction commit whose caller has been cancelled.
-                function, abandon_on_cancel=False, limiter=limiter
+                function,
+                abandon_on_cancel=False,
+                limiter=limiter,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from .._errors import RepositoryError, printable
+from trio_gokugen._errors import RepositoryError, printable
 
 
 @attrs.frozen

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from .._errors import RepositoryError
+from trio_gokugen._errors import RepositoryError
+
 from ._errors import NotADatabaseError
-
-DRIVERS: tuple[type[Exception], ...] = (SQLAlchemyError, sqlite3.Error)
-with suppress(ImportError):  # with SQLite alone it need not be there
-    import psycopg
-
-    DRIVERS = (*DRIVERS, psycopg.Error)
 
 
 @contextmanager
@@ -26,7 +21,7 @@ def failures(what: str, let: type[Exception] | None = None) -> Generator[None]:
     """
     try:
         yield
-    except DRIVERS as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         if let is not None and isinstance(error, let):
             raise
         raise as_failure(what, error) from error

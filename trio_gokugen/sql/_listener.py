@@ -16,18 +16,18 @@ import psycopg
 import trio
 from sqlalchemy import Engine
 
-from .._autojump import autojump_held
-from .._errors import RepositoryError
-from ._dialects import CHANNEL
+from trio_gokugen._autojump import autojump_held
+from trio_gokugen._errors import RepositoryError
+
 from ._errors import NameTakenError
-from ._failures import failures
+from ._failures import as_failure, failures
 from ._names import HeldName
+from ._postgresql import CHANNEL
 
 logger = logging.getLogger("trio_gokugen.sql")
 
 _HOLD = (
-    "SELECT pg_try_advisory_lock("
-    "hashtextextended(current_schema() || ':' || %(name)s, 0))"
+    "SELECT pg_try_advisory_lock(hashtextextended(current_schema() || ':' || %(name)s, 0))"
 )
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts to connect again."""
@@ -50,21 +50,27 @@ class ListeningSession(HeldName):
           NameTakenError: if somebody else has it.
           RepositoryError: if the database fails.
         """
-        with failures("connecting, to listen"):
+        what = "connecting, to listen"
+        with failures(what):
             pooled = self._engine.raw_connection()
-            connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
-            pooled.detach()  # it is ours for good
-            try:
-                connection.rollback()
-                connection.autocommit = True
-                found = connection.execute(_HOLD, {"name": self.name}).fetchone()
-                if found != (True,):
-                    raise NameTakenError(self.name)
-                connection.execute(f"LISTEN {CHANNEL}")
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
+        connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
+        pooled.detach()  # it is ours for good
+        try:
+            self._set_up(connection)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, psycopg.Error):
+                raise as_failure(what, error) from error
+            raise
+        self._connection = connection
+
+    def _set_up(self, connection: psycopg.Connection[Any]) -> None:
+        connection.rollback()
+        connection.autocommit = True
+        found = connection.execute(_HOLD, {"name": self.name}).fetchone()
+        if found != (True,):
+            raise NameTakenError(self.name)
+        connection.execute(f"LISTEN {CHANNEL}")
 
     def release(self) -> None:
         """Close the connection, and with it let go of the name."""
@@ -75,19 +81,8 @@ class ListeningSession(HeldName):
     # -- in Trio ------------------------------------------------------------------------
 
     async def listen(self, changed: Callable[[], None], patience: float) -> None:
-        """Call `changed` whenever somebody else has changed what is next. Until cancelled.
-
-        A connection that is lost is noticed at once, and made anew. What was missed
-        meanwhile may be anything: so `changed` is called then, too.
-
-        Args:
-          changed: Must not block.
-          patience: Seconds that the server may take to notice that a lost connection is
-            gone, and to let go of the name.
-
-        Raises:
-          NameTakenError: somebody else had taken the name meanwhile.
-        """
+        # A connection that is lost is noticed at once, and made anew. What was missed
+        # meanwhile may be anything.
         while True:
             assert self._connection is not None
             try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspect, select
 
-from ._dialects import Dialect, dialect_of
+from ._engines import dialect_of
 from ._errors import SchemaError
 from ._failures import failures
 

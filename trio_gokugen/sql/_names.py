@@ -11,14 +11,17 @@ import os
 import socket
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
+import trio
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine
 
-from .._errors import shown
-from .._json import name as checked_name
+from trio_gokugen._errors import shown
+from trio_gokugen._json import name as checked_name
+
 from ._errors import NameTakenError
 
 LONGEST = 60
@@ -33,6 +36,21 @@ class HeldName(ABC):
     @abstractmethod
     def release(self) -> None:
         """Let others have it."""
+
+    async def listen(self, changed: Callable[[], None], patience: float) -> None:
+        """Call `changed` whenever the database says that another has changed what is next.
+
+        Until cancelled.
+
+        Args:
+          changed: Must not block.
+          patience: Seconds that a server may take to notice that a lost connection is
+            gone, and to let go of the name.
+
+        Raises:
+          NameTakenError: somebody else had taken the name meanwhile.
+        """
+        await trio.sleep_forever()
 
 
 def checked(name: str) -> str:

@@ -15,12 +15,12 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import StaticPool
 
-from .._autojump import autojump_held, jumping_clock
-from .._errors import shown
+from trio_gokugen._autojump import autojump_held, jumping_clock
+from trio_gokugen._errors import shown
+
 from . import _names
 from ._core import SQLCore
-from ._dialects import dialect_of
-from ._listener import ListeningSession
+from ._engines import dialect_of
 from ._migrate import check
 from ._migrate import migrate as bring_up_to_date
 from ._repository import SQLRepository
@@ -107,6 +107,9 @@ async def open_sql_repository(
         (bring_up_to_date if migrate else check)(engine)
         if engine.dialect.name == "sqlite":
             return _names.hold_in_file(engine, wanted)
+        # Needs psycopg, which need not be there for SQLite.
+        from ._listener import ListeningSession  # noqa: PLC0415
+
         session = ListeningSession(engine, wanted or _names.unique())
         session.connect()
         return session

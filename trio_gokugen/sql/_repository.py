@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import outcome
@@ -13,16 +13,16 @@ import trio
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from .._arguments import new_param
-from .._clock import SystemClock
-from .._errors import RepositoryError
-from .._ids import IdMaker
-from .._json import JSON, name
-from .._task import Task, new_task
-from .._timer import TimedRepository
-from ..abc import Clock, DeleteEnded, Operation
+from trio_gokugen._arguments import new_param
+from trio_gokugen._clock import SystemClock
+from trio_gokugen._errors import RepositoryError
+from trio_gokugen._ids import IdMaker
+from trio_gokugen._json import JSON, name
+from trio_gokugen._task import Task, new_task
+from trio_gokugen._timer import TimedRepository
+from trio_gokugen.abc import Clock, Operation
+
 from ._core import SQLCore
-from ._listener import ListeningSession
 from ._names import HeldName
 from ._theirs import Theirs
 
@@ -154,8 +154,7 @@ class SQLRepository(TimedRepository[SQLCore]):
         """Notice what others change, and delete what is not to be kept, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._theirs.serve)
-            if isinstance(self._held, ListeningSession):
-                nursery.start_soon(self._held.listen, self.timer.reset, self.lease)
+            nursery.start_soon(self._held.listen, self.timer.reset, self.lease)
             if self._poll < math.inf:
                 nursery.start_soon(self._look_for_changes)
             if self._keep_ended is not None:

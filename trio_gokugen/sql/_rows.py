@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row
 
-from .._task import Task, TaskState, evolve
-from ._schema import EPOCH, TASK, Damaged
+from trio_gokugen._task import Task, TaskState, evolve
+
+from ._schema import EPOCH, TASK
 
 FIELDS = (
     "id",
@@ -57,7 +57,7 @@ _BLANK = Task(id="blank", work_id="blank", scheduled_at=EPOCH, created_at=EPOCH)
 
 def task_of(row: Row[Any]) -> Task:
     """The task of a row of `COLUMNS`. One that cannot be read is a failed task."""
-    fields = dict(zip(FIELDS, row[2:], strict=True))
+    fields: dict[str, Any] = dict(zip(FIELDS, row[2:], strict=True))
     fields["state"] = _STATES.get(fields["state"])
     fields["at_most_once"] = fields["at_most_once"] == 1
     for field, value in fields.items():

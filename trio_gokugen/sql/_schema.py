@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     JSON,
@@ -17,6 +17,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Table,
     Text,
     TypeDecorator,
     text,
@@ -36,8 +37,8 @@ class Damaged:
 class Moment(TypeDecorator[datetime]):
     """A moment in UTC, to the microsecond."""
 
-    impl = BigInteger
-    cache_ok = True
+    impl = BigInteger  # type: ignore[mutable-override]  # as SQLAlchemy has it
+    cache_ok = True  # type: ignore[mutable-override]
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
@@ -60,8 +61,8 @@ class Moment(TypeDecorator[datetime]):
 class JSONObject(TypeDecorator[dict[str, Any]]):
     """A JSON object. One that cannot be read is `Damaged`, and spoils no other row."""
 
-    impl = Text
-    cache_ok = True
+    impl = Text  # type: ignore[mutable-override]
+    cache_ok = True  # type: ignore[mutable-override]
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name == "postgresql":
@@ -96,7 +97,7 @@ class Base(DeclarativeBase):
     metadata = MetaData()
 
 
-# SQLite makes an INTEGER PRIMARY KEY the number of the row; a BIGINT would be another index.
+# In SQLite an INTEGER PRIMARY KEY is the row's own number; a BIGINT would be an index.
 _Number = BigInteger().with_variant(Integer(), "sqlite")
 # Ids are sorted as Python sorts them, whatever the language of the database.
 _Id = Text().with_variant(Text(collation="C"), "postgresql")
@@ -139,7 +140,7 @@ class TaskRow(Base):
     """While it is dispatched: until when it is left to that scheduler."""
 
 
-TASK = TaskRow.__table__
+TASK = cast("Table", TaskRow.__table__)
 
 Index("gokugen_task_id", TaskRow.id, unique=True)
 _pending = text("state = 'scheduled'")

@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, or_, select
 
-from .._task import Task, TaskQuery
+from trio_gokugen._task import Task, TaskQuery
+
 from ._dialects import Dialect
 from ._rows import COLUMNS
 from ._schema import TASK
@@ -34,7 +35,7 @@ def search(
     limit: int | None,
     after: Task | None,
 ) -> tuple[Select[Any], dict[str, Any]]:
-    """The statement that finds what `RepositoryLike.find` is asked for, and its parameters."""
+    """What `RepositoryLike.find` is asked for, as a statement and its parameters."""
     statement = select(*COLUMNS).order_by(*_FIND_ORDER)
     parameters: dict[str, Any] = {}
     states = None if query.states is None else [state.value for state in query.states]
@@ -89,6 +90,4 @@ def _follows(task: Task) -> ColumnElement[bool]:
         ),
     )
     # The first condition alone is what an index is good for.
-    return and_(
-        at >= task.scheduled_at, or_(at > task.scheduled_at, same_moment)
-    )
+    return and_(at >= task.scheduled_at, or_(at > task.scheduled_at, same_moment))

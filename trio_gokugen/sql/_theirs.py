@@ -18,9 +18,10 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from .._errors import RepositoryError, TaskExistsError, shown
-from .._task import Task
-from ..abc import AddTasks, CancelTask, Operation
+from trio_gokugen._errors import RepositoryError, TaskExistsError, shown
+from trio_gokugen._task import Task
+from trio_gokugen.abc import AddTasks, CancelTask, Operation
+
 from ._core import SQLCore
 from ._failures import failures
 
@@ -37,7 +38,9 @@ class Theirs:
 
     # -- in the user's thread -------------------------------------------------------------
 
-    def add(self, where: Session | Connection, task: Task, reset: Callable[[], None]) -> None:
+    def add(
+        self, where: Session | Connection, task: Task, reset: Callable[[], None]
+    ) -> None:
         """Write a new task."""
         connection = _connection(where)
         try:
@@ -61,10 +64,10 @@ class Theirs:
         return bool(changed)
 
     def _apply(self, connection: Connection, operation: Operation, what: str) -> Any:
-        with failures(what, let=IntegrityError):
-            with self._core.dialect.part_of(connection):
-                transaction = self._core.transaction(connection, careful=True)
-                [result] = transaction.apply([operation])
+        part = self._core.dialect.part_of(connection)
+        with failures(what, let=IntegrityError), part:
+            transaction = self._core.transaction(connection, careful=True)
+            [result] = transaction.apply([operation])
         return result.unwrap()
 
     def _tell(self, connection: Connection, reset: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ is undone, and the batch begun anew with a look first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -24,17 +24,18 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    and_,
     delete,
     literal,
     select,
     tuple_,
 )
 
-from .. import _transitions
-from .._errors import REFUSALS, LostRunError, TaskExistsError, TaskNotFoundError
-from .._repository import recovery
-from .._task import Task, TaskState
-from ..abc import (
+from trio_gokugen import _transitions
+from trio_gokugen._errors import REFUSALS, LostRunError, TaskExistsError, TaskNotFoundError
+from trio_gokugen._repository import recovery
+from trio_gokugen._task import Task, TaskState
+from trio_gokugen.abc import (
     ANY_TASK,
     AddTasks,
     CancelRun,
@@ -51,6 +52,7 @@ from ..abc import (
     TaskFilter,
     UpdateTask,
 )
+
 from ._dialects import Dialect
 from ._rows import is_unreadable, life_of, plan_of, task_of
 from ._schema import TASK, Moment
@@ -165,33 +167,16 @@ class Transaction:
 
     def _note(self, row: Row[Any]) -> None:
         task = task_of(row)
-        self._entries[row[2]] = _Entry(task, task, row[0], row[1])
+        self._entries[task.id] = _Entry(task, task, row.sequence, row.dispatched_by)
 
     def _carry_out(self, operation: Operation) -> Any:
         match operation:
             case AddTasks(tasks=tasks):
                 return self._add(tasks)
-            case UpdateTask(task_id=task_id, update=update):
-                entry = self._entry(task_id)
-                changed = self._put(entry, _transitions.updated(entry.task, update))
-                entry.replanned |= changed
-                return entry.task, changed
-            case CancelTask(task_id=task_id, at=at):
-                entry = self._entry(task_id)
-                changed = self._put(entry, _transitions.cancelled(entry.task, at))
-                return entry.task, changed
-            case DispatchTask(task_id=task_id, at=at, at_most_once=once):
-                entry = self._entry(task_id)
-                task = _transitions.dispatched(entry.task, at, at_most_once=once)
-                self._put(entry, task)
-                entry.owner = self._name
-                return task
-            case EndTask(run=run, at=at, err=err):
-                return self._end_run(run, lambda t: _transitions.ended(t, run, at, err))
-            case RevertTask(run=run):
-                return self._end_run(run, lambda t: _transitions.reverted(t, run))
-            case CancelRun(run=run, at=at):
-                return self._end_run(run, lambda t: _transitions.interrupted(t, run, at))
+            case UpdateTask() | CancelTask() | DispatchTask():
+                return self._change_scheduled(operation)
+            case EndTask() | RevertTask() | CancelRun():
+                return self._end_run(operation)
             case _:
                 raise TypeError(f"not an operation on tasks: {operation!r}")
 
@@ -212,18 +197,37 @@ class Transaction:
         except KeyError:
             raise TaskNotFoundError(task_id) from None
 
-    def _end_run(self, run: Task, end: Callable[[Task], Task]) -> Task:
+    def _change_scheduled(
+        self, operation: UpdateTask | CancelTask | DispatchTask
+    ) -> tuple[Task, bool] | Task:
+        entry = self._entry(operation.task_id)
+        before = entry.task
+        match operation:
+            case UpdateTask(update=update):
+                entry.task = _transitions.updated(before, update)
+                entry.replanned |= entry.task is not before
+            case CancelTask(at=at):
+                entry.task = _transitions.cancelled(before, at)
+            case DispatchTask(at=at, at_most_once=once):
+                entry.task = _transitions.dispatched(before, at, at_most_once=once)
+                entry.owner = self._name
+                return entry.task
+        return entry.task, entry.task is not before
+
+    def _end_run(self, operation: EndTask | RevertTask | CancelRun) -> Task:
+        run = operation.run
         entry = self._entry(run.id)
-        task = end(entry.task)
+        match operation:
+            case EndTask(at=at, err=err):
+                task = _transitions.ended(entry.task, run, at, err)
+            case RevertTask():
+                task = _transitions.reverted(entry.task, run)
+            case _:
+                task = _transitions.interrupted(entry.task, run, operation.at)
         if entry.owner != self._name:
             raise LostRunError(run.id, run.attempt)
-        self._put(entry, task)
-        return task
-
-    def _put(self, entry: _Entry, task: Task) -> bool:
-        changed = task is not entry.task
         entry.task = task
-        return changed
+        return task
 
     # -- writing it -------------------------------------------------------------------
 
@@ -344,9 +348,10 @@ class Transaction:
 
     def _delete_ended(self, operation: DeleteEnded) -> list[str]:
         left = _MANY if operation.limit is None else min(operation.limit, _MANY)
-        which = TASK.c.state.in_([state.value for state in operation.states])
+        states = [state.value for state in operation.states]
+        which: ColumnElement[bool] = TASK.c.state.in_(states)
         if operation.before is not None:
-            which &= TASK.c.ended_at < operation.before
+            which = and_(which, TASK.c.ended_at < operation.before)
         deleted: list[str] = []
         while left:
             limit = min(left, CHUNK)
@@ -376,7 +381,9 @@ class Transaction:
 
     def delete_surplus(self, keep: int, limit: int) -> list[str]:
         """Delete at most `limit` ended tasks, oldest end first, so that `keep` are left."""
-        newest = select(TASK.c.ended_at, TASK.c.sequence).where(TASK.c.ended_at.is_not(None))
+        newest = select(TASK.c.ended_at, TASK.c.sequence).where(
+            TASK.c.ended_at.is_not(None)
+        )
         newest = newest.order_by(TASK.c.ended_at.desc(), TASK.c.sequence.desc())
         last = self._connection.execute(newest.offset(keep).limit(1)).one_or_none()
         if last is None:
@@ -388,9 +395,7 @@ class Transaction:
 
     # -- leases -----------------------------------------------------------------------
 
-    def renew(
-        self, runs: Sequence[Task], action: RecoverAction, at: datetime
-    ) -> Renewed:
+    def renew(self, runs: Sequence[Task], action: RecoverAction, at: datetime) -> Renewed:
         """Renew the leases of runs, and recover what others have let go."""
         ours: set[tuple[str, int]] = set()
         for chunk in _chunks([run.id for run in runs]):
@@ -404,9 +409,7 @@ class Transaction:
         lost = [run for run in runs if (run.id, run.attempt) not in ours]
         return Renewed(lost, self._recover(self._statements.expired, action, at))
 
-    def recover(
-        self, action: RecoverAction, at: datetime, only: TaskFilter
-    ) -> list[Task]:
+    def recover(self, action: RecoverAction, at: datetime, only: TaskFilter) -> list[Task]:
         """Recover what was left by who had our name, and what others have let go."""
         return self._recover(self._statements.left, action, at, only)
 
@@ -423,7 +426,7 @@ class Transaction:
         orphans: list[Task] = []
         for row in self._connection.execute(statement, {"at": at, "name": self._name}):
             self._note(row)
-            entry = self._entries[row[2]]
+            entry = self._entries[row.id]
             if only.accepts(entry.task):
                 entry.owner = self._name
                 orphans.append(entry.task)

@@ -1,4 +1,4 @@
-"""What Alembic runs: the migrations, on the connection and in the transaction it is given."""
+"""What Alembic runs: the migrations, in the transaction it is given."""
 
 from alembic import context
 

@@ -46,16 +46,18 @@ def upgrade() -> None:
         sa.Column("lease_until", moment),
     )
     op.create_index("gokugen_task_id", "gokugen_task", ["id"], unique=True)
-    for index, columns, where in (
+    largest = sa.text("priority DESC")
+    indices: list[tuple[str, list[str | sa.TextClause], str | None]] = [
         (
             "pending",
-            ["work_id", "scheduled_at", sa.text("priority DESC"), "sequence"],
+            ["work_id", "scheduled_at", largest, "sequence"],
             "state = 'scheduled'",
         ),
         ("dispatched", ["lease_until"], "state = 'dispatched'"),
         ("ended", ["ended_at", "sequence"], "ended_at IS NOT NULL"),
-        ("find", ["scheduled_at", sa.text("priority DESC"), "created_at", "id"], None),
-    ):
+        ("find", ["scheduled_at", largest, "created_at", "id"], None),
+    ]
+    for index, columns, where in indices:
         condition = None if where is None else sa.text(where)
         op.create_index(
             f"gokugen_task_{index}",

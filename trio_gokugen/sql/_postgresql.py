@@ -1,0 +1,196 @@
+"""How PostgreSQL is spoken to: many processes, on many machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from typing import Any
+from typing import cast as cast_
+
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Engine,
+    Interval,
+    Select,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    literal,
+    literal_column,
+    select,
+    text,
+    true,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+
+from trio_gokugen._json import JSON
+
+from ._dialects import AT, LIMIT, ORDER, PENDING, Dialect
+from ._rows import COLUMNS
+from ._schema import TASK, Moment
+
+CHANNEL = "gokugen_task"
+"""Where it is told that something is to be done earlier than before."""
+
+LEASE: BindParameter[timedelta] = bindparam("lease", type_=Interval)
+
+_SCHEMA_LOCK = 0x676F6B7567656E  # "gokugen"
+
+
+_XACT_ID = cast(func.pg_current_xact_id_if_assigned(), Text)
+_TRANSACTION = select(_XACT_ID)
+_STATUS = text("SELECT pg_xact_status(CAST(CAST(:seal AS text) AS xid8))")
+
+
+def _notify_if_first() -> Select[str, Any]:
+    lists = func.unnest(
+        bindparam("works", type_=ARRAY(Text)),
+        bindparam("moments", type_=ARRAY(TIMESTAMP(timezone=True))),
+    )
+    appeared = lists.table_valued("work_id", "scheduled_at", name="appeared")
+    appeared = appeared.render_derived()
+    earlier = exists().where(
+        PENDING,
+        TASK.c.work_id == appeared.c.work_id,
+        TASK.c.scheduled_at < type_coerce(appeared.c.scheduled_at, Moment),
+    )
+    first = exists(select(1).select_from(appeared).where(~earlier))
+    told = func.pg_notify(CHANNEL, bindparam("sender", type_=Text))
+    return select(_XACT_ID, case((first, cast(told, Text))))
+
+
+_TRANSACTION_AND_NOTIFY = _notify_if_first()
+
+
+class PostgreSQL(Dialect):
+    """Many processes, on many machines."""
+
+    shares = True
+
+    def prepared(self, engine: Engine) -> Engine:
+        return engine
+
+    def begin(self, connection: Connection) -> None:
+        connection.begin()
+
+    def commit(self, connection: Connection) -> None:
+        connection.commit()
+
+    def roll_back(self, connection: Connection) -> None:
+        connection.rollback()
+
+    def seal(
+        self, connection: Connection, appeared: Mapping[str, datetime], sender: str
+    ) -> str | None:
+        if not appeared:
+            return cast_("str | None", connection.scalar(_TRANSACTION))
+        works, moments = list(appeared), list(appeared.values())
+        parameters = {"works": works, "moments": moments, "sender": sender}
+        return cast_("str | None", connection.scalar(_TRANSACTION_AND_NOTIFY, parameters))
+
+    def has_committed(self, connection: Connection, seal: str) -> bool | None:
+        status = connection.scalar(_STATUS, {"seal": seal})
+        return None if status == "in progress" else status == "committed"
+
+    def part_of(self, connection: Connection) -> AbstractContextManager[object]:
+        return connection.begin_nested()
+
+    def notify(self, connection: Connection, sender: str = "") -> bool:
+        connection.execute(select(func.pg_notify(CHANNEL, sender)))
+        return True
+
+    def lock_schema(self, connection: Connection) -> None:
+        connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+
+    def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+        return column == any_(bindparam(name, type_=ARRAY(column.type)))
+
+    def listed(self, values: Collection[Any]) -> Any:
+        return list(values)
+
+    def heads(self, *, locked: bool) -> Select[Any]:
+        work = func.unnest(bindparam("works", type_=ARRAY(Text))).column_valued("work")
+        head = TASK.alias("head")
+        of_one_work = (
+            select(head.c.scheduled_at, head.c.priority, head.c.sequence)
+            .where(
+                head.c.state == literal_column("'scheduled'"),
+                head.c.work_id == work,
+                head.c.scheduled_at <= AT,
+            )
+            .order_by(head.c.scheduled_at, head.c.priority.desc(), head.c.sequence)
+            .limit(LIMIT)
+            .lateral("of_one_work")
+        )
+        first = (
+            select(work.label("work_id"), of_one_work.c.sequence)
+            .join(of_one_work, true())
+            .order_by(
+                of_one_work.c.scheduled_at,
+                of_one_work.c.priority.desc(),
+                of_one_work.c.sequence,
+            )
+            .limit(LIMIT)
+            .cte("first")
+        )
+        if not locked:
+            return (
+                select(*COLUMNS)
+                .where(TASK.c.sequence.in_(select(first.c.sequence)))
+                .order_by(*ORDER)
+            )
+        # How many of each work are to be had; which ones, is seen when they are locked.
+        shares = (
+            select(first.c.work_id, func.count().label("count"))
+            .group_by(first.c.work_id)
+            .subquery("shares")
+        )
+        mine = (
+            select(*COLUMNS)
+            .where(PENDING, TASK.c.work_id == shares.c.work_id, TASK.c.scheduled_at <= AT)
+            .order_by(*ORDER)
+            .limit(shares.c.count)
+            .with_for_update(skip_locked=True)
+            .lateral("mine")
+        )
+        return (
+            select(mine)
+            .select_from(shares)
+            .join(mine, true())
+            .order_by(mine.c.scheduled_at, mine.c.priority.desc(), mine.c.sequence)
+        )
+
+    def locked(self, statement: Select[Any], *, skip: bool = False) -> Select[Any]:
+        return statement.with_for_update(skip_locked=skip)
+
+    @property
+    def lease_end(self) -> ColumnElement[datetime]:
+        return func.clock_timestamp() + LEASE
+
+    def leased(self, at: datetime, lease: timedelta) -> dict[str, Any]:
+        return {"lease": lease}
+
+    @property
+    def now(self) -> ColumnElement[datetime]:
+        return func.clock_timestamp()
+
+    def has_meta(
+        self, connection: Connection, wanted: Mapping[str, JSON]
+    ) -> ColumnElement[bool]:
+        entries = [
+            cast(TASK.c.meta, JSONB).op("->")(key)
+            == cast(literal(json.dumps(value), Text), JSONB)
+            for key, value in wanted.items()
+        ]
+        return and_(true(), *entries)

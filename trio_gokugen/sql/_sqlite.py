@@ -1,0 +1,139 @@
+"""How SQLite is spoken to: one file, one writer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime, timedelta
+from typing import Any
+from typing import cast as cast_
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.pool import StaticPool
+
+from trio_gokugen._json import JSON, same
+
+from ._dialects import AT, LIMIT, ORDER, Dialect
+from ._rows import COLUMNS
+from ._schema import TASK, Moment
+
+
+class SQLite(Dialect):
+    """One file, one writer."""
+
+    shares = False
+
+    def prepared(self, engine: Engine) -> Engine:
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def begin(self, connection: Connection) -> None:
+        connection.begin()  # for SQLAlchemy; the database is told below
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        if driver.in_transaction:
+            if isinstance(connection.engine.pool, StaticPool):
+                raise InvalidRequestError(
+                    "somebody else has a transaction under way on this database in memory,"
+                    " which has one connection only"
+                )
+            driver.rollback()  # begun by a listener of the user's own engine
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def commit(self, connection: Connection) -> None:
+        connection.exec_driver_sql("COMMIT")
+
+    def roll_back(self, connection: Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.rollback()
+
+    def seal(
+        self, connection: Connection, appeared: Mapping[str, datetime], sender: str
+    ) -> str | None:
+        return None  # it is in this process that a commit succeeds, or does not
+
+    def has_committed(self, connection: Connection, seal: str) -> bool | None:
+        raise NotImplementedError
+
+    def part_of(self, connection: Connection) -> AbstractContextManager[object]:
+        return nullcontext()  # a statement that fails undoes nothing but itself
+
+    def notify(self, connection: Connection, sender: str = "") -> bool:
+        return False
+
+    def lock_schema(self, connection: Connection) -> None:
+        pass  # whoever writes has locked the whole file
+
+    def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+        values = func.json_each(bindparam(name, type_=Text)).table_valued("value")
+        return column.in_(select(values.c.value))
+
+    def listed(self, values: Collection[Any]) -> Any:
+        return json.dumps(list(values), ensure_ascii=False)
+
+    def heads(self, *, locked: bool) -> Select[Any]:
+        works = func.json_each(bindparam("works", type_=Text)).table_valued("value")
+        head, each = TASK.alias("head"), TASK.alias("each")
+        of_one_work = (
+            select(each.c.sequence)
+            .where(
+                each.c.state == literal_column("'scheduled'"),
+                each.c.work_id == works.c.value,
+                each.c.scheduled_at <= AT,
+            )
+            .order_by(each.c.scheduled_at, each.c.priority.desc(), each.c.sequence)
+            .limit(LIMIT)
+            .correlate(works)
+        )
+        first = (
+            select(head.c.sequence)
+            .select_from(works.join(head, head.c.sequence.in_(of_one_work)))
+            .order_by(head.c.scheduled_at, head.c.priority.desc(), head.c.sequence)
+            .limit(LIMIT)
+        )
+        return select(*COLUMNS).where(TASK.c.sequence.in_(first)).order_by(*ORDER)
+
+    def locked(self, statement: Select[Any], *, skip: bool = False) -> Select[Any]:
+        return statement  # whoever writes has locked the whole file
+
+    @property
+    def lease_end(self) -> ColumnElement[datetime]:
+        return bindparam("lease_until", type_=Moment)
+
+    def leased(self, at: datetime, lease: timedelta) -> dict[str, Any]:
+        return {"lease_until": at + lease}
+
+    @property
+    def now(self) -> ColumnElement[datetime]:
+        return AT
+
+    def has_meta(
+        self, connection: Connection, wanted: Mapping[str, JSON]
+    ) -> ColumnElement[bool]:
+        def has(meta: str) -> bool:
+            try:
+                found: object = json.loads(meta)
+            except (TypeError, ValueError, RecursionError):
+                return False
+            if not isinstance(found, dict):
+                return False
+            entries = cast_("dict[str, JSON]", found)
+            return all(k in entries and same(v, entries[k]) for k, v in wanted.items())
+
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.create_function("gokugen_has_meta", 1, has, deterministic=True)
+        return func.gokugen_has_meta(cast(TASK.c.meta, Text)) == 1
