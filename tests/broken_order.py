@@ -203,6 +203,12 @@ class TakesNoStatesForAny(Searching):
         return attrs.evolve(query, states=query.states or None)
 
 
+@breaks("find_by_ids")
+class FindsAllIfNoIdIsGiven(Searching):
+    def changed(self, query: TaskQuery) -> TaskQuery:
+        return attrs.evolve(query, ids=query.ids or None)
+
+
 @breaks("find_by_work_ids")
 class FindsWorksInAnyCase(Searching):
     def changed(self, query: TaskQuery) -> TaskQuery:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 import attrs
+import trio
 from broken import breaks
 from stores import ListStore
 
@@ -21,7 +22,7 @@ from trio_gokugen import (
     TaskUpdate,
 )
 from trio_gokugen._task import UNCHANGED
-from trio_gokugen.abc import ANY_TASK, RecoverAction, TaskFilter
+from trio_gokugen.abc import ANY_TASK, RecoverAction, Renewed, TaskFilter
 
 # -- adding ---------------------------------------------------------------------------
 
@@ -395,6 +396,38 @@ class NeverLeaves(ListStore):
         if action is RecoverAction.LEAVE:
             action = RecoverAction.REVERT
         return await super().recover(action, at, only)
+
+
+@breaks("an_attempt_may_be_the_only_one", "recover_repeats_nothing_that_must_not_be")
+class ForgetsWhatMustNotBeRepeated(ListStore):
+    def do_mark(self, task_id: str, at: datetime, *, at_most_once: bool) -> Task:
+        return super().do_mark(task_id, at, at_most_once=False)
+
+
+@breaks("the_next_attempt_may_differ")
+class NeverRepeatsAgain(ListStore):
+    def do_mark(self, task_id: str, at: datetime, *, at_most_once: bool) -> Task:
+        once = at_most_once or self.find_one(task_id).at_most_once
+        return super().do_mark(task_id, at, at_most_once=once)
+
+
+@breaks("recover_repeats_nothing_that_must_not_be")
+class RepeatsWhatMustNotBe(ListStore):
+    async def recover(
+        self, action: RecoverAction, at: datetime, only: TaskFilter = ANY_TASK
+    ) -> list[Task]:
+        for task in self.tasks.values():
+            self.put(attrs.evolve(task, at_most_once=False))
+        return await super().recover(action, at, only)
+
+
+@breaks("renewing_changes_no_task")
+class LosesEveryRun(ListStore):
+    async def renew(
+        self, runs: Sequence[Task], action: RecoverAction, at: datetime
+    ) -> Renewed:
+        await trio.lowlevel.checkpoint()
+        return Renewed(list(runs), [])
 
 
 _Before = datetime | None

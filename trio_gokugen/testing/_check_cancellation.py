@@ -62,6 +62,7 @@ _CHANGES: Mapping[str, _Call] = {
     "revert": lambda r: r.revert(_RUN),
     "recover": lambda r: r.recover(RecoverAction.REVERT, moment(5)),
     "recover, failing": lambda r: r.recover(RecoverAction.FAIL, moment(5)),
+    "renew": lambda r: r.renew([_RUN], RecoverAction.REVERT, moment(-5)),
     "delete_ended": lambda r: r.delete_ended(),
     "apply": lambda r: r.apply(
         [

@@ -71,6 +71,17 @@ async def find_gives_whole_tasks(repository: TaskRepository) -> None:
 
 
 @checks
+async def find_by_ids(repository: TaskRepository) -> None:
+    """Only tasks with one of the ids are found; with none given, no task is."""
+    await _expect_found(
+        repository,
+        (TaskQuery(ids={"l", "b", "B", "?"}), "bl"),
+        (TaskQuery(ids=["a"], work_ids={"one"}), ""),
+        (TaskQuery(ids=set()), ""),
+    )
+
+
+@checks
 async def find_by_states(repository: TaskRepository) -> None:
     """Only tasks in one of the states are found; with none given, no task is."""
     await _expect_found(

@@ -148,3 +148,56 @@ async def recover_heeds_the_filter(repository: TaskRepository) -> None:
     expected = attrs.evolve(chosen, state=TaskState.SCHEDULED, interruptions=2)
     expect_equal("what was recovered of one work", recovered, [expected])
     await expect_kept(repository, "a task of another work", *orphans)
+
+
+@checks
+async def an_attempt_may_be_the_only_one(repository: TaskRepository) -> None:
+    """A dispatched task says whether its attempt may be repeated, as who took it did."""
+    await repository.add([new(name, work_id=name) for name in "abcd"])
+    for task_id, once in (("a", True), ("b", False)):
+        run = await repository.mark_dispatched(task_id, moment(1), at_most_once=once)
+        expect_equal(f"at_most_once of {task_id}", run.at_most_once, once)
+    only = TaskFilter(None, frozenset({"c", "unheard of"}))
+    claimed = (await repository.claim(5, moment(1), only)).tasks
+    marks = {task.id: task.at_most_once for task in claimed}
+    expect_equal("at_most_once of the claimed", marks, {"c": True, "d": False})
+    await expect_kept(repository, "a claimed task", *claimed)
+
+
+@checks
+async def recover_repeats_nothing_that_must_not_be(repository: TaskRepository) -> None:
+    """A lost attempt that must not be repeated ends the task as failed, and says why."""
+    await repository.add([new("once", work_id="once"), new("more")])
+    only = TaskFilter(None, frozenset({"once"}))
+    await repository.claim(5, moment(1), only)
+    recovered = await repository.recover(RecoverAction.REVERT, moment(9))
+    states = {task.id: task.state for task in recovered}
+    expected = {"once": TaskState.FAILED, "more": TaskState.SCHEDULED}
+    expect_equal("the states of the recovered", states, expected)
+    [once] = [task for task in recovered if task.id == "once"]
+    expect(once.err, "the task that has failed does not say why")
+    await expect_kept(repository, "a recovered task", *recovered)
+
+
+@checks
+async def the_next_attempt_may_differ(repository: TaskRepository) -> None:
+    """Whether an attempt may be repeated is told anew for each."""
+    await repository.add([new("a")])
+    first = await repository.mark_dispatched("a", moment(1), at_most_once=True)
+    await repository.revert(first)
+    second = await repository.mark_dispatched("a", moment(2))
+    expect_equal("at_most_once of the second", second.at_most_once, False)
+
+
+@checks
+async def renewing_changes_no_task(repository: TaskRepository) -> None:
+    """Runs that are renewed in time have their tasks, which stay as they are."""
+    expect(repository.lease > 0, f"a lease of {repository.lease} s is none")
+    runs = [await add_dispatched(repository, name) for name in "ab"]
+    async with unchanged(repository, "a renewal"):
+        renewed = await repository.renew(runs, RecoverAction.REVERT, moment(0.001))
+        expect_equal("the lost runs", renewed.lost, [])
+        expect_equal("the recovered tasks", renewed.recovered, [])
+    for run in runs:
+        ended = await repository.mark_done(run, moment(2))
+        expect_equal("the state after it", ended.state, TaskState.DONE)
