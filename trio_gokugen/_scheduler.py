@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import (
     AsyncGenerator,
     Callable,
@@ -96,6 +97,9 @@ class SchedulerStatistics:
 
     unknown_works: Mapping[str, int] = attrs.field(factory=dict[str, int])
     """Pending tasks whose work is not registered here, by work id, at the last look."""
+
+
+_DELETED_AT_A_TIME = 1_000
 
 
 class Scheduler:
@@ -464,6 +468,9 @@ class Scheduler:
     ) -> list[str]:
         """Forget ended tasks, oldest end first.
 
+        Many are deleted in several steps, so that nobody else waits for long; cancelled
+        in between, this has deleted some of them.
+
         Args:
           before: Only those that ended before this moment.
           states: Only those in these states, which must be ended ones.
@@ -474,7 +481,18 @@ class Scheduler:
         """
         engine = self._running()
         check_limit(limit)
-        operation = DeleteEnded(before, states, limit)
+        left = math.inf if limit is None else limit
+        deleted: list[str] = []
+        while left:
+            step = int(min(left, _DELETED_AT_A_TIME))
+            some = await self._delete_some(engine, DeleteEnded(before, states, step))
+            deleted += some
+            left -= len(some)
+            if len(some) < step:
+                break
+        return deleted
+
+    async def _delete_some(self, engine: Engine, operation: DeleteEnded) -> list[str]:
         deleted: list[str] = await engine.updates.queue.ask(lambda _: operation)
         return deleted
 

@@ -1,0 +1,184 @@
+"""The tables: made, brought up to date, refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, inspect, text
+
+from trio_gokugen import sql
+from trio_gokugen.sql import SchemaError, _migrate, open_sql_repository
+from trio_gokugen.sql._schema import Base
+
+MIGRATIONS = Path(sql.__file__).parent / "migrations"
+
+
+def real_url(url: str) -> str:
+    return url.replace("postgresql:", "postgresql+psycopg:")
+
+
+@contextmanager
+def engine_of(url: str) -> Generator[Engine]:
+    engine = create_engine(real_url(url))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def migrate(url: str) -> None:
+    with engine_of(url) as engine:
+        sql.migrate(engine)
+
+
+def tables(url: str) -> set[str]:
+    with engine_of(url) as engine:
+        return set(inspect(engine).get_table_names())
+
+
+def execute(url: str, statement: str) -> None:
+    with engine_of(url) as engine, engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+def test_all_revisions_are_known() -> None:
+    """
+    The revisions that the package knows by heart are those of its migrations.
+    """
+    scripts = ScriptDirectory(str(MIGRATIONS)).walk_revisions()
+    assert tuple(script.revision for script in reversed([*scripts])) == _migrate.REVISIONS
+
+
+def test_migrations_make_what_is_mapped(database_url: str) -> None:
+    """
+    What the migrations make of an empty database is what the package works with.
+    """
+    migrate(database_url)
+    with engine_of(database_url) as engine, engine.connect() as connection:
+        options = {"version_table": "gokugen_version", "compare_type": True}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_migrating_twice_changes_nothing(database_url: str) -> None:
+    """
+    A database that is up to date is left alone, without Alembic even being imported.
+    """
+    migrate(database_url)
+    program = f"""
+import sys
+from sqlalchemy import create_engine
+from trio_gokugen.sql import migrate
+migrate(create_engine({real_url(database_url)!r}))
+assert "alembic" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+
+
+def test_many_threads_and_processes_open_at_once(database_url: str) -> None:
+    """
+    However many open a new database at once, it is made once, and nobody fails.
+    """
+    url = real_url(database_url)
+    program = f"""
+import sys, threading
+from sqlalchemy import create_engine
+from trio_gokugen.sql import migrate
+sys.stdin.readline()
+failed = []
+def run():
+    try:
+        engine = create_engine({url!r})
+        migrate(engine)
+        engine.dispose()
+    except BaseException as error:
+        failed.append(error)
+threads = [threading.Thread(target=run) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+sys.exit(str(failed) if failed else 0)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()  # all at once
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert tables(database_url) == {"gokugen_task", "gokugen_version"}
+
+
+def test_threads_of_one_process_migrate_several_databases(tmp_path: Path) -> None:
+    """
+    Threads that migrate different databases at once don't get in each other's way.
+    """
+    urls = [f"sqlite:///{tmp_path / str(n)}.db" for n in range(8)]
+    threads = [threading.Thread(target=lambda u=url: migrate(u)) for url in urls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(tables(url) == {"gokugen_task", "gokugen_version"} for url in urls)
+
+
+async def test_a_newer_database_is_refused(database_url: str) -> None:
+    """
+    Tables of a later version are left alone, with an error that says so.
+    """
+    async with open_sql_repository(database_url):
+        pass
+    await trio.to_thread.run_sync(
+        execute, database_url, "UPDATE gokugen_version SET version_num = '9999'"
+    )
+    for migrates in True, False:
+        with pytest.raises(SchemaError, match="newer version") as caught:
+            async with open_sql_repository(database_url, migrate=migrates):
+                pass
+        assert caught.value.found == "9999"
+
+
+async def test_tables_may_be_made_by_somebody_else(database_url: str) -> None:
+    """
+    With `migrate=False` nothing is made, and what is missing is told.
+    """
+    with pytest.raises(SchemaError, match="migrate=True") as caught:
+        async with open_sql_repository(database_url, migrate=False):
+            pass
+    assert caught.value.found is None
+    assert tables(database_url) == set()
+    migrate(database_url)
+    async with open_sql_repository(database_url, migrate=False) as repository:
+        assert await repository.get_next() is None
+
+
+def test_a_migration_that_fails_leaves_nothing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A migration that breaks off has changed nothing, and the next one succeeds.
+    """
+    upgrade = _migrate._upgrade
+
+    def break_off(connection: Any) -> None:
+        upgrade(connection)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(_migrate, "_upgrade", break_off)
+    with pytest.raises(ZeroDivisionError):
+        migrate(database_url)
+    assert tables(database_url) == set()
+    monkeypatch.undo()
+    migrate(database_url)
+    assert tables(database_url) == {"gokugen_task", "gokugen_version"}
