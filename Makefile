@@ -51,8 +51,8 @@ help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
-demo: $(VENV)/.demo  ## Run the first example.
-	@$(PY) examples/hello.py
+demo: $(VENV)/.demo  ## See tasks outlive a crash.
+	@$(PY) examples/durable.py
 
 .PHONY: test
 test: $(VENV)/.test  ## Run the tests, with every example and every code block of the documentation.

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,9 +36,9 @@ WAY_OUT = 1_000_000.0
 """Seconds of virtual time after which an answer that has not come never will."""
 
 
-def run_script(name: str) -> str:
+def run_script(name: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / name],
+        [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -106,6 +107,95 @@ def test_hooks_outlives_its_store() -> None:
         "listener:  music is done",
     ):
         assert lines.count(line) == 1
+
+
+DURABLE = """\
+the first process
+  has added four tasks
+  mails ann, attempt 1
+  charges bob's card, which takes a while
+  mails bob, attempt 1
+  is killed
+the second process
+  finds in the file:
+    mail   ann  done
+    charge bob  dispatched
+    mail   bob  dispatched
+    mail   eve  scheduled
+  mails bob, attempt 2
+  mails eve, attempt 1
+  has nothing left to do:
+    mail   ann  done
+    charge bob  failed: the run was lost: its scheduler ended without recording the outcome
+    mail   bob  done
+    mail   eve  done
+"""
+
+
+def test_durable_goes_on_after_it_was_killed() -> None:
+    """
+    What the first process left runs in the second: again, or not at all if it must not.
+    """
+    assert run_script("durable.py") == DURABLE
+
+
+def test_the_readme_shows_what_durable_prints() -> None:
+    """
+    The README has the output of `make demo`, to the letter.
+    """
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert textwrap.indent(DURABLE, "    ") in readme
+
+
+def test_two_workers_share_the_tasks(postgresql_url: str) -> None:
+    """
+    Each of two processes runs some of the tasks, and every task is run by one of them.
+    """
+    output = run_script("two_workers.py", postgresql_url)
+    lines = output.splitlines()
+    assert sorted(lines[:2]) == ["worker-1 is ready", "worker-2 is ready"]
+    ran: dict[str, list[int]] = {"worker-1": [], "worker-2": []}
+    for line in lines[2:8]:
+        match = re.fullmatch(r"(worker-[12]) shrinks picture (\d)", line)
+        assert match is not None
+        ran[match[1]].append(int(match[2]))
+    assert all(ran.values())
+    assert sorted(ran["worker-1"] + ran["worker-2"]) == [1, 2, 3, 4, 5, 6]
+    assert lines[8:] == [
+        *(f"{name} has run {len(n)} tasks: {sorted(n)}" for name, n in ran.items()),
+        "6 of 6 are done, at the first attempt",
+    ]
+
+
+def test_two_workers_says_what_it_needs() -> None:
+    """
+    Without a database it ends at once, and says how to get one.
+    """
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "two_workers.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("usage: python examples/two_workers.py postgresql://")
+    assert "docker run" in done.stderr
+    assert done.stdout == ""
+
+
+def test_outbox_has_both_or_neither() -> None:
+    """
+    An order that is placed has its mail, and one that is rolled back has none.
+    """
+    assert run_script("outbox.py").splitlines() == [
+        "ann orders 2 pencils: a row, and task 'mail'",
+        "mails ann: order 1 is on its way",
+        "bob orders 1000 pencils: a row, and task 'mail'",
+        "bob's order is rolled back",
+        "orders of: ann",
+        "mails to: ann",
+    ]
 
 
 def test_embedded_shows_a_conversation_and_ends() -> None:
