@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -52,6 +53,7 @@ class SQLRepository(TimedRepository[SQLCore]):
         self._keep_ended = keep_ended
         self._clock: Clock = SystemClock()
         self._make_id = IdMaker()
+        self._ids_turn = threading.Lock()  # callers are in threads of their own
         self._theirs = Theirs(core)
         self._changes = 0
         self._changed = trio.Event()
@@ -123,7 +125,9 @@ class SQLRepository(TimedRepository[SQLCore]):
         """
         now = self._now()
         new = new_param(now, work_id, param, at, after, priority, deadline, meta, id)
-        task = new_task(new, self._make_id(now) if new.id is None else new.id, now)
+        with self._ids_turn:
+            task_id = self._make_id(now) if new.id is None else new.id
+        task = new_task(new, task_id, now)
         self._theirs.add(where, task, self.timer.reset)
         return task
 
