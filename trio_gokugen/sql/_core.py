@@ -69,8 +69,9 @@ class SQLCore(BulkRepository):
           name: Who runs what is claimed. No other scheduler on the database may have it.
           lease: Seconds for which a run keeps its task, unless it is renewed.
         """
+        self.engine = engine
         self.dialect: Dialect = dialect_of(engine)
-        self.engine: Engine = self.dialect.prepared(engine)
+        self._prepared = self.dialect.prepared(engine)
         self.name = name
         self._lease = lease
         self._statements = Statements(self.dialect)
@@ -160,7 +161,7 @@ class SQLCore(BulkRepository):
 
     async def _read(self, what: str, read: Callable[[Connection], T]) -> T:
         def in_thread() -> T:
-            with failures(what), self.engine.connect() as connection:
+            with failures(what), self._prepared.connect() as connection:
                 return read(connection)
 
         return await self._in_thread(in_thread, self._readers)
@@ -194,7 +195,7 @@ class SQLCore(BulkRepository):
         return self._transact(change, careful=True)  # what is taken now is something else
 
     def _transact(self, change: Callable[[Transaction], T], *, careful: bool = False) -> T:
-        with self.engine.connect() as connection:
+        with self._prepared.connect() as connection:
             try:
                 self.dialect.begin(connection)
                 transaction = self.transaction(connection, careful=careful)

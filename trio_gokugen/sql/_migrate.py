@@ -56,7 +56,11 @@ def check(engine: Engine) -> None:
         found = revision(engine)
     if found != REVISIONS[-1]:
         what = "has no tables of trio_gokugen" if found is None else "has older tables"
-        raise SchemaError(found, f"the database {what}: open it once with migrate=True")
+        raise SchemaError(
+            found,
+            f"the database {what}: call trio_gokugen.sql.migrate(engine) once, or open it"
+            " with migrate=True",
+        )
 
 
 def revision(engine: Engine) -> str | None:

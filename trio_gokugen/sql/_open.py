@@ -29,7 +29,7 @@ Synchronous: TypeAlias = Literal["off", "normal", "full", "extra"]
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT = 5.0
+BUSY_TIMEOUT = 10.0
 """Seconds that SQLite waits for others who write."""
 
 LOCK_TIMEOUT = 10
@@ -209,7 +209,12 @@ def _postgresql(url: URL) -> Engine:
         "options": f"-c timezone=UTC -c lock_timeout={LOCK_TIMEOUT}s",
     }
     given = {key: value for key, value in arguments.items() if key not in url.query}
-    return create_engine(url, connect_args=given)
+    try:
+        return create_engine(url, connect_args=given)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "PostgreSQL needs psycopg: pip install trio_gokugen[postgresql]"
+        ) from error
 
 
 # -- arguments ----------------------------------------------------------------------

@@ -49,7 +49,7 @@ _SCHEMA_LOCK = 0x676F6B7567656E  # "gokugen"
 
 
 _XACT_ID = cast(func.pg_current_xact_id_if_assigned(), Text)
-_TRANSACTION = select(_XACT_ID)
+_TRANSACTION: Select[str] = select(_XACT_ID)
 _STATUS = text("SELECT pg_xact_status(CAST(CAST(:seal AS text) AS xid8))")
 
 
@@ -94,7 +94,7 @@ class PostgreSQL(Dialect):
         self, connection: Connection, appeared: Mapping[str, datetime], sender: str
     ) -> str | None:
         if not appeared:
-            return cast_("str | None", connection.scalar(_TRANSACTION))
+            return connection.scalar(_TRANSACTION)
         works, moments = list(appeared), list(appeared.values())
         parameters = {"works": works, "moments": moments, "sender": sender}
         return cast_("str | None", connection.scalar(_TRANSACTION_AND_NOTIFY, parameters))

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from trio_gokugen._arguments import new_param
-from trio_gokugen._clock import SystemClock
+from trio_gokugen._clock import SystemClock, default_clock
 from trio_gokugen._errors import RepositoryError
 from trio_gokugen._ids import IdMaker
 from trio_gokugen._json import JSON, name
@@ -51,7 +51,7 @@ class SQLRepository(TimedRepository[SQLCore]):
         self._held = held
         self._poll = poll
         self._keep_ended = keep_ended
-        self._clock: Clock = SystemClock()
+        self._clock: Clock = default_clock()
         self._make_id = IdMaker()
         self._ids_turn = threading.Lock()  # callers are in threads of their own
         self._theirs = Theirs(core)
