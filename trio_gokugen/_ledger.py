@@ -52,6 +52,9 @@ class Ledger:
         self.held_since = math.inf
         """Since when, on Trio's clock, the oldest lease of these has not been renewed."""
 
+        self._claimed_since = math.inf
+        """The same of those only that were claimed since the last renewal was begun."""
+
         self.unreported: set[tuple[str, int]] = set()
         """Ids and attempts of runs whose result has not come in."""
 
@@ -79,6 +82,7 @@ class Ledger:
         if not tasks:
             return
         self.held_since = min(self.held_since, since)
+        self._claimed_since = min(self._claimed_since, since)
         self.dispatched += len(tasks)
         for task in tasks:
             self.runs[task.id] = task
@@ -107,14 +111,21 @@ class Ledger:
             if not self.runs:
                 self.held_since = math.inf
 
+    def renewing(self) -> list[Task]:
+        """What runs now, and is about to be renewed."""
+        self._claimed_since = math.inf
+        return list(self.runs.values())
+
     def renewed(self, runs: Sequence[Task], since: float) -> None:
-        """These are leased since then; any others were claimed later than that."""
-        if self.runs and runs:
-            self.held_since = since
+        """These, of which `renewing` told, are leased since then."""
+        # Not all of them run any more, if it took long; and what was claimed meanwhile is
+        # leased since its own claim, which may have been begun before the renewal.
+        if any(self.runs.get(run.id) is run for run in runs):
+            self.held_since = min(since, self._claimed_since)
         self.noted()
 
     def let_go(self) -> list[Task]:
-        """What runs, and has no lease any more: it is to be asked for no further."""
+        """What runs, and soon has no lease any more, unless it is renewed after all."""
         self.held_since = math.inf
         return list(self.runs.values())
 

@@ -77,15 +77,18 @@ class Sharing:
             # With nothing to renew there is something to do only if there are others.
             with trio.move_on_after(max(pause, self._repository.poll)):
                 await self._ledger.wait_until(lambda: bool(self._ledger.runs))
-            if self._ledger.runs:
+            if self._ledger.held_since < math.inf:
                 await trio.sleep_until(self._ledger.held_since + pause)
-            while not await self._renew(action):
-                pass
+            # What was let go is renewed, too, if it has not ended: better late than taken
+            # by somebody else.
+            if self._ledger.runs or self._repository.poll < math.inf:
+                while not await self._renew(action):
+                    pass
 
     async def _renew(self, action: RecoverAction) -> bool:
         """Renew all leases. Returns whether that is all for this time."""
         ledger = self._ledger
-        runs = list(ledger.runs.values())
+        runs = ledger.renewing()
         began = trio.current_time()
         try:
             renewed = await self._repository.renew(runs, action, self._clock.now())
@@ -101,8 +104,8 @@ class Sharing:
             return True
         ledger.renewed(runs, began)
         for run in renewed.lost:
-            logger.warning("a run of %r has lost its task", run.id)
-            self._dispatcher.cancel(run, StopReason.LOST_LEASE)
+            if self._dispatcher.cancel(run, StopReason.LOST_LEASE):
+                logger.warning("a run of %r has lost its task", run.id)
         for task in renewed.recovered:
             ledger.recovered(task)
             if task.state.ended:
