@@ -64,6 +64,7 @@ from .abc import (
     Dispatcher,
     Listener,
     LoopHooks,
+    RecoverAction,
     TaskFilter,
     TaskRepository,
     UpdateTask,
@@ -433,7 +434,7 @@ class Scheduler:
             ledger.unwatch(waiter)
 
     async def drain(self) -> None:
-        """Wait until nothing is pending or running.
+        """Wait until nothing is pending or running, here or in another scheduler.
 
         Tasks whose work is not registered here do not count: they would never run.
         """
@@ -454,10 +455,20 @@ class Scheduler:
             self._running()
             # What was read counts only if nothing went on before it, nor meanwhile.
             if version == ledger.version and at_rest():
-                if pending is None:
+                if pending is None and not await self._others_are_busy():
                     return
-                await ledger.wait_until_written()
+                # Another scheduler may end it, of which nothing is heard here.
+                with trio.move_on_after(self._repository.poll):
+                    await ledger.wait_until_written()
             self._running()
+
+    async def _others_are_busy(self) -> bool:
+        """Whether there are tasks that other schedulers run, or have put back just now."""
+        if self._repository.poll == math.inf or self._recover is RecoverAction.LEAVE:
+            return False
+        unended = {TaskState.SCHEDULED, TaskState.DISPATCHED}
+        query = TaskQuery(states=unended, work_ids=self._works.work_ids)
+        return bool(await self._repository.find(query, 1))
 
     async def delete_ended(
         self,
