@@ -40,6 +40,9 @@ logger = logging.getLogger("trio_gokugen.dispatch")
 IGNORED_PAUSE = 1.0
 """Seconds before another look, after an error that a hook has ignored."""
 
+WITHHELD_PAUSE = 0.05
+"""Seconds, the longest before another look at a due task that somebody else holds."""
+
 LOOK_FOR_UNKNOWN = 30.0
 """Seconds, how often stored tasks of unknown works are looked for."""
 
@@ -65,6 +68,10 @@ class DispatchLoop:
         self._ledger = ledger
         self._updates = updates
         self._likely_more = False
+        self._withheld: str | None = None
+        """The first task, if it is due and cannot be had: another may be claiming it."""
+
+        self._withheld_pause = 0.0
         self._filter = ANY_TASK
         self._sleepers: dict[trio.CancelScope, frozenset[str]] = {}
         """With the works that were known as they went to sleep."""
@@ -106,8 +113,7 @@ class DispatchLoop:
         """What dispatchers get their tasks by; see `Fetch`."""
         # After a claim that left nobody free there is likely more that is due: ask for
         # it, rather than when it is due.
-        if not self._likely_more:
-            await self._wait_until_due(only)
+        first = None if self._likely_more else await self._wait_until_due(only)
         limit = 0
 
         def claim(now: datetime) -> ClaimTasks:
@@ -121,7 +127,20 @@ class DispatchLoop:
             self._refused = True
             raise
         self._likely_more = 0 < limit <= len(claimed.tasks)
+        if first is not None and limit and not (claimed.tasks or claimed.expired):
+            await self._wait_for(first)
         return len(claimed.tasks)
+
+    async def _wait_for(self, withheld: Task) -> None:
+        """Pause, longer each time, for a due task that could not be had and is still there.
+
+        Whoever holds it is about to commit, or to roll back, of which nobody tells.
+        """
+        if self._withheld != withheld.id:
+            self._withheld, self._withheld_pause = withheld.id, WITHHELD_PAUSE / 50
+            return
+        await trio.sleep(self._withheld_pause)
+        self._withheld_pause = min(2 * self._withheld_pause, WITHHELD_PAUSE)
 
     def _known(self, only: TaskFilter) -> TaskFilter:
         work_ids = self._works.work_ids
@@ -136,7 +155,7 @@ class DispatchLoop:
         except WorkNotFoundError:
             return False  # gone since: its tasks will fail, and not be lost
 
-    async def _wait_until_due(self, only: TaskFilter) -> None:
+    async def _wait_until_due(self, only: TaskFilter) -> Task:
         while True:
             try:
                 await self._look_for_unknown_works()
@@ -146,7 +165,7 @@ class DispatchLoop:
             else:
                 if task is not None:
                     self._observers.tell("on_get_next", task)
-                    return
+                    return task
 
     async def _sleep(self, only: TaskFilter) -> Task | None:
         """Sleep until a task is due and return it, or until there are new works."""
