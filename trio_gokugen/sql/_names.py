@@ -28,6 +28,9 @@ LONGEST = 60
 """Characters of a name: it becomes part of the name of a file."""
 
 
+_FILE = "SELECT file FROM pragma_database_list WHERE name = 'main'"
+
+
 class HeldName(ABC):
     """A name, as long as it is held."""
 
@@ -87,9 +90,11 @@ def hold_in_file(engine: Engine, name: str | None) -> LockedFile:
     Raises:
       NameTakenError: if the given one is not free.
     """
-    database = engine.url.database
-    if not database or database == ":memory:" or database.startswith("file:"):
-        return LockedFile(name or "1", None)  # nobody else has this database
+    # The URL may call the file in many ways, and SQLite knows which one it is.
+    with engine.connect() as connection:
+        database = connection.exec_driver_sql(_FILE).scalar_one()
+    if not database:
+        return LockedFile(name or "1", None)  # in memory, where nobody else has it
     if name is not None:
         return _lock(database, name)
     number = 1
