@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from typing import cast as cast_
 
 from sqlalchemy import (
@@ -39,6 +39,9 @@ from trio_gokugen._json import JSON
 from ._dialects import AT, LIMIT, ORDER, PENDING, Dialect
 from ._rows import COLUMNS
 from ._schema import TASK, Moment
+
+if TYPE_CHECKING:
+    import psycopg
 
 CHANNEL = "gokugen_task"
 """Where it is told that something is to be done earlier than before."""
@@ -104,6 +107,9 @@ class PostgreSQL(Dialect):
         return None if status == "in progress" else status == "committed"
 
     def part_of(self, connection: Connection) -> AbstractContextManager[object]:
+        driver = cast_("psycopg.Connection[Any]", connection.connection.driver_connection)
+        if driver.autocommit:
+            return driver.transaction()  # which is committed at its end
         return connection.begin_nested()
 
     def notify(self, connection: Connection, sender: str = "") -> bool:

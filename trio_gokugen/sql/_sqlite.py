@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from typing import cast as cast_
@@ -68,8 +68,23 @@ class SQLite(Dialect):
     def has_committed(self, connection: Connection, seal: str) -> bool | None:
         raise NotImplementedError
 
-    def part_of(self, connection: Connection) -> AbstractContextManager[object]:
-        return nullcontext()  # a statement that fails undoes nothing but itself
+    @contextmanager
+    def part_of(self, connection: Connection) -> Generator[None]:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        if driver.in_transaction:
+            yield  # a statement that fails undoes nothing but itself
+            return
+        # It would be begun by the first change only, and before that others could change
+        # what has been read.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            driver.rollback()
+            raise
+        if driver.isolation_level is None:
+            driver.commit()  # as it does after each statement
 
     def notify(self, connection: Connection, sender: str = "") -> bool:
         return False

@@ -68,7 +68,7 @@ class Theirs:
         with failures(what, let=IntegrityError), part:
             transaction = self._core.transaction(connection, careful=True)
             [result] = transaction.apply([operation])
-        return result.unwrap()
+            return result.unwrap()  # in here, so that what is refused holds no lock
 
     def _tell(self, connection: Connection, reset: Callable[[], None]) -> None:
         self._reset = reset
