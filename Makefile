@@ -120,7 +120,7 @@ $(VENV)/.docs: $(VENV)/.made pyproject.toml
 	$(call install,$(VENV),--editable .[postgresql] --group docs)
 
 $(BENCH_VENV)/.bench: $(BENCH_VENV)/.made pyproject.toml
-	$(call install,$(BENCH_VENV),--editable . --group bench)
+	$(call install,$(BENCH_VENV),--editable .[postgresql] --group bench)
 
 # APScheduler 3 and 4 are one distribution: they can't share an environment.
 $(BENCH_APSCHEDULER3_VENV)/.bench: $(BENCH_APSCHEDULER3_VENV)/.made pyproject.toml

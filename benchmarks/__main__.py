@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from . import adding, idle, lateness, memory, mix, rivals, throughput
+from . import adding, idle, lateness, memory, mix, rivals, sqlite, throughput
 from ._measure import Row, Scale
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -31,6 +31,9 @@ SUBJECTS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "memory": memory.measure,
     "lateness": lateness.measure,
     "idle": idle.measure,
+    "sqlite": sqlite.measure,
+    "huey": sqlite.measure_huey,
+    "apscheduler4-sqlite": sqlite.measure_apscheduler,
 }
 
 HEADS = "what", "against", "ratio: median (quartiles)", "must reach", "reached"
