@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from . import adding, idle, lateness, memory, mix, rivals, sqlite, throughput
+from . import adding, idle, lateness, memory, mix, postgresql, rivals, sqlite, throughput
 from ._measure import Row, Scale
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -34,6 +34,9 @@ SUBJECTS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "sqlite": sqlite.measure,
     "huey": sqlite.measure_huey,
     "apscheduler4-sqlite": sqlite.measure_apscheduler,
+    "postgresql": postgresql.measure,
+    "procrastinate": postgresql.measure_procrastinate,
+    "pgqueuer": postgresql.measure_pgqueuer,
 }
 
 HEADS = "what", "against", "ratio: median (quartiles)", "must reach", "reached"

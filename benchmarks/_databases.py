@@ -98,7 +98,7 @@ def execute(url: str, *statements: str) -> None:
             connection.execute(statement.encode())
 
 
-def count(url: str, query: str) -> int:
+def count_in(url: str, query: str) -> int:
     with psycopg.connect(url, autocommit=True) as connection:
         found = connection.execute(query.encode()).fetchone()
     assert found is not None

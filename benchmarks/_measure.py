@@ -59,10 +59,18 @@ class Side:
 
     def ask(self) -> Any:
         """Let it have a turn, and return its answer."""
+        self.tell()
+        return self.hear()
+
+    def tell(self) -> None:
+        """Let it have a turn, and don't wait."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
+
+    def hear(self) -> Any:
+        """Its answer, once it has been told."""
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process of {self.name!r} has ended")

@@ -31,7 +31,7 @@ class Stopwatch:
 
     def __enter__(self) -> Self:
         gc.collect()
-        self._start = time.perf_counter()
+        self.start = time.perf_counter()
         return self
 
     def __exit__(
@@ -40,7 +40,7 @@ class Stopwatch:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.seconds = time.perf_counter() - self._start
+        self.seconds = time.perf_counter() - self.start
 
 
 def serve(sides: Mapping[str, Callable[..., None]]) -> None:
