@@ -17,7 +17,19 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from . import adding, idle, lateness, memory, mix, postgresql, rivals, sqlite, throughput
+from . import (
+    adding,
+    backlog,
+    idle,
+    lateness,
+    memory,
+    mix,
+    notified,
+    postgresql,
+    rivals,
+    sqlite,
+    throughput,
+)
 from ._measure import Row, Scale
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -37,6 +49,8 @@ SUBJECTS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "postgresql": postgresql.measure,
     "procrastinate": postgresql.measure_procrastinate,
     "pgqueuer": postgresql.measure_pgqueuer,
+    "backlog": backlog.measure,
+    "notified": notified.measure,
 }
 
 HEADS = "what", "against", "ratio: median (quartiles)", "must reach", "reached"

@@ -34,7 +34,7 @@ def run_on(huey: SqliteHuey, count: int, *, start_first: bool) -> float:
     lock = threading.Lock()
     all_run = threading.Event()
 
-    @huey.task()  # type: ignore[untyped-decorator]  # huey has no types
+    @huey.task()  # type: ignore[untyped-decorator]  # not installed
     def noop() -> None:
         pass
 

@@ -40,7 +40,7 @@ def stored(count: int) -> None:
 async def run_on(queue: PgQueuer, count: int) -> float:
     left = count
 
-    @queue.entrypoint("noop")
+    @queue.entrypoint("noop")  # type: ignore[untyped-decorator]  # not installed
     async def noop(_: Job) -> None:
         nonlocal left
         left -= 1

@@ -19,7 +19,9 @@ CONNECTIONS = 10
 ENDED = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"
 
 
-def stored(count: int, concurrency: int = CONCURRENCY, connections: int = CONNECTIONS) -> None:
+def stored(
+    count: int, concurrency: int = CONCURRENCY, connections: int = CONNECTIONS
+) -> None:
     async def run() -> None:
         url = new_database()
         connector = PsycopgConnector(
@@ -27,7 +29,7 @@ def stored(count: int, concurrency: int = CONCURRENCY, connections: int = CONNEC
         )
         app = App(connector=connector)
 
-        @app.task(name="noop")
+        @app.task(name="noop")  # type: ignore[untyped-decorator]  # not installed
         async def noop() -> None:
             pass
 
