@@ -15,7 +15,7 @@ from ._databases import count_in, execute, new_database
 from ._turns import Stopwatch, answer, serve, turns
 
 CONCURRENCY = 100
-CONNECTIONS = 10
+CONNECTIONS = 4
 ENDED = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"
 
 

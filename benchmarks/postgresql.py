@@ -1,4 +1,4 @@
-"""Due no-op tasks in a PostgreSQL, claimed, run and recorded by a hundred workers a process.
+"""Due no-op tasks in PostgreSQL, claimed, run and recorded by a hundred workers a process.
 
 All sides have the same server, with its defaults, and each a database of its own, emptied
 for each turn. The tasks are stored beforehand, and the tables vacuumed and analyzed, on
