@@ -42,8 +42,8 @@ from trio_gokugen import (
 from trio_gokugen._engine import Engine
 from trio_gokugen._update_loop import UpdateLoop
 from trio_gokugen.sql import _migrate, _open, open_sql_repository
-from trio_gokugen.sql._dialects import SQLite
 from trio_gokugen.sql._names import LockedFile
+from trio_gokugen.sql._sqlite import SQLite
 
 importlib.import_module("alembic.command")  # takes its time, which no fork needs then
 
