@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.sql import Executable
 
 from trio_gokugen.sql import TaskRow, migrate
-from trio_gokugen.sql._dialects import dialect_of
+from trio_gokugen.sql._engines import dialect_of
 from trio_gokugen.sql._open import LOG_LIMIT
 from trio_gokugen.sql._statements import Statements
 

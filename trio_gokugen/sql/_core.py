@@ -71,7 +71,8 @@ class SQLCore(BulkRepository):
         """
         self.engine = engine
         self.dialect: Dialect = dialect_of(engine)
-        self._prepared = self.dialect.prepared(engine)
+        self._writing = self.dialect.prepared(engine)
+        self._reading = self.dialect.for_reading(engine)
         self.name = name
         self._lease = lease
         self._statements = Statements(self.dialect)
@@ -161,7 +162,7 @@ class SQLCore(BulkRepository):
 
     async def _read(self, what: str, read: Callable[[Connection], T]) -> T:
         def in_thread() -> T:
-            with failures(what), self._prepared.connect() as connection:
+            with failures(what), self._reading.connect() as connection:
                 return read(connection)
 
         return await self._in_thread(in_thread, self._readers)
@@ -195,12 +196,14 @@ class SQLCore(BulkRepository):
         return self._transact(change, careful=True)  # what is taken now is something else
 
     def _transact(self, change: Callable[[Transaction], T], *, careful: bool = False) -> T:
-        with self._prepared.connect() as connection:
+        with self._writing.connect() as connection:
             try:
                 self.dialect.begin(connection)
                 transaction = self.transaction(connection, careful=careful)
                 result = change(transaction)
-                seal = self.dialect.seal(connection, transaction.appeared, self.name)
+                seal = transaction.seal
+                if seal is None or transaction.appeared:
+                    seal = self.dialect.seal(connection, transaction.appeared, self.name)
             except BaseException:
                 self.dialect.roll_back(connection)
                 raise

@@ -27,6 +27,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Select,
+    Update,
     bindparam,
     literal_column,
 )
@@ -55,6 +56,10 @@ class Dialect(ABC):
     def prepared(self, engine: Engine) -> Engine:
         """The engine, with its transactions left to `begin` and `commit`."""
 
+    def for_reading(self, engine: Engine) -> Engine:
+        """The engine, without transactions: for single statements that read."""
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+
     @contextmanager
     def transaction(self, engine: Engine) -> Generator[Connection]:
         """A transaction that is going to write: committed at the end, unless it raised."""
@@ -78,6 +83,10 @@ class Dialect(ABC):
     @abstractmethod
     def roll_back(self, connection: Connection) -> None:
         """Undo it. Raises nothing: a connection that is gone has done so by itself."""
+
+    def sealed(self, statement: Update) -> Update:
+        """A change that returns what `seal` would, if that costs nothing."""
+        return statement
 
     @abstractmethod
     def seal(

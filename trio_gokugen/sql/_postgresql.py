@@ -18,6 +18,7 @@ from sqlalchemy import (
     Interval,
     Select,
     Text,
+    Update,
     and_,
     any_,
     bindparam,
@@ -92,6 +93,9 @@ class PostgreSQL(Dialect):
 
     def roll_back(self, connection: Connection) -> None:
         connection.rollback()
+
+    def sealed(self, statement: Update) -> Update:
+        return statement.returning(_XACT_ID)
 
     def seal(
         self, connection: Connection, appeared: Mapping[str, datetime], sender: str

@@ -48,7 +48,7 @@ class Statements:
             )
         )
         self.due = dialect.heads(locked=True)
-        self.claim = (
+        self.claim = dialect.sealed(
             update(TASK)
             .where(among(TASK.c.sequence, "rows"))
             .values(

@@ -114,6 +114,9 @@ class Transaction:
         self.appeared: dict[str, datetime] = {}
         """By work, the first moment for which a task has become pending."""
 
+        self.seal: str | None = None
+        """What to ask for, if nobody knows whether it was committed; see `Dialect.seal`."""
+
     def apply(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
         """Carry out operations one after the other."""
         outcomes: list[outcome.Outcome[Any]] = []
@@ -302,8 +305,8 @@ class Transaction:
                 if is_unreadable(row, task):
                     task = attrs.evolve(task, done_at=at)
                 else:
-                    due = task.work_id in once
-                    task = _transitions.dispatched(task, at, at_most_once=due)
+                    only_once = task.work_id in once
+                    task = _transitions.dispatched(task, at, at_most_once=only_once)
                 if task.state is TaskState.DISPATCHED:
                     taken[row[0]] = task
                 else:
@@ -326,7 +329,7 @@ class Transaction:
         for once in False, True:
             rows = [row for row, task in tasks.items() if task.at_most_once is once]
             if rows:
-                self._connection.execute(
+                result = self._connection.execute(
                     self._statements.claim,
                     {
                         "rows": self._dialect.listed(rows),
@@ -336,6 +339,8 @@ class Transaction:
                         **self._dialect.leased(at, self._lease),
                     },
                 )
+                if result.returns_rows:
+                    self.seal = result.scalars().first()
 
     def _fail(self, row: int, task: Task) -> None:
         """Write that a task has failed, and leave the rest of its row as it is."""
