@@ -27,7 +27,7 @@ from trio_gokugen.abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFi
 
 from ._dialects import Dialect
 from ._engines import dialect_of
-from ._failures import as_failure, failures
+from ._failures import as_failure, failures, given_back
 from ._rows import task_of
 from ._search import search
 from ._statements import Statements
@@ -162,7 +162,7 @@ class SQLCore(BulkRepository):
 
     async def _read(self, what: str, read: Callable[[Connection], T]) -> T:
         def in_thread() -> T:
-            with failures(what), self._reading.connect() as connection:
+            with failures(what), given_back(self._reading.connect()) as connection:
                 return read(connection)
 
         return await self._in_thread(in_thread, self._readers)
@@ -196,7 +196,7 @@ class SQLCore(BulkRepository):
         return self._transact(change, careful=True)  # what is taken now is something else
 
     def _transact(self, change: Callable[[Transaction], T], *, careful: bool = False) -> T:
-        with self._writing.connect() as connection:
+        with given_back(self._writing.connect()) as connection:
             try:
                 self.dialect.begin(connection)
                 transaction = self.transaction(connection, careful=careful)

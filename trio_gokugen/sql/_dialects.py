@@ -34,6 +34,7 @@ from sqlalchemy import (
 
 from trio_gokugen._json import JSON
 
+from ._failures import given_back
 from ._schema import TASK, Moment
 
 # A partial index is used for what a statement says, not for what it is told.
@@ -63,7 +64,7 @@ class Dialect(ABC):
     @contextmanager
     def transaction(self, engine: Engine) -> Generator[Connection]:
         """A transaction that is going to write: committed at the end, unless it raised."""
-        with engine.connect() as connection:
+        with given_back(engine.connect()) as connection:
             try:
                 self.begin(connection)
                 yield connection

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from trio_gokugen._errors import RepositoryError
 
 from ._errors import NotADatabaseError
+
+FAILURES = (SQLAlchemyError, sqlite3.Error)
+"""What is raised if something goes wrong with the database."""
+
+
+_ADVICE = {
+    sqlite3.SQLITE_CANTOPEN: ": is its directory there, and may it be written to?",
+    sqlite3.SQLITE_CORRUPT: (
+        ": restore the file from a backup, or get what can be read by the command .recover"
+        " of sqlite3"
+    ),
+}
+
+
+@contextmanager
+def given_back(connection: Connection) -> Generator[Connection]:
+    """Give a connection back at the end; if that fails, what was done on it is done."""
+    try:
+        yield connection
+    finally:
+        with suppress(*FAILURES):
+            connection.close()
 
 
 @contextmanager
@@ -21,7 +44,7 @@ def failures(what: str, let: type[Exception] | None = None) -> Generator[None]:
     """
     try:
         yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
+    except FAILURES as error:
         if let is not None and isinstance(error, let):
             raise
         raise as_failure(what, error) from error
@@ -33,6 +56,9 @@ def as_failure(what: str, error: Exception) -> RepositoryError:
     kind = type(original).__name__
     text = str(original).strip() or kind
     code = getattr(original, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
+    if code is not None:
+        code &= 0xFF  # the rest says more than is needed
+        text += _ADVICE.get(code, "")
+    if code in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
         return NotADatabaseError(f"{what} failed: {text}")
     return RepositoryError(f"{what} failed: {kind}: {text}")

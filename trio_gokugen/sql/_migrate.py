@@ -16,7 +16,7 @@ from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspec
 
 from ._engines import dialect_of
 from ._errors import SchemaError
-from ._failures import failures
+from ._failures import failures, given_back
 
 logger = logging.getLogger("trio_gokugen.sql")
 
@@ -39,7 +39,7 @@ def migrate(engine: Engine) -> None:
       RepositoryError: if the database fails.
     """
     dialect = dialect_of(engine)
-    with failures("bringing the tables up to date"):
+    with failures(f"opening {_place(engine)}"):
         if revision(engine) == REVISIONS[-1]:
             return  # without the lock, nor Alembic, which takes its time to import
         with _alembic, dialect.transaction(dialect.prepared(engine)) as connection:
@@ -52,7 +52,7 @@ def migrate(engine: Engine) -> None:
 
 def check(engine: Engine) -> None:
     """Raise a `SchemaError` unless the tables are up to date."""
-    with failures("looking at the tables"):
+    with failures(f"opening {_place(engine)}"):
         found = revision(engine)
     if found != REVISIONS[-1]:
         what = "has no tables of trio_gokugen" if found is None else "has older tables"
@@ -65,8 +65,14 @@ def check(engine: Engine) -> None:
 
 def revision(engine: Engine) -> str | None:
     """Of what revision the tables are, if there are any; refuses what is not known."""
-    with engine.connect() as connection:
+    with given_back(engine.connect()) as connection:
         return _revision(connection)
+
+
+def _place(engine: Engine) -> str:
+    if engine.dialect.name == "sqlite":
+        return engine.url.database or "a database in memory"
+    return engine.url.render_as_string(hide_password=True)
 
 
 def _revision(connection: Connection) -> str | None:

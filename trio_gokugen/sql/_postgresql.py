@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from typing import cast as cast_
@@ -38,6 +38,7 @@ from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from trio_gokugen._json import JSON
 
 from ._dialects import AT, LIMIT, ORDER, PENDING, Dialect
+from ._failures import FAILURES
 from ._rows import COLUMNS
 from ._schema import TASK, Moment
 
@@ -92,7 +93,8 @@ class PostgreSQL(Dialect):
         connection.commit()
 
     def roll_back(self, connection: Connection) -> None:
-        connection.rollback()
+        with suppress(*FAILURES):
+            connection.rollback()
 
     def sealed(self, statement: Update) -> Update:
         return statement.returning(_XACT_ID)

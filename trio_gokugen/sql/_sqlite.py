@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 from typing import cast as cast_
@@ -27,6 +27,7 @@ from sqlalchemy.pool import StaticPool
 from trio_gokugen._json import JSON, same
 
 from ._dialects import AT, LIMIT, ORDER, Dialect
+from ._failures import FAILURES
 from ._rows import COLUMNS
 from ._schema import TASK, Moment
 
@@ -56,9 +57,10 @@ class SQLite(Dialect):
         connection.exec_driver_sql("COMMIT")
 
     def roll_back(self, connection: Connection) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        driver.rollback()
+        with suppress(*FAILURES):
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            driver.rollback()
 
     def seal(
         self, connection: Connection, appeared: Mapping[str, datetime], sender: str
