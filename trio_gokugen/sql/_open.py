@@ -8,12 +8,13 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import trio
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from trio_gokugen._autojump import autojump_held, jumping_clock
 from trio_gokugen._errors import shown
@@ -165,6 +166,8 @@ def _sqlite(url: URL, synchronous: Synchronous) -> Engine:
         engine = create_engine(url, poolclass=StaticPool, connect_args=arguments)
     else:
         engine = create_engine(url, connect_args=arguments)
+        if url.database is not None and not url.database.startswith("file:"):
+            _refuse_another_file(engine, Path(url.database).absolute())
 
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, _: object) -> None:
@@ -174,6 +177,40 @@ def _sqlite(url: URL, synchronous: Synchronous) -> Engine:
         connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
 
     return engine
+
+
+def _refuse_another_file(engine: Engine, path: Path) -> None:
+    """Don't go on with a file that has been deleted, as if nothing had happened.
+
+    SQLite would write to what nobody finds again, or make a new file, without tables.
+    """
+    was_there = False
+
+    @event.listens_for(engine, "do_connect")
+    def look(*_: object) -> None:
+        if was_there and not path.exists():
+            raise sqlite3.OperationalError(
+                f"{path} has been deleted, or moved: put it back"
+            )
+
+    @event.listens_for(engine, "connect")
+    def note(_: object, record: ConnectionPoolEntry) -> None:
+        nonlocal was_there
+        record.info["file"] = _identity(path)
+        was_there = True
+
+    @event.listens_for(engine, "checkout")
+    def compare(_: object, record: ConnectionPoolEntry, __: object) -> None:
+        if record.info["file"] is None or record.info["file"] != _identity(path):
+            raise DisconnectionError  # SQLAlchemy connects again
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
