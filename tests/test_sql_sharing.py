@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import trio
+from postgresql import Server
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session
 from support import Bench, noon, stored
 
 from trio_gokugen import (
     AlreadyDispatchedError,
+    BackoffHooks,
     Scheduler,
     Task,
     TaskExistsError,
@@ -628,6 +630,30 @@ async def test_a_lost_connection_is_made_anew(postgresql_url: str) -> None:
         with pytest.raises(NameTakenError):
             async with open_sql_repository(postgresql_url, name="me"):
                 raise AssertionError
+    assert bench.ids() == ["a", "b"]
+
+
+async def test_a_restart_of_the_server_is_outlived(
+    postgresql_server: Server, postgresql_url: str
+) -> None:
+    """
+    A scheduler whose hooks are patient goes on when its server is there again, and hears
+    of what others change.
+    """
+    async with (
+        open_sql_repository(postgresql_url, name="me", poll=NEVER) as repository,
+        open_bench(repository, hooks=BackoffHooks(longest=0.1)) as (scheduler, bench),
+    ):
+        await scheduler.add_task("note", after=0.3, id="a")
+        await trio.to_thread.run_sync(postgresql_server.stop)
+        await trio.sleep(0.5)
+        assert bench.log == []
+        await trio.to_thread.run_sync(postgresql_server.start)
+        with trio.fail_after(PROMPTLY):
+            await scheduler.wait("a")
+            with users_engine(postgresql_url) as engine, engine.begin() as connection:
+                repository.add_task_in(connection, "note", after=0, id="b")
+            await scheduler.wait("b")
     assert bench.ids() == ["a", "b"]
 
 
