@@ -51,8 +51,11 @@ class ListeningSession(HeldName):
           RepositoryError: if the database fails.
         """
         what = "connecting, to listen"
-        with failures(what):
-            pooled = self._engine.raw_connection()
+        try:
+            with failures(what):
+                pooled = self._engine.raw_connection()
+        except psycopg.Error as error:  # as it is, which it is not for other connections
+            raise as_failure(what, error) from error
         connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
         pooled.detach()  # it is ours for good
         try:
