@@ -85,7 +85,7 @@ docs: $(VENV)/.docs  ## Build the documentation into docs/_build/html.
 .PHONY: clean
 clean:  ## Remove everything that was made here, the environments too.
 	rm -rf $(VENV) $(BENCH_VENV) $(BENCH_APSCHEDULER3_VENV) build dist docs/_build htmlcov
-	rm -rf .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf benchmarks/.tmp .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps: an environment is made once, and a group installed anew when pyproject.toml has changed.

@@ -1,8 +1,8 @@
 """A rival's side: procrastinate, its worker on asyncio, with psycopg.
 
-Set up in its favour. As many jobs at a time as ours has workers, and as many connections
-as were the fastest; no waiting for more once the queue is empty. Ended jobs are kept, as
-ours are. The time is that of the worker's whole run.
+Set up in its favour. As many jobs at a time as ours has workers, and four connections:
+more were no faster, nor were fewer jobs. It does not wait for more once the queue is
+empty. Ended jobs are kept, as ours are. The time is that of the worker's whole run.
 """
 
 from __future__ import annotations
