@@ -34,6 +34,8 @@ from trio_gokugen import (
     RefusedError,
     Scheduler,
     TaskParam,
+    TaskQuery,
+    TaskState,
     WorkerPoolDispatcher,
     WorkRegistry,
     current_task,
@@ -45,7 +47,8 @@ from trio_gokugen.sql import _migrate, _open, open_sql_repository
 from trio_gokugen.sql._names import LockedFile
 from trio_gokugen.sql._sqlite import SQLite
 
-importlib.import_module("alembic.command")  # takes its time, which no fork needs then
+for module in "alembic.command", "alembic.config":
+    importlib.import_module(module)  # takes its time, which no fork needs then
 
 LIMIT = 60
 """Seconds after which a victim that nobody has killed is stuck."""
@@ -207,15 +210,18 @@ class Victim:
         async with open_sql_repository(
             order.url, name="victim", synchronous="full"
         ) as repository:
-            grace = 0 if order.play == "stopped" else 60
+            stopped = order.play == "stopped"
             async with open_scheduler(
-                self.works, repository, max_workers=4, grace=grace
+                self.works,
+                repository,
+                max_workers=2 if stopped else 4,
+                grace=0 if stopped else LIMIT,
             ) as scheduler:
                 plays = {
                     "busy": self.busy,
                     "short": self.short,
                     "stopped": self.stopped,
-                    "last": Scheduler.drain,
+                    "last": self.last,
                 }
                 await plays[order.play](scheduler)
 
@@ -245,17 +251,25 @@ class Victim:
         await self._add(scheduler, "once", "once", 0.001, 0)
         await self._add(scheduler, "later", "thread", 0, 0.03)
         await self._cancel(
-            scheduler, await self._add(scheduler, "cancelled", "work", 0, 0.1)
+            scheduler, await self._add(scheduler, "cancelled", "work", 0, 60)
         )
         await self._add_bulk(scheduler, "many")
         await scheduler.drain()
 
     async def stopped(self, scheduler: Scheduler) -> None:
-        """Stopped while works run that will not end by themselves."""
+        """Stopped while all workers run what will not end by itself, and a task waits."""
         for name, work in (("stays", "stay"), ("stays-once", "stay once")):
             task_id = await self._add(scheduler, name, work, 0, 0)
             await self._started.setdefault(task_id, trio.Event()).wait()
-        await self._add(scheduler, "later", "work", 0, 0.1)
+        await self._add(scheduler, "waits", "work", 0, 0)
+
+    async def last(self, scheduler: Scheduler) -> None:
+        """All that is left, at once."""
+        pending = TaskQuery(states=frozenset({TaskState.SCHEDULED}))
+        for task in await scheduler.find(pending, limit=None):
+            with suppress(RefusedError):  # it may have started
+                await scheduler.update(task.id, scheduled_at=datetime.now(UTC))
+        await scheduler.drain()
 
 
 def fork(order: Order) -> int:
