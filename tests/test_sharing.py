@@ -514,26 +514,33 @@ async def test_a_result_without_a_lease_is_refused(
         assert await scheduler.wait("a") == done
 
 
-async def test_a_result_is_fenced_by_name(
-    autojump_clock: trio.testing.MockClock, sqlite_url: str
+@pytest.mark.parametrize(
+    ("seconds", "end"), [(7, ("a done", 7)), (60, ("a cancelled", 10))]
+)
+async def test_runs_are_told_apart_by_name(
+    autojump_clock: trio.testing.MockClock,
+    sqlite_url: str,
+    seconds: float,
+    end: tuple[str, float],
 ) -> None:
     """
-    A run of the same attempt under another name is somebody else's.
+    A run of the same attempt under another name is somebody else's: neither its lease is
+    renewed, nor the result recorded, of one that has no task any more.
     """
     async with (
         opened(sqlite_url, "me") as mine,
         opened(sqlite_url, "other") as others,
         open_bench(mine) as (scheduler, bench),
     ):
-        await scheduler.add_tasks([at(0, "a", "sleep", param={"seconds": 7})])
+        await scheduler.add_tasks([at(0, "a", "sleep", param={"seconds": seconds})])
         await trio.sleep(5)
         await others.recover(RecoverAction.FAIL, noon(FOR_EVER))
         await others.delete_ended()
         await others.add([stored("a", "sleep")])
         [taken] = (await others.claim(1, noon(FOR_EVER))).tasks
-        await trio.sleep(5)
+        await trio.sleep(6)
 
-        assert bench.log == [("a", 0), ("a done", 7)]
+        assert bench.log == [("a", 0), end]
         assert taken.attempt == 1
         assert await scheduler.get("a") == taken
 
