@@ -466,9 +466,12 @@ class Scheduler:
         """Whether there are tasks that other schedulers run, or have put back just now."""
         if self._repository.poll == math.inf or self._recover is RecoverAction.LEAVE:
             return False
-        unended = {TaskState.SCHEDULED, TaskState.DISPATCHED}
-        query = TaskQuery(states=unended, work_ids=self._works.work_ids)
-        return bool(await self._repository.find(query, 1))
+        work_ids = self._works.work_ids
+        running = TaskQuery(states={TaskState.DISPATCHED}, work_ids=work_ids)
+        if await self._repository.find(running, 1):
+            return True
+        # What was put back between the two looks.
+        return await self._repository.get_next(TaskFilter(work_ids)) is not None
 
     async def delete_ended(
         self,

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    false,
+    literal_column,
+    or_,
+    select,
+)
 
-from trio_gokugen._task import Task, TaskQuery
+from trio_gokugen._task import Task, TaskQuery, TaskState
 
 from ._dialects import Dialect
 from ._rows import COLUMNS
@@ -36,32 +46,45 @@ def search(
     after: Task | None,
 ) -> tuple[Select[Any], dict[str, Any]]:
     """What `RepositoryLike.find` is asked for, as a statement and its parameters."""
-    statement = select(*COLUMNS).order_by(*_FIND_ORDER)
     parameters: dict[str, Any] = {}
-    states = None if query.states is None else [state.value for state in query.states]
-    for column, values in (
-        (TASK.c.id, query.ids),
-        (TASK.c.state, states),
-        (TASK.c.work_id, query.work_ids),
-    ):
+    conditions = [*_conditions(query)]
+    for column, values in ((TASK.c.id, query.ids), (TASK.c.work_id, query.work_ids)):
         if values is not None:
             name = f"{column.name}_list"
-            statement = statement.where(dialect.among(column, name))
+            conditions.append(dialect.among(column, name))
             parameters[name] = dialect.listed(values)
-    for field in _MOMENTS:
-        if (between := getattr(query, field)) is not None:
-            statement = statement.where(*_within(TASK.c[field], between))
-    if isinstance(query.priority, int):
-        statement = statement.where(TASK.c.priority == query.priority)
-    elif query.priority is not None:
-        statement = statement.where(*_within(TASK.c.priority, query.priority))
     if query.meta:
-        statement = statement.where(dialect.has_meta(connection, query.meta))
+        conditions.append(dialect.has_meta(connection, query.meta))
     if after is not None:
-        statement = statement.where(_follows(after))
+        conditions.append(_follows(after))
+    statement = select(*COLUMNS).where(*conditions)
+    if query.states == {TaskState.DISPATCHED}:
+        # They are few, and better found first and sorted then, than the other way about.
+        running = select(TASK.c.sequence).where(*conditions)
+        statement = select(*COLUMNS).where(TASK.c.sequence.in_(running))
+    statement = statement.order_by(*_FIND_ORDER)
     if limit is not None:
         statement = statement.limit(min(limit, 2**62))
     return statement, parameters
+
+
+def _conditions(query: TaskQuery) -> Iterator[ColumnElement[bool]]:
+    if query.states is not None:
+        yield _in_states(query.states)
+    for field in _MOMENTS:
+        if (between := getattr(query, field)) is not None:
+            yield from _within(TASK.c[field], between)
+    if isinstance(query.priority, int):
+        yield TASK.c.priority == query.priority
+    elif query.priority is not None:
+        yield from _within(TASK.c.priority, query.priority)
+
+
+def _in_states(states: Collection[TaskState]) -> ColumnElement[bool]:
+    # Said, and not told later, so that a partial index of that state is of use.
+    return or_(
+        false(), *(TASK.c.state == literal_column(f"'{each.value}'") for each in states)
+    )
 
 
 def _within(
