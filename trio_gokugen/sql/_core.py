@@ -162,8 +162,8 @@ class SQLCore(BulkRepository):
 
     async def _read(self, what: str, read: Callable[[Connection], T]) -> T:
         def in_thread() -> T:
-            with failures(what), given_back(self._reading.connect()) as connection:
-                return read(connection)
+            with failures(what):
+                return self._using(self._reading, read)
 
         return await self._in_thread(in_thread, self._readers)
 
@@ -196,7 +196,7 @@ class SQLCore(BulkRepository):
         return self._transact(change, careful=True)  # what is taken now is something else
 
     def _transact(self, change: Callable[[Transaction], T], *, careful: bool = False) -> T:
-        with given_back(self._writing.connect()) as connection:
+        def transact(connection: Connection) -> T:
             try:
                 self.dialect.begin(connection)
                 transaction = self.transaction(connection, careful=careful)
@@ -209,6 +209,25 @@ class SQLCore(BulkRepository):
                 raise
             self._commit(connection, seal, result)
             return result
+
+        return self._using(self._writing, transact)
+
+    def _using(self, engine: Engine, use: Callable[[Connection], T]) -> T:
+        """Use a connection; and again, if there are values that its driver cannot read.
+
+        They are few: it is only then that all are read with more care, which takes longer.
+        """
+        try:
+            with given_back(engine.connect()) as connection:
+                return use(connection)
+        except (SQLAlchemyError, ValueError, RecursionError) as error:
+            if not self.dialect.was_unreadable(error):
+                raise
+        with (
+            given_back(engine.connect()) as connection,
+            self.dialect.read_with_care(connection),
+        ):
+            return use(connection)
 
     def _commit(self, connection: Connection, seal: str | None, result: object) -> None:
         try:

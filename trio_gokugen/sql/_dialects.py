@@ -110,6 +110,14 @@ class Dialect(ABC):
         """Whether a transaction was committed; none as long as it is under way."""
 
     @abstractmethod
+    def was_unreadable(self, error: Exception) -> bool:
+        """Whether the driver could not read what the database has sent."""
+
+    @abstractmethod
+    def read_with_care(self, connection: Connection) -> AbstractContextManager[object]:
+        """Within, values that cannot be read are `Damaged`, and spoil no others."""
+
+    @abstractmethod
     def part_of(self, connection: Connection) -> AbstractContextManager[object]:
         """A part of a transaction that may fail, and leave the rest as it was."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Collection, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from typing import cast as cast_
@@ -34,13 +34,14 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.exc import DataError
 
 from trio_gokugen._json import JSON
 
 from ._dialects import AT, LIMIT, ORDER, PENDING, Dialect
 from ._failures import FAILURES
 from ._rows import COLUMNS
-from ._schema import TASK, Moment
+from ._schema import TASK, Damaged, Moment
 
 if TYPE_CHECKING:
     import psycopg
@@ -78,6 +79,25 @@ def _notify_if_first() -> Select[str, Any]:
 _TRANSACTION_AND_NOTIFY = _notify_if_first()
 
 
+def _careful(loader: type[Any]) -> type[Any]:
+    """A psycopg loader that does as the other does, if that can."""
+    from psycopg import DataError  # noqa: PLC0415 (with SQLite it need not be there)
+    from psycopg.adapt import Loader  # noqa: PLC0415
+
+    class Careful(Loader):
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._load = loader(oid, context).load
+
+        def load(self, data: Any) -> Any:
+            try:
+                return self._load(data)
+            except (DataError, ValueError, RecursionError):
+                return Damaged()
+
+    return Careful
+
+
 class PostgreSQL(Dialect):
     """Many processes, on many machines."""
 
@@ -111,6 +131,26 @@ class PostgreSQL(Dialect):
     def has_committed(self, connection: Connection, seal: str) -> bool | None:
         status = connection.scalar(_STATUS, {"seal": seal})
         return None if status == "in progress" else status == "committed"
+
+    def was_unreadable(self, error: Exception) -> bool:
+        return isinstance(error, DataError | ValueError | RecursionError)
+
+    @contextmanager
+    def read_with_care(self, connection: Connection) -> Generator[None]:
+        from psycopg.pq import Format  # noqa: PLC0415 (with SQLite it need not be there)
+
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        before: dict[int, Any] = {}
+        for name in "timestamptz", "json":
+            oid = driver.adapters.types[name].oid
+            before[oid] = driver.adapters.get_loader(oid, Format.TEXT)
+            driver.adapters.register_loader(oid, _careful(before[oid]))
+        try:
+            yield
+        finally:
+            for oid, loader in before.items():
+                driver.adapters.register_loader(oid, loader)
 
     def part_of(self, connection: Connection) -> AbstractContextManager[object]:
         driver = cast_("psycopg.Connection[Any]", connection.connection.driver_connection)

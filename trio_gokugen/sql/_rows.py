@@ -34,6 +34,7 @@ FIELDS = (
 COLUMNS = [TASK.c.sequence, TASK.c.dispatched_by, *(TASK.c[each] for each in FIELDS)]
 """What is read of a row."""
 
+_FLAGS = {0: False, 1: True}
 _STATES = {state.value: state for state in TaskState}
 _TYPES: dict[str, tuple[type, ...]] = {
     "id": (str,),
@@ -59,7 +60,7 @@ def task_of(row: Row[Any]) -> Task:
     """The task of a row of `COLUMNS`. One that cannot be read is a failed task."""
     fields: dict[str, Any] = dict(zip(FIELDS, row[2:], strict=True))
     fields["state"] = _STATES.get(fields["state"])
-    fields["at_most_once"] = fields["at_most_once"] == 1
+    fields["at_most_once"] = _FLAGS.get(fields["at_most_once"])
     for field, value in fields.items():
         if type(value) not in _TYPES[field]:
             return _unreadable(fields)

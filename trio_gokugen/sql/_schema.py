@@ -53,9 +53,12 @@ class Moment(TypeDecorator[datetime]):
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         if value is None:
             return None
-        if type(value) is int:
-            return EPOCH + timedelta(microseconds=value)
-        return value.astimezone(UTC) if isinstance(value, datetime) else Damaged()
+        try:
+            if type(value) is int:
+                return EPOCH + timedelta(microseconds=value)
+            return value.astimezone(UTC) if isinstance(value, datetime) else Damaged()
+        except OverflowError:
+            return Damaged()
 
 
 class JSONObject(TypeDecorator[dict[str, Any]]):

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    LargeBinary,
     Select,
     Text,
     bindparam,
@@ -21,7 +22,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import InvalidRequestError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from trio_gokugen._json import JSON, same
@@ -29,7 +30,14 @@ from trio_gokugen._json import JSON, same
 from ._dialects import AT, LIMIT, ORDER, Dialect
 from ._failures import FAILURES
 from ._rows import COLUMNS
-from ._schema import TASK, Moment
+from ._schema import TASK, Damaged, Moment
+
+
+def _text(data: bytes) -> Any:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return Damaged()
 
 
 class SQLite(Dialect):
@@ -69,6 +77,21 @@ class SQLite(Dialect):
 
     def has_committed(self, connection: Connection, seal: str) -> bool | None:
         raise NotImplementedError
+
+    def was_unreadable(self, error: Exception) -> bool:
+        # There is no code for it: it is Python that says so.
+        return isinstance(error, OperationalError) and "UTF-8" in str(error.orig)
+
+    @contextmanager
+    def read_with_care(self, connection: Connection) -> Generator[None]:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        before = driver.text_factory
+        driver.text_factory = _text
+        try:
+            yield
+        finally:
+            driver.text_factory = before
 
     @contextmanager
     def part_of(self, connection: Connection) -> Generator[None]:
@@ -140,7 +163,7 @@ class SQLite(Dialect):
     def has_meta(
         self, connection: Connection, wanted: Mapping[str, JSON]
     ) -> ColumnElement[bool]:
-        def has(meta: str) -> bool:
+        def has(meta: bytes) -> bool:
             try:
                 found: object = json.loads(meta)
             except (TypeError, ValueError, RecursionError):
@@ -153,4 +176,4 @@ class SQLite(Dialect):
         driver = connection.connection.driver_connection
         assert driver is not None
         driver.create_function("gokugen_has_meta", 1, has, deterministic=True)
-        return func.gokugen_has_meta(cast(TASK.c.meta, Text)) == 1
+        return func.gokugen_has_meta(cast(TASK.c.meta, LargeBinary)) == 1

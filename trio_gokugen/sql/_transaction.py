@@ -322,7 +322,8 @@ class Transaction:
         """The works that a filter accepts and that may have pending tasks."""
         if only.work_ids is not None:
             return sorted(only.work_ids)
-        return list(self._connection.scalars(self._statements.pending_works))
+        works = self._connection.scalars(self._statements.pending_works)
+        return [each for each in works if isinstance(each, str)]  # others are damaged
 
     def _take(self, tasks: dict[int, Task], at: datetime) -> None:
         """Write that we run these tasks, by row."""

@@ -1,0 +1,212 @@
+"""Rows that cannot be read: their tasks have failed, and all others go on."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+import trio.testing
+from support import at, noon, open_bench, stored
+
+from trio_gokugen import Task, TaskQuery, TaskState
+from trio_gokugen.sql import open_sql_repository
+
+DAMAGE = "UPDATE gokugen_task SET {} = {} WHERE id = 'bad'"
+LETTER = "CAST(x'ff' AS TEXT)"
+"""On SQLite, text that is none."""
+
+DEEP = f"'{'[' * 2_000}{']' * 2_000}'"
+LONG_NUMBER = f"""'{{"a": {"9" * 5_000}}}'"""
+
+DAMAGES_OF_DUE_TASKS = [
+    ("param", "'{'"),
+    ("param", "'[1]'"),
+    ("param", "'1'"),
+    ("param", "7"),
+    ("param", "x'ff'"),
+    ("param", LETTER),
+    ("param", DEEP),
+    ("param", LONG_NUMBER),
+    ("meta", "''"),
+    ("meta", "'null'"),
+    ("meta", LETTER),
+    ("meta", DEEP),
+    ("priority", "'high'"),
+    ("priority", "0.5"),
+    ("attempt", "'many'"),
+    ("interruptions", "x'00'"),
+    ("at_most_once", "'yes'"),
+    ("at_most_once", "2"),
+    ("created_at", "'yesterday'"),
+    ("created_at", "9223372036854775807"),
+    ("created_at", "1.5"),
+    ("scheduled_at", "-9223372036854775807"),
+    ("scheduled_at", "1.5"),
+    ("deadline", "'tomorrow'"),
+    ("deadline", "9223372036854775807"),
+    ("cancelled_at", "'now'"),
+    ("dispatched_at", LETTER),
+    ("done_at", "'now'"),
+    ("err", "x'ff'"),
+    ("err", LETTER),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGES_OF_DUE_TASKS)
+async def test_a_due_task_on_sqlite(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, column: str, value: str
+) -> None:
+    """
+    A task of which a column cannot be read fails as it falls due, and says which it was;
+    the others run, and nothing else is disturbed by it.
+    """
+    file = tmp_path / "tasks.db"
+    url = f"sqlite:///{file}"
+    await make(url)
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute(DAMAGE.format(column, value))
+    await check_that_it_fails(url, column)
+
+
+DAMAGES_ON_POSTGRESQL = [
+    ("param", "'[1]'"),
+    ("param", "'1'"),
+    ("param", DEEP),
+    ("param", LONG_NUMBER),
+    ("meta", "'null'"),
+    ("at_most_once", "2"),
+    ("created_at", "'-infinity'"),
+    ("created_at", "'infinity'"),
+    ("scheduled_at", "'-infinity'"),
+    ("scheduled_at", "'4000-01-01 BC'"),
+    ("deadline", "'infinity'"),
+    ("cancelled_at", "'20000-01-01'"),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGES_ON_POSTGRESQL)
+async def test_a_due_task_on_postgresql(
+    autojump_clock: trio.testing.MockClock, postgresql_url: str, column: str, value: str
+) -> None:
+    """
+    A task of which a column cannot be read fails as it falls due, and says which it was;
+    the others run, and nothing else is disturbed by it.
+    """
+    await make(postgresql_url)
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute(DAMAGE.format(column, value).encode())
+    await check_that_it_fails(postgresql_url, column)
+
+
+NEVER_DUE_ON_SQLITE = [
+    ("state", "'asleep'"),
+    ("state", LETTER),
+    ("scheduled_at", "'soon'"),
+    ("scheduled_at", "9223372036854775807"),
+    ("work_id", LETTER),
+    ("work_id", "x'ff'"),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), NEVER_DUE_ON_SQLITE)
+async def test_a_task_that_cannot_fall_due_on_sqlite(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, column: str, value: str
+) -> None:
+    """
+    A task of which it cannot be read when it is due, or for what, is told as failed; the
+    others run, and nothing else is disturbed by it.
+    """
+    file = tmp_path / "tasks.db"
+    url = f"sqlite:///{file}"
+    await make(url)
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute(DAMAGE.format(column, value))
+    await check_that_it_is_left(url, column)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("state", "'asleep'"), ("scheduled_at", "'infinity'")]
+)
+async def test_a_task_that_cannot_fall_due_on_postgresql(
+    autojump_clock: trio.testing.MockClock, postgresql_url: str, column: str, value: str
+) -> None:
+    """
+    A task of which it cannot be read when it is due, or for what, is told as failed; the
+    others run, and nothing else is disturbed by it.
+    """
+    await make(postgresql_url)
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute(DAMAGE.format(column, value).encode())
+    await check_that_it_is_left(postgresql_url, column)
+
+
+async def test_an_id_that_cannot_be_read(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A task whose id cannot be read fails as it falls due, and the others run.
+    """
+    file = tmp_path / "tasks.db"
+    url = f"sqlite:///{file}"
+    await make(url)
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute(DAMAGE.format("id", LETTER))
+    async with open_sql_repository(url) as repository, open_bench(repository) as bench:
+        await bench[0].drain()
+        assert sorted(bench[1].ids()) == ["first", "last"]
+        tasks = await bench[0].find(TaskQuery(states={TaskState.FAILED}))
+        assert [task.err for task in tasks] == [
+            "the stored task cannot be read: id is damaged"
+        ]
+
+
+async def check_that_it_is_left(url: str, column: str) -> None:
+    async with (
+        open_sql_repository(url, synchronous="off") as repository,
+        open_bench(repository) as (scheduler, bench),
+    ):
+        await repository.count_pending()
+        await scheduler.drain()
+        assert sorted(bench.ids()) == ["first", "last"]
+        err = f"the stored task cannot be read: {column} is damaged"
+        assert read(await scheduler.wait("bad")) == ("bad", TaskState.FAILED, err)
+        assert {task.id for task in await scheduler.find()} == {
+            *("first", "bad", "last", "ended")
+        }
+        assert set(await scheduler.delete_ended()) == {"first", "last", "ended"}
+
+
+async def make(url: str) -> None:
+    async with open_sql_repository(url, synchronous="off") as repository:
+        await repository.add([stored("first"), stored("bad"), stored("last")])
+        await repository.add([stored("ended", state=TaskState.DONE, done_at=noon())])
+
+
+async def check_that_it_fails(url: str, column: str) -> None:
+    async with open_sql_repository(url, synchronous="off") as repository:
+        err = f"the stored task cannot be read: {column} is damaged"
+        assert read(await repository.get("bad")) == ("bad", TaskState.FAILED, err)
+        assert await repository.count_pending() == {"note": 3}
+        assert await repository.find(TaskQuery(meta={"x": 1})) == []
+        async with open_bench(repository) as (scheduler, bench):
+            await scheduler.drain()
+            await scheduler.add_tasks([at(1, "later")])
+            await scheduler.drain()
+            assert sorted(bench.ids()) == ["first", "last", "later"]
+            bad = await scheduler.wait("bad")
+            assert read(bad) == ("bad", TaskState.FAILED, err)
+            assert scheduler.statistics().failed == 1
+            assert {task.id for task in await scheduler.find()} == {
+                *("first", "bad", "last", "ended", "later")
+            }
+            assert await repository.count_pending() == {}
+            assert set(await scheduler.delete_ended()) == {
+                *("first", "bad", "last", "ended", "later")
+            }
+
+
+def read(task: Task) -> tuple[str, TaskState, str | None]:
+    return task.id, task.state, task.err
