@@ -192,6 +192,19 @@ async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+async def test_a_file_beside_which_no_other_can_be_made(tmp_path: Path) -> None:
+    """
+    If the file that holds the scheduler's name cannot be made, the error says which.
+    """
+    lock = tmp_path / "tasks.db.one.lock"
+    lock.mkdir()
+    with pytest.raises(RepositoryError) as raised:
+        async with open_sql_repository(f"sqlite:///{tmp_path}/tasks.db", name="one"):
+            raise AssertionError
+    assert str(raised.value).startswith(f"taking a name failed: {lock}: ")
+    assert isinstance(original(raised.value), OSError)
+
+
 @pytest.mark.parametrize("what", ["gokugen_task", "gokugen_task_pending"])
 async def test_a_page_that_is_damaged(
     autojump_clock: trio.testing.MockClock, tmp_path: Path, what: str

@@ -19,10 +19,11 @@ import trio
 from filelock import FileLock, Timeout
 from sqlalchemy import Engine
 
-from trio_gokugen._errors import shown
+from trio_gokugen._errors import RepositoryError, shown
 from trio_gokugen._json import name as checked_name
 
 from ._errors import NameTakenError
+from ._failures import failures, given_back
 
 LONGEST = 60
 """Characters of a name: it becomes part of the name of a file."""
@@ -89,9 +90,10 @@ def hold_in_file(engine: Engine, name: str | None) -> LockedFile:
 
     Raises:
       NameTakenError: if the given one is not free.
+      RepositoryError: if the database fails, or no file can be made beside it.
     """
     # The URL may call the file in many ways, and SQLite knows which one it is.
-    with engine.connect() as connection:
+    with failures("taking a name"), given_back(engine.connect()) as connection:
         database = connection.exec_driver_sql(_FILE).scalar_one()
     if not database:
         return LockedFile(name or "1", None)  # in memory, where nobody else has it
@@ -113,4 +115,6 @@ def _lock(database: str, name: str) -> LockedFile:
         lock.acquire(blocking=False)
     except Timeout:
         raise NameTakenError(name) from None
+    except OSError as error:
+        raise RepositoryError(f"taking a name failed: {path}: {error}") from error
     return LockedFile(name, lock)
