@@ -48,6 +48,11 @@ def new_file() -> Generator[Path]:
         shutil.rmtree(directory)
 
 
+def remove_files() -> None:
+    """Remove what sides have left that were ended while they had a file."""
+    shutil.rmtree(FILES, ignore_errors=True)
+
+
 def connect(path: Path, synchronous: str) -> sqlite3.Connection:
     """A connection with the settings of ours."""
     connection = sqlite3.connect(path, isolation_level=None)

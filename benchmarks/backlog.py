@@ -22,7 +22,15 @@ from trio_gokugen import Task
 from trio_gokugen.abc import AddTasks, Claimed, ClaimTasks, EndTask, TaskFilter
 from trio_gokugen.sql import SQLRepository, open_sql_repository
 
-from ._databases import COLUMNS, execute, make_tables, new_database, new_file, server
+from ._databases import (
+    COLUMNS,
+    execute,
+    make_tables,
+    new_database,
+    new_file,
+    remove_files,
+    server,
+)
 from ._measure import Row, Scale, Side, at_most, compare
 from ._turns import Stopwatch, answer, serve, turns
 from .sqlite import microseconds
@@ -126,6 +134,8 @@ def measure(scale: Scale) -> Iterator[Row]:
         with ExitStack() as stack:
             if side == "postgresql":
                 stack.enter_context(server())
+            else:
+                stack.callback(remove_files)
             pair = compare(
                 partial(Side, "backlog", side, many, rounds),
                 partial(Side, "backlog", side, 1_000, rounds),
