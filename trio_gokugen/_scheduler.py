@@ -102,6 +102,9 @@ class SchedulerStatistics:
 
 _DELETED_AT_A_TIME = 1_000
 
+_FIRST_PAUSE = 0.01
+"""Seconds before another look for what others may have ended; longer each time."""
+
 
 class Scheduler:
     """Runs tasks at their appointed times.
@@ -441,6 +444,8 @@ class Scheduler:
         engine = self._running()
         ledger, queue = engine.ledger, engine.updates.queue
 
+        pause = _FIRST_PAUSE
+
         def at_rest() -> bool:
             busy = queue or engine.updates.undecided or ledger.writing
             return not ledger.runs and not busy
@@ -458,8 +463,10 @@ class Scheduler:
                 if pending is None and not await self._others_are_busy():
                     return
                 # Another scheduler may end it, of which nothing is heard here.
-                with trio.move_on_after(self._repository.poll):
+                shared = self._repository.poll < math.inf
+                with trio.move_on_after(pause if shared else math.inf):
                     await ledger.wait_until_written()
+                pause = min(2 * pause, self._repository.poll)
             self._running()
 
     async def _others_are_busy(self) -> bool:

@@ -99,12 +99,8 @@ class SQLCore(BulkRepository):
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
         def get_next(connection: Connection) -> Task | None:
-            works = self.transaction(connection).works(only)
-            if not works:
-                return None
-            parameters = {"works": self.dialect.listed(works), "at": LAST, "limit": 1}
-            row = connection.execute(self._statements.heads, parameters).one_or_none()
-            return None if row is None else task_of(row)
+            heads = self.transaction(connection).heads(only, LAST, 1)
+            return task_of(heads[0]) if heads else None
 
         return await self._read("reading the next task", get_next)
 

@@ -27,14 +27,17 @@ from sqlalchemy import (
     Connection,
     Engine,
     Select,
+    Text,
     Update,
     bindparam,
     literal_column,
+    select,
 )
 
 from trio_gokugen._json import JSON
 
 from ._failures import given_back
+from ._rows import COLUMNS
 from ._schema import TASK, Moment
 
 # A partial index is used for what a statement says, not for what it is told.
@@ -147,6 +150,20 @@ class Dialect(ABC):
 
         Those until ``at``; `locked`, nobody else can take them meanwhile.
         """
+
+    def heads_of_one_work(self, *, locked: bool) -> Select[Any]:
+        """The same of the one ``work``."""
+        heads = (
+            select(*COLUMNS)
+            .where(
+                PENDING,
+                TASK.c.work_id == bindparam("work", type_=Text),
+                TASK.c.scheduled_at <= AT,
+            )
+            .order_by(*ORDER)
+            .limit(LIMIT)
+        )
+        return self.locked(heads, skip=True) if locked else heads
 
     @abstractmethod
     def locked(self, statement: Select[Any], *, skip: bool = False) -> Select[Any]:

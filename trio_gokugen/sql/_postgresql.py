@@ -141,16 +141,13 @@ class PostgreSQL(Dialect):
 
         driver = connection.connection.driver_connection
         assert driver is not None
-        before: dict[int, Any] = {}
-        for name in "timestamptz", "json":
-            oid = driver.adapters.types[name].oid
-            before[oid] = driver.adapters.get_loader(oid, Format.TEXT)
-            driver.adapters.register_loader(oid, _careful(before[oid]))
+        oid = driver.adapters.types["timestamptz"].oid
+        before = driver.adapters.get_loader(oid, Format.TEXT)
+        driver.adapters.register_loader(oid, _careful(before))
         try:
             yield
         finally:
-            for oid, loader in before.items():
-                driver.adapters.register_loader(oid, loader)
+            driver.adapters.register_loader(oid, before)
 
     def part_of(self, connection: Connection) -> AbstractContextManager[object]:
         driver = cast_("psycopg.Connection[Any]", connection.connection.driver_connection)

@@ -31,6 +31,17 @@ FIELDS = (
 )
 """The fields of a task, each a column."""
 
+RUN_COLUMNS = [
+    TASK.c.sequence,
+    TASK.c.id,
+    TASK.c.state,
+    TASK.c.attempt,
+    TASK.c.created_at,
+    TASK.c.dispatched_at,
+    TASK.c.dispatched_by,
+]
+"""What tells whether a run has its task."""
+
 COLUMNS = [TASK.c.sequence, TASK.c.dispatched_by, *(TASK.c[each] for each in FIELDS)]
 """What is read of a row."""
 
@@ -94,20 +105,28 @@ def plan_of(task: Task) -> dict[str, Any]:
     }
 
 
-def life_of(task: Task) -> dict[str, Any]:
-    """The columns that say where a task is in its life, but for who runs it."""
+def end_of(task: Task) -> dict[str, Any]:
+    """The columns that the end of a run, or of a task, changes."""
     return {
         "state": task.state.value,
         "err": task.err,
-        "attempt": task.attempt,
-        "interruptions": task.interruptions,
-        "at_most_once": int(task.at_most_once),
         "cancelled_at": task.cancelled_at,
-        "dispatched_at": task.dispatched_at,
         "done_at": task.done_at,
         "ended_at": (task.ended_at or task.created_at) if task.state.ended else None,
     }
 
 
+def life_of(task: Task) -> dict[str, Any]:
+    """The columns that say where a task is in its life, but for who runs it."""
+    return {
+        **end_of(task),
+        "attempt": task.attempt,
+        "interruptions": task.interruptions,
+        "at_most_once": int(task.at_most_once),
+        "dispatched_at": task.dispatched_at,
+    }
+
+
+END = tuple(end_of(_BLANK))
 LIFE = tuple(life_of(_BLANK))
 PLAN = tuple(plan_of(_BLANK))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
+from typing import cast as cast_
 
 from sqlalchemy import (
     JSON,
     BigInteger,
+    ColumnElement,
     Dialect,
     Index,
     Integer,
@@ -20,7 +22,9 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    cast,
     text,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -73,14 +77,16 @@ class JSONObject(TypeDecorator[dict[str, Any]]):
             return dialect.type_descriptor(JSON())
         return dialect.type_descriptor(Text())
 
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        # As text, or psycopg would read it, slower and less carefully.
+        return type_coerce(cast(column, Text), self)
+
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         if dialect.name == "postgresql":
             return value
         return as_json(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        if dialect.name == "postgresql":
-            return value
         if value == "{}":
             return {}
         try:
@@ -143,7 +149,7 @@ class TaskRow(Base):
     """While it is dispatched: until when it is left to that scheduler."""
 
 
-TASK = cast("Table", TaskRow.__table__)
+TASK = cast_("Table", TaskRow.__table__)
 
 Index("gokugen_task_id", TaskRow.id, unique=True)
 _pending = text("state = 'scheduled'")

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Text, bindparam, func, insert, select, update
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Text,
+    bindparam,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from ._dialects import AT, PENDING, RUNNING, Dialect
-from ._rows import COLUMNS, LIFE, PLAN
+from ._rows import COLUMNS, END, LIFE, PLAN, RUN_COLUMNS
 from ._schema import TASK, Moment
 
 
@@ -13,9 +25,10 @@ class Statements:
     """What is said to the database, but for searches, which are made as they come."""
 
     def __init__(self, dialect: Dialect) -> None:
+        def values_of(names: Sequence[str]) -> dict[str, BindParameter[Any]]:
+            return {each: bindparam(each, type_=TASK.c[each].type) for each in names}
+
         by_row = TASK.c.sequence == bindparam("row", type_=BigInteger)
-        life = {each: bindparam(each, type_=TASK.c[each].type) for each in LIFE}
-        plan = {each: bindparam(each, type_=TASK.c[each].type) for each in PLAN}
         mine = TASK.c.dispatched_by == bindparam("name", type_=Text)
         among = dialect.among
 
@@ -23,15 +36,29 @@ class Statements:
         self.read = dialect.locked(
             select(*COLUMNS).where(among(TASK.c.id, "ids")).order_by(TASK.c.sequence)
         )
+        self.read_runs = dialect.locked(
+            select(*RUN_COLUMNS).where(among(TASK.c.id, "ids")).order_by(TASK.c.sequence)
+        )
         self.heads = dialect.heads(locked=False)
+        self.head = dialect.heads_of_one_work(locked=False)
         self.pending_works = select(TASK.c.work_id).where(PENDING).distinct()
         self.count_pending = (
             select(TASK.c.work_id, func.count()).where(PENDING).group_by(TASK.c.work_id)
         )
 
         self.add = insert(TASK)
-        self.end = update(TASK).where(by_row).values(**life, lease_until=None)
-        self.change = update(TASK).where(by_row).values(**life, **plan, lease_until=None)
+        self.end = (
+            update(TASK)
+            .where(among(TASK.c.sequence, "rows"))
+            .values(
+                **values_of(END),
+                interruptions=TASK.c.interruptions + bindparam("more", type_=BigInteger),
+                lease_until=None,
+            )
+        )
+        self.change = (
+            update(TASK).where(by_row).values(**values_of(LIFE + PLAN), lease_until=None)
+        )
         self.take = (
             update(TASK)
             .where(by_row)
@@ -48,6 +75,7 @@ class Statements:
             )
         )
         self.due = dialect.heads(locked=True)
+        self.due_of_one_work = dialect.heads_of_one_work(locked=True)
         self.claim = dialect.sealed(
             update(TASK)
             .where(among(TASK.c.sequence, "rows"))

@@ -11,7 +11,7 @@ is undone, and the batch begun anew with a look first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -54,7 +54,7 @@ from trio_gokugen.abc import (
 )
 
 from ._dialects import Dialect
-from ._rows import is_unreadable, life_of, plan_of, task_of
+from ._rows import END, end_of, is_unreadable, life_of, plan_of, task_of
 from ._schema import TASK, Moment
 from ._statements import Statements
 
@@ -151,22 +151,45 @@ class Transaction:
         return outcomes
 
     def _read(self, operations: Sequence[Operation]) -> None:
-        ids: dict[str, None] = {}
+        ids: set[str] = set()
+        runs: dict[str, Task] = {}
         for operation in operations:
             match operation:
                 case AddTasks(tasks=tasks):
                     if self._careful:
-                        ids.update((task.id, None) for task in tasks)
+                        ids.update(task.id for task in tasks)
                 case UpdateTask() | CancelTask() | DispatchTask():
-                    ids[operation.task_id] = None
+                    ids.add(operation.task_id)
                 case EndTask() | RevertTask() | CancelRun():
-                    ids[operation.run.id] = None
+                    runs[operation.run.id] = operation.run
                 case _:
                     raise TypeError(f"not an operation on tasks: {operation!r}")
+        ids.update(self._read_runs(runs))
         for chunk in _chunks(ids):
             parameters = {"ids": self._dialect.listed(chunk)}
             for row in self._connection.execute(self._statements.read, parameters):
                 self._note(row)
+
+    def _read_runs(self, runs: Mapping[str, Task]) -> Iterator[str]:
+        """See which runs have their tasks; return the ids of the others.
+
+        Of a dispatched task nothing else changes: so the snapshot that was claimed is the
+        task as it stands, and need not be read again.
+        """
+        for chunk in _chunks(runs):
+            parameters = {"ids": self._dialect.listed(chunk)}
+            for row in self._connection.execute(self._statements.read_runs, parameters):
+                sequence, task_id, state, attempt, created_at, dispatched_at, owner = row
+                run = runs[task_id]
+                if (
+                    state == "dispatched"
+                    and run.state is TaskState.DISPATCHED
+                    and (attempt, created_at, dispatched_at, owner)
+                    == (run.attempt, run.created_at, run.dispatched_at, self._name)
+                ):
+                    self._entries[task_id] = _Entry(run, run, sequence, owner)
+                else:
+                    yield task_id
 
     def _note(self, row: Row[Any]) -> None:
         task = task_of(row)
@@ -236,8 +259,8 @@ class Transaction:
 
     def _write(self) -> None:
         new: list[dict[str, Any]] = []
-        ended: list[dict[str, Any]] = []
-        replanned: list[dict[str, Any]] = []
+        ended: dict[tuple[Any, ...], list[int | None]] = {}
+        changed: list[dict[str, Any]] = []
         dispatched: list[_Entry] = []
         for entry in self._entries.values():
             task = entry.task
@@ -248,17 +271,27 @@ class Transaction:
             if entry.stored is None:
                 new.append(self._new_row(entry))
                 continue
-            row = {"row": entry.sequence, **life_of(task)}
-            if entry.replanned:
-                replanned.append(row | plan_of(task))
+            if entry.replanned or task.attempt != entry.stored.attempt:
+                changed.append({"row": entry.sequence, **life_of(task), **plan_of(task)})
             else:
-                ended.append(row)
+                more = task.interruptions - entry.stored.interruptions
+                how = (more, *end_of(task).values())
+                ended.setdefault(how, []).append(entry.sequence)
             if task.state is TaskState.DISPATCHED:
                 dispatched.append(entry)
+        # What has ended alike is one statement: most of a batch, as a rule.
+        alike = [
+            {
+                "more": more,
+                **dict(zip(END, end, strict=True)),
+                "rows": self._dialect.listed(rows),
+            }
+            for (more, *end), rows in ended.items()
+        ]
         for statement, rows in (
             (self._statements.add, new),
-            (self._statements.end, ended),
-            (self._statements.change, replanned),
+            (self._statements.end, alike),
+            (self._statements.change, changed),
         ):
             for chunk in _chunks(rows):
                 self._connection.execute(statement, chunk)
@@ -292,13 +325,11 @@ class Transaction:
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
         at, once = operation.at, operation.only.at_most_once
-        works = self.works(operation.only)
         claimed: dict[int, Task] = {}
         expired: list[Task] = []
-        while works and len(claimed) < operation.limit:
+        while len(claimed) < operation.limit:
             limit = min(operation.limit - len(claimed), CHUNK)
-            parameters = {"works": self._dialect.listed(works), "at": at, "limit": limit}
-            rows = self._connection.execute(self._statements.due, parameters).all()
+            rows = self.heads(operation.only, at, limit, locked=True)
             taken: dict[int, Task] = {}
             for row in rows:
                 task = task_of(row)
@@ -318,7 +349,24 @@ class Transaction:
                 break
         return Claimed(list(claimed.values()), expired)
 
-    def works(self, only: TaskFilter) -> list[str]:
+    def heads(
+        self, only: TaskFilter, at: datetime, limit: int, *, locked: bool = False
+    ) -> Sequence[Row[Any]]:
+        """The rows of the first pending tasks until a moment, at most `limit`."""
+        works = self._works(only)
+        if not works:
+            return []
+        parameters: dict[str, Any] = {"at": at, "limit": limit}
+        say = self._statements
+        if len(works) == 1:
+            parameters["work"] = works[0]
+            statement = say.due_of_one_work if locked else say.head
+        else:
+            parameters["works"] = self._dialect.listed(works)
+            statement = say.due if locked else say.heads
+        return self._connection.execute(statement, parameters).all()
+
+    def _works(self, only: TaskFilter) -> list[str]:
         """The works that a filter accepts and that may have pending tasks."""
         if only.work_ids is not None:
             return sorted(only.work_ids)
