@@ -179,17 +179,16 @@ class Transaction:
         for chunk in _chunks(runs):
             parameters = {"ids": self._dialect.listed(chunk)}
             for row in self._connection.execute(self._statements.read_runs, parameters):
-                sequence, task_id, state, attempt, created_at, dispatched_at, owner = row
-                run = runs[task_id]
+                run = runs[row.id]
+                ours = run.attempt, run.created_at, run.dispatched_at, self._name
                 if (
-                    state == "dispatched"
+                    row.state == "dispatched"
                     and run.state is TaskState.DISPATCHED
-                    and (attempt, created_at, dispatched_at, owner)
-                    == (run.attempt, run.created_at, run.dispatched_at, self._name)
+                    and ours == tuple(row[3:])
                 ):
-                    self._entries[task_id] = _Entry(run, run, sequence, owner)
+                    self._entries[run.id] = _Entry(run, run, row.sequence, self._name)
                 else:
-                    yield task_id
+                    yield run.id
 
     def _note(self, row: Row[Any]) -> None:
         task = task_of(row)
