@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from typing import cast as cast_
 
 from sqlalchemy import (
@@ -103,7 +103,7 @@ def as_json(value: Any) -> str:
 class Base(DeclarativeBase):
     """The tables of this library."""
 
-    metadata = MetaData()
+    metadata: ClassVar[MetaData] = MetaData()
 
 
 # In SQLite an INTEGER PRIMARY KEY is the row's own number; a BIGINT would be an index.

@@ -8,7 +8,11 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     BindParameter,
+    Executable,
+    Insert,
+    Select,
     Text,
+    Update,
     bindparam,
     func,
     insert,
@@ -32,22 +36,24 @@ class Statements:
         mine = TASK.c.dispatched_by == bindparam("name", type_=Text)
         among = dialect.among
 
-        self.get = select(*COLUMNS).where(TASK.c.id == bindparam("id", type_=Text))
-        self.read = dialect.locked(
+        self.get: Select[Any] = select(*COLUMNS).where(
+            TASK.c.id == bindparam("id", type_=Text)
+        )
+        self.read: Select[Any] = dialect.locked(
             select(*COLUMNS).where(among(TASK.c.id, "ids")).order_by(TASK.c.sequence)
         )
-        self.read_runs = dialect.locked(
+        self.read_runs: Select[Any] = dialect.locked(
             select(*RUN_COLUMNS).where(among(TASK.c.id, "ids")).order_by(TASK.c.sequence)
         )
-        self.heads = dialect.heads(locked=False)
-        self.head = dialect.heads_of_one_work(locked=False)
-        self.pending_works = select(TASK.c.work_id).where(PENDING).distinct()
-        self.count_pending = (
+        self.heads: Select[Any] = dialect.heads(locked=False)
+        self.head: Select[Any] = dialect.heads_of_one_work(locked=False)
+        self.pending_works: Select[Any] = select(TASK.c.work_id).where(PENDING).distinct()
+        self.count_pending: Select[Any, int] = (
             select(TASK.c.work_id, func.count()).where(PENDING).group_by(TASK.c.work_id)
         )
 
-        self.add = insert(TASK)
-        self.end = (
+        self.add: Insert = insert(TASK)
+        self.end: Update = (
             update(TASK)
             .where(among(TASK.c.sequence, "rows"))
             .values(
@@ -56,15 +62,15 @@ class Statements:
                 lease_until=None,
             )
         )
-        self.change = (
+        self.change: Update = (
             update(TASK).where(by_row).values(**values_of(LIFE + PLAN), lease_until=None)
         )
-        self.take = (
+        self.take: Update = (
             update(TASK)
             .where(by_row)
             .values(dispatched_by=bindparam("name"), lease_until=dialect.lease_end)
         )
-        self.fail = (
+        self.fail: Update = (
             update(TASK)
             .where(by_row)
             .values(
@@ -74,9 +80,9 @@ class Statements:
                 ended_at=bindparam("done_at", type_=Moment),
             )
         )
-        self.due = dialect.heads(locked=True)
-        self.due_of_one_work = dialect.heads_of_one_work(locked=True)
-        self.claim = dialect.sealed(
+        self.due: Select[Any] = dialect.heads(locked=True)
+        self.due_of_one_work: Select[Any] = dialect.heads_of_one_work(locked=True)
+        self.claim: Update = dialect.sealed(
             update(TASK)
             .where(among(TASK.c.sequence, "rows"))
             .values(
@@ -91,11 +97,11 @@ class Statements:
 
         orphans = select(*COLUMNS).where(RUNNING).order_by(TASK.c.sequence)
         expired = TASK.c.lease_until < dialect.now
-        self.renew = (
+        self.renew: Executable = (
             update(TASK)
             .where(RUNNING, mine, among(TASK.c.id, "ids"))
             .values(lease_until=dialect.lease_end)
             .returning(TASK.c.id, TASK.c.attempt)
         )
-        self.expired = dialect.locked(orphans.where(expired), skip=True)
-        self.left = dialect.locked(orphans.where(mine | expired), skip=True)
+        self.expired: Select[Any] = dialect.locked(orphans.where(expired), skip=True)
+        self.left: Select[Any] = dialect.locked(orphans.where(mine | expired), skip=True)
