@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import trio
 import trio.testing
 from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.pool import QueuePool
-from support import at, open_bench
+from support import at, open_bench, stored
 
 from trio_gokugen import TaskExistsError, TaskQuery, TaskState
 from trio_gokugen.sql import SQLCore, open_sql_repository
@@ -293,3 +294,21 @@ async def test_a_hundred_thousand_are_added_at_once(
                 await scheduler.add_tasks([at(1e6, "new"), *reversed(params)])
             assert caught.value.task_id == "099999"
             assert await repository.count_pending() == {"note": 100_000}
+
+
+async def test_what_adding_many_takes(
+    autojump_clock: trio.testing.MockClock, sqlite_url: str
+) -> None:
+    """
+    What is in memory while tasks are added is hardly more than the tasks themselves.
+    """
+    peaks: list[float] = []
+    for count in 10_000, 40_000:
+        tasks = [stored(f"{count} {n}", param={"text": "x" * 500}) for n in range(count)]
+        async with open_sql_repository(sqlite_url, synchronous="off") as repository:
+            await repository.get_next()  # so that all is imported
+            tracemalloc.start()
+            await repository.add(tasks)
+            peaks.append(tracemalloc.get_traced_memory()[1] / count)
+            tracemalloc.stop()
+    assert max(peaks) < 500

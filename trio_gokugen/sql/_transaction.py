@@ -257,50 +257,62 @@ class Transaction:
     # -- writing it -------------------------------------------------------------------
 
     def _write(self) -> None:
-        new: list[dict[str, Any]] = []
-        ended: dict[tuple[Any, ...], list[int | None]] = {}
-        changed: list[dict[str, Any]] = []
-        dispatched: list[_Entry] = []
+        new: list[_Entry] = []
+        ended: list[_Entry] = []
+        changed: list[_Entry] = []
         for entry in self._entries.values():
-            task = entry.task
-            if task is entry.stored:
+            if entry.task is entry.stored:
                 continue
-            if task.state is TaskState.SCHEDULED:
-                self._note_pending(task)
+            if entry.task.state is TaskState.SCHEDULED:
+                self._note_pending(entry.task)
             if entry.stored is None:
-                new.append(self._new_row(entry))
-                continue
-            if entry.replanned or task.attempt != entry.stored.attempt:
-                changed.append({"row": entry.sequence, **life_of(task), **plan_of(task)})
+                new.append(entry)
+            elif entry.replanned or entry.task.attempt != entry.stored.attempt:
+                changed.append(entry)
             else:
-                more = task.interruptions - entry.stored.interruptions
-                how = (more, *end_of(task).values())
-                ended.setdefault(how, []).append(entry.sequence)
-            if task.state is TaskState.DISPATCHED:
-                dispatched.append(entry)
-        # What has ended alike is one statement: most of a batch, as a rule.
-        alike = [
-            {
-                "more": more,
-                **dict(zip(END, end, strict=True)),
-                "rows": self._dialect.listed(rows),
-            }
-            for (more, *end), rows in ended.items()
+                ended.append(entry)
+        # Rows are made as they are written: there may be very many.
+        for chunk in _chunks(new):
+            rows = [self._new_row(entry) for entry in chunk]
+            self._connection.execute(self._statements.add, rows)
+        for chunk in _chunks(changed):
+            self._write_changed(chunk)
+        for chunk in _chunks(ended):
+            self._write_ended(chunk)
+
+    def _write_changed(self, entries: Sequence[_Entry]) -> None:
+        """Write whatever may have changed, task by task."""
+        rows = [
+            {"row": each.sequence, **life_of(each.task), **plan_of(each.task)}
+            for each in entries
         ]
-        for statement, rows in (
-            (self._statements.add, new),
-            (self._statements.end, alike),
-            (self._statements.change, changed),
-        ):
-            for chunk in _chunks(rows):
-                self._connection.execute(statement, chunk)
-        for entry in dispatched:
+        self._connection.execute(self._statements.change, rows)
+        for entry in entries:
             at = entry.task.dispatched_at
-            assert at is not None
-            lease = self._dialect.leased(at, self._lease)
-            self._connection.execute(
-                self._statements.take, {"row": entry.sequence, "name": self._name, **lease}
-            )
+            if entry.task.state is TaskState.DISPATCHED and at is not None:
+                lease = self._dialect.leased(at, self._lease)
+                row = {"row": entry.sequence, "name": self._name, **lease}
+                self._connection.execute(self._statements.take, row)
+
+    def _write_ended(self, entries: Sequence[_Entry]) -> None:
+        """Write how runs and tasks have ended: those that did alike, by one statement."""
+        alike: dict[tuple[Any, ...], list[int | None]] = {}
+        for entry in entries:
+            assert entry.stored is not None
+            more = entry.task.interruptions - entry.stored.interruptions
+            how = (more, *end_of(entry.task).values())
+            alike.setdefault(how, []).append(entry.sequence)
+        self._connection.execute(
+            self._statements.end,
+            [
+                {
+                    "more": more,
+                    **dict(zip(END, end, strict=True)),
+                    "rows": self._dialect.listed(rows),
+                }
+                for (more, *end), rows in alike.items()
+            ],
+        )
 
     def _new_row(self, entry: _Entry) -> dict[str, Any]:
         task = entry.task
