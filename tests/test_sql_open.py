@@ -31,7 +31,7 @@ from trio_gokugen.sql import SQLCore, open_sql_repository
         ({"url": "postgresql+asyncpg://x"}, ValueError, "url"),
         ({"synchronous": "sometimes"}, ValueError, "synchronous"),
         ({"name": ""}, ValueError, "name"),
-        ({"name": "x" * 61}, ValueError, "name"),
+        ({"name": "x" * 101}, ValueError, "name"),
         ({"name": 5}, ValueError, "name"),
         ({"lease": 0}, ValueError, "lease"),
         ({"lease": float("nan")}, ValueError, "lease"),

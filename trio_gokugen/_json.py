@@ -19,6 +19,10 @@ MAX_DEPTH = 100
 """How deep lists and objects may nest: far more than data, far less than the stack."""
 
 
+LONGEST_NAME = 1_000
+"""Bytes of an id: what every store can find by its index."""
+
+
 def text(value: object, field: str) -> str:
     """A string every store can keep, or an `InvalidTaskError` that names the field."""
     if type(value) is str and value.isascii() and "\0" not in value:
@@ -43,6 +47,8 @@ def name(value: object, field: str) -> str:
     checked = text(value, field)
     if not checked:
         raise InvalidTaskError(field, "must not be empty")
+    if len(checked) > LONGEST_NAME / 4 and len(checked.encode()) > LONGEST_NAME:
+        raise InvalidTaskError(field, f"must not be longer than {LONGEST_NAME} bytes")
     return checked
 
 

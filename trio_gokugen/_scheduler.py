@@ -102,7 +102,7 @@ class SchedulerStatistics:
 
 _DELETED_AT_A_TIME = 1_000
 
-_FIRST_PAUSE = 0.01
+_FIRST_PAUSE = 1 / 64
 """Seconds before another look for what others may have ended; longer each time."""
 
 

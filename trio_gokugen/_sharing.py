@@ -72,6 +72,29 @@ class Sharing:
 
     @trio.lowlevel.enable_ki_protection
     async def _renew_leases(self, action: RecoverAction) -> None:
+        try:
+            await self._renew_until_cancelled(action)
+        except trio.Cancelled:
+            # A work in a thread goes on, whoever was cancelled, and its task is ours still.
+            with trio.CancelScope(shield=True):
+                await self._renew_to_the_end()
+            raise
+
+    async def _renew_to_the_end(self) -> None:
+        """Renew the leases of what has not ended, until it has."""
+        ledger = self._ledger
+        while ledger.unreported:
+            with trio.move_on_after(self._lease / RENEWALS):
+                await ledger.wait_until(lambda: not ledger.unreported)
+            if ledger.unreported and not ledger.closed:
+                runs = ledger.renewing()
+                now = self._clock.now()
+                try:
+                    await self._repository.renew(runs, RecoverAction.LEAVE, now)
+                except Exception as error:  # noqa: BLE001 (it is ending for another reason)
+                    logger.warning("leases could not be renewed at the end: %s", error)
+
+    async def _renew_until_cancelled(self, action: RecoverAction) -> None:
         pause = self._lease / RENEWALS
         while True:
             # With nothing to renew there is something to do only if there are others.

@@ -89,7 +89,8 @@ def check(task: Task, action: Action) -> None:
 def _check_run(task: Task, run: Task, action: Action) -> None:
     if task.state is not _DISPATCHED:
         check(task, action)
-    if task.attempt != run.attempt:
+    # The id may be used again, for another task, once the first is forgotten.
+    if task.attempt != run.attempt or task.created_at != run.created_at:
         raise LostRunError(task.id, run.attempt)
 
 

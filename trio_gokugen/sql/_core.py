@@ -7,6 +7,8 @@ way returns what became of it. While a thread is at work, Trio's mock clock does
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,7 +18,7 @@ import attrs
 import outcome
 import trio
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from trio_gokugen._autojump import autojump_held
@@ -42,7 +44,10 @@ READERS = 4
 FIND_OUT = 10.0
 """Seconds to find out what became of a commit in which the connection was lost."""
 
-MOST_REFUSALS = 100
+LONGEST_WAIT = 0.05
+"""Seconds, before a transaction is begun anew that was in another's way."""
+
+MOST_REFUSALS = 10
 """So often a batch is begun anew because somebody else has taken an id of it."""
 
 
@@ -166,10 +171,15 @@ class SQLCore(BulkRepository):
     async def _write(self, what: str, change: Callable[[Transaction], T]) -> T:
         def in_thread() -> T:
             with failures(what):
-                try:
-                    return self._transact(change)
-                except (IntegrityError, LookFirstError):
-                    return self._transact_carefully(change)
+                for _ in range(MOST_REFUSALS):
+                    try:
+                        return self._transact_twice(change)
+                    except DBAPIError as error:
+                        if not self.dialect.is_in_the_way(error):
+                            raise
+                    # All of it is undone; who was in the way has got on meanwhile.
+                    time.sleep(random.uniform(0, LONGEST_WAIT))
+                return self._transact_twice(change)
 
         try:
             return await self._in_thread(in_thread, self._writer)
@@ -182,6 +192,12 @@ class SQLCore(BulkRepository):
             if committed is None:
                 failure = RepositoryError(f"{failure}; whether it took effect is not known")
             raise failure from lost.error
+
+    def _transact_twice(self, change: Callable[[Transaction], T]) -> T:
+        try:
+            return self._transact(change)
+        except (IntegrityError, LookFirstError):
+            return self._transact_carefully(change)
 
     def _transact_carefully(self, change: Callable[[Transaction], T]) -> T:
         for _ in range(MOST_REFUSALS):

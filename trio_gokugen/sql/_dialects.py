@@ -33,6 +33,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy.exc import DBAPIError
 
 from trio_gokugen._json import JSON
 
@@ -119,6 +120,10 @@ class Dialect(ABC):
     @abstractmethod
     def read_with_care(self, connection: Connection) -> AbstractContextManager[object]:
         """Within, values that cannot be read are `Damaged`, and spoil no others."""
+
+    def is_in_the_way(self, error: DBAPIError) -> bool:
+        """Whether two transactions were in each other's way, and this one was undone."""
+        return getattr(error.orig, "sqlstate", None) in {"40P01", "40001"}
 
     @abstractmethod
     def part_of(self, connection: Connection) -> AbstractContextManager[object]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import psycopg
@@ -27,7 +28,8 @@ from ._postgresql import CHANNEL
 logger = logging.getLogger("trio_gokugen.sql")
 
 _HOLD = (
-    "SELECT pg_try_advisory_lock(hashtextextended(current_schema() || ':' || %(name)s, 0))"
+    "SELECT pg_try_advisory_lock(hashtextextended("
+    "'gokugen_task'::regclass::oid || ':' || %(name)s, 0))"
 )
 LONGEST_PAUSE = 5.0
 """Seconds between two attempts to connect again."""
@@ -73,7 +75,6 @@ class ListeningSession(HeldName):
         found = connection.execute(_HOLD, {"name": self.name}).fetchone()
         if found != (True,):
             raise NameTakenError(self.name)
-        connection.execute(f"LISTEN {CHANNEL}")
 
     def release(self) -> None:
         """Close the connection, and with it let go of the name."""
@@ -97,6 +98,17 @@ class ListeningSession(HeldName):
             changed()
 
     async def _hear(
+        self, connection: psycopg.Connection[Any], changed: Callable[[], None]
+    ) -> None:
+        # Only now: what nobody reads would wait in the server.
+        connection.execute(f"LISTEN {CHANNEL}")
+        try:
+            await self._hear_more(connection, changed)
+        finally:
+            with suppress(psycopg.Error):
+                connection.execute(f"UNLISTEN {CHANNEL}")
+
+    async def _hear_more(
         self, connection: psycopg.Connection[Any], changed: Callable[[], None]
     ) -> None:
         while True:

@@ -72,7 +72,8 @@ def revision(engine: Engine) -> str | None:
 def _place(engine: Engine) -> str:
     if engine.dialect.name == "sqlite":
         return engine.url.database or "a database in memory"
-    return engine.url.render_as_string(hide_password=True)
+    # Without the query, which may hold a password, too.
+    return engine.url.set(query={}).render_as_string(hide_password=True)
 
 
 def _revision(connection: Connection) -> str | None:

@@ -25,7 +25,7 @@ from trio_gokugen._json import name as checked_name
 from ._errors import NameTakenError
 from ._failures import failures, given_back
 
-LONGEST = 60
+LONGEST = 100
 """Characters of a name: it becomes part of the name of a file."""
 
 
@@ -60,8 +60,11 @@ class HeldName(ABC):
 def checked(name: str) -> str:
     """The name, if it can be one."""
     checked_name(name, "name")
-    if len(name) > LONGEST:
-        raise ValueError(f"name: must not be longer than {LONGEST}, not {shown(name)}")
+    if len(quote(name, safe="")) > LONGEST:
+        raise ValueError(
+            f"name: must not be longer than {LONGEST} letters, of which those beyond ASCII"
+            f" count as several, not {shown(name)}"
+        )
     return name
 
 

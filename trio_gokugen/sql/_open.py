@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 import trio
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
-from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, SingletonThreadPool, StaticPool
 
 from trio_gokugen._autojump import autojump_held, jumping_clock
 from trio_gokugen._errors import shown
@@ -41,6 +41,9 @@ LOG_LIMIT = 16 * 1024 * 1024
 
 LONGEST = 365 * 24 * 3600.0
 """Seconds: the longest lease."""
+
+_ALL = 2**62
+_FOREVER = timedelta(days=365_000)
 
 _POLL = {"sqlite": 0.5, "postgresql": 5.0}
 
@@ -100,6 +103,11 @@ async def open_sql_repository(
     own = not isinstance(url, Engine)
     engine = url if isinstance(url, Engine) else _engine(url, synchronous)
     dialect_of(engine)  # refuses what is neither SQLite nor PostgreSQL
+    if isinstance(engine.pool, SingletonThreadPool):
+        raise ValueError(  # noqa: TRY004 (it is an engine, but not one that will do)
+            "engine: a database in memory needs poolclass=StaticPool, or each thread has"
+            " a database of its own"
+        )
     if poll_seconds is None:
         alone = jumping_clock() is not None or isinstance(engine.pool, StaticPool)
         poll_seconds = math.inf if alone else _POLL[engine.dialect.name]
@@ -143,7 +151,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
 def _engine(url: str | URL, synchronous: Synchronous) -> Engine:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ValueError(f"url: {error}") from None
     if synchronous not in get_args(Synchronous):
         raise ValueError(
@@ -163,9 +171,11 @@ def _engine(url: str | URL, synchronous: Synchronous) -> Engine:
 def _sqlite(url: URL, synchronous: Synchronous) -> Engine:
     arguments: dict[str, Any] = {"check_same_thread": False, "timeout": BUSY_TIMEOUT}
     if url.database in {None, "", ":memory:"}:
-        engine = create_engine(url, poolclass=StaticPool, connect_args=arguments)
+        engine = create_engine(
+            url, poolclass=StaticPool, connect_args=arguments, hide_parameters=True
+        )
     else:
-        engine = create_engine(url, connect_args=arguments)
+        engine = create_engine(url, connect_args=arguments, hide_parameters=True)
         if url.database is not None and not url.database.startswith("file:"):
             _refuse_another_file(engine, Path(url.database).absolute())
 
@@ -208,7 +218,7 @@ def _refuse_another_file(engine: Engine, path: Path) -> None:
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return status.st_dev, status.st_ino
 
@@ -220,17 +230,20 @@ def _use_wal(connection: sqlite3.Connection) -> None:
     """
     until = time.monotonic() + BUSY_TIMEOUT
     while True:
-        [mode] = connection.execute("PRAGMA journal_mode").fetchone()
-        if mode in {"wal", "memory"}:
-            return
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            [mode] = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            if time.monotonic() > until:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > until:
                 raise
             time.sleep(0.01)  # in a thread
+            continue
+        if mode in {"wal", "memory"}:
+            return
+        raise sqlite3.OperationalError(
+            f"the file cannot have a write-ahead log, its journal is {mode!r}: give a plain"
+            " path on a local disk"
+        )
 
 
 def _postgresql(url: URL) -> Engine:
@@ -243,15 +256,26 @@ def _postgresql(url: URL) -> Engine:
         "tcp_user_timeout": 30_000,
         # Moments may be as late as the year 9999 in UTC, and not in Tokyo; and who
         # waits for a row that somebody has locked must not wait for ever.
-        "options": f"-c timezone=UTC -c lock_timeout={LOCK_TIMEOUT}s",
+        "options": _options(url),
     }
-    given = {key: value for key, value in arguments.items() if key not in url.query}
+    given = {
+        key: value
+        for key, value in arguments.items()
+        if key == "options" or key not in url.query
+    }
     try:
-        return create_engine(url, connect_args=given)
+        return create_engine(url, connect_args=given, hide_parameters=True)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "PostgreSQL needs psycopg: pip install trio_gokugen[postgresql]"
         ) from error
+
+
+def _options(url: URL) -> str:
+    """Ours, and what the URL has, which counts if it is about the same."""
+    ours = f"-c timezone=UTC -c lock_timeout={LOCK_TIMEOUT}s"
+    given = url.query.get("options", ())
+    return " ".join((ours, *((given,) if isinstance(given, str) else given)))
 
 
 # -- arguments ----------------------------------------------------------------------
@@ -273,6 +297,7 @@ def _checked_keep(keep: int | timedelta | None) -> int | timedelta | None:
         return None
     if isinstance(keep, bool) or not isinstance(keep, int | timedelta):
         raise TypeError(f"keep_ended: must be an int or a timedelta, not {shown(keep)}")
+    keep = min(keep, _ALL) if isinstance(keep, int) else min(keep, _FOREVER)
     if (keep < timedelta(0)) if isinstance(keep, timedelta) else keep < 0:
         raise ValueError(f"keep_ended: must not be negative, not {shown(keep)}")
     return keep

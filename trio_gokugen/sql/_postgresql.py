@@ -39,7 +39,7 @@ from sqlalchemy.exc import DataError
 from trio_gokugen._json import JSON
 
 from ._dialects import AT, LIMIT, ORDER, PENDING, Dialect
-from ._failures import FAILURES
+from ._failures import FAILURES, as_failure
 from ._rows import COLUMNS
 from ._schema import TASK, Damaged, Moment
 
@@ -104,7 +104,9 @@ class PostgreSQL(Dialect):
     shares = True
 
     def prepared(self, engine: Engine) -> Engine:
-        return engine
+        # Whatever the user's own engine does: with less, locks hold nothing; with more,
+        # who waits for a row is told that he comes too late.
+        return engine.execution_options(isolation_level="READ COMMITTED")
 
     def begin(self, connection: Connection) -> None:
         connection.begin()
@@ -149,11 +151,21 @@ class PostgreSQL(Dialect):
         finally:
             driver.adapters.register_loader(oid, before)
 
-    def part_of(self, connection: Connection) -> AbstractContextManager[object]:
+    @contextmanager
+    def part_of(self, connection: Connection) -> Generator[None]:
+        from psycopg import Error  # noqa: PLC0415 (with SQLite it need not be there)
+
         driver = cast_("psycopg.Connection[Any]", connection.connection.driver_connection)
-        if driver.autocommit:
-            return driver.transaction()  # which is committed at its end
-        return connection.begin_nested()
+        part: AbstractContextManager[object] = (
+            driver.transaction()  # which is committed at its end
+            if driver.autocommit
+            else connection.begin_nested()
+        )
+        try:
+            with part:
+                yield
+        except Error as error:  # as it is, if it is not by way of SQLAlchemy
+            raise as_failure("a transaction", error) from error
 
     def notify(self, connection: Connection, sender: str = "") -> bool:
         connection.execute(select(func.pg_notify(CHANNEL, sender)))

@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -144,7 +145,13 @@ class SQLRepository(TimedRepository[SQLCore]):
           RepositoryError: the database failed.
         """
         task_id = name(task_id, "task_id")
-        return self._theirs.cancel(where, task_id, self._now(), self.timer.reset)
+        cancelled = self._theirs.cancel(where, task_id, self._now(), self.timer.reset)
+        with suppress(trio.RunFinishedError):  # then it is looked for at the next start
+            self._theirs.token.run_sync_soon(self._note_change)
+        return cancelled
+
+    def _note_change(self) -> None:
+        self._changed.set()
 
     def _now(self) -> datetime:
         """What the clock shows, from whatever thread."""

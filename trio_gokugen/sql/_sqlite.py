@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -23,7 +24,6 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import InvalidRequestError, OperationalError
-from sqlalchemy.pool import StaticPool
 
 from trio_gokugen._json import JSON, same
 
@@ -40,6 +40,20 @@ def _text(data: bytes) -> Any:
         return Damaged()
 
 
+_LEGACY = -1
+"""What `autocommit` is unless it was set, which can be done from Python 3.12 on."""
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    """What transactions are begun and ended on."""
+    driver = cast_("sqlite3.Connection", connection.connection.driver_connection)
+    if getattr(driver, "autocommit", _LEGACY) != _LEGACY:
+        raise InvalidRequestError(
+            "the engine's connections have autocommit set: leave that to us"
+        )
+    return driver
+
+
 class SQLite(Dialect):
     """One file, one writer."""
 
@@ -50,14 +64,8 @@ class SQLite(Dialect):
 
     def begin(self, connection: Connection) -> None:
         connection.begin()  # for SQLAlchemy; the database is told below
-        driver = connection.connection.driver_connection
-        assert driver is not None
+        driver = _driver(connection)
         if driver.in_transaction:
-            if isinstance(connection.engine.pool, StaticPool):
-                raise InvalidRequestError(
-                    "somebody else has a transaction under way on this database in memory,"
-                    " which has one connection only"
-                )
             driver.rollback()  # begun by a listener of the user's own engine
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -95,8 +103,7 @@ class SQLite(Dialect):
 
     @contextmanager
     def part_of(self, connection: Connection) -> Generator[None]:
-        driver = connection.connection.driver_connection
-        assert driver is not None
+        driver = _driver(connection)
         if driver.in_transaction:
             yield  # a statement that fails undoes nothing but itself
             return

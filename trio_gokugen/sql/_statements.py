@@ -78,6 +78,7 @@ class Statements:
                 err=bindparam("err", type_=Text),
                 done_at=bindparam("done_at", type_=Moment),
                 ended_at=bindparam("done_at", type_=Moment),
+                lease_until=None,
             )
         )
         self.due: Select[Any] = dialect.heads(locked=True)
@@ -101,7 +102,7 @@ class Statements:
             update(TASK)
             .where(RUNNING, mine, among(TASK.c.id, "ids"))
             .values(lease_until=dialect.lease_end)
-            .returning(TASK.c.id, TASK.c.attempt)
+            .returning(TASK.c.id, TASK.c.attempt, TASK.c.created_at)
         )
         self.expired: Select[Any] = dialect.locked(orphans.where(expired), skip=True)
         self.left: Select[Any] = dialect.locked(orphans.where(mine | expired), skip=True)

@@ -42,12 +42,14 @@ class Theirs:
         self, where: Session | Connection, task: Task, reset: Callable[[], None]
     ) -> None:
         """Write a new task."""
-        connection = _connection(where)
-        try:
-            self._apply(connection, AddTasks([task]), "adding a task")
-        except IntegrityError:
-            raise TaskExistsError(task.id) from None
-        self._tell(connection, reset)
+        what = "adding a task"
+        with failures(what):
+            connection = _connection(where)
+            try:
+                self._apply(connection, AddTasks([task]), what)
+            except IntegrityError:
+                raise TaskExistsError(task.id) from None
+            self._tell(connection, reset)
 
     def cancel(
         self,
@@ -57,11 +59,13 @@ class Theirs:
         reset: Callable[[], None],
     ) -> bool:
         """Cancel a task."""
-        connection = _connection(where)
-        _, changed = self._apply(connection, CancelTask(task_id, at), "cancelling a task")
-        if changed:
-            self._tell(connection, reset)
-        return bool(changed)
+        what = "cancelling a task"
+        with failures(what):
+            connection = _connection(where)
+            _, changed = self._apply(connection, CancelTask(task_id, at), what)
+            if changed:
+                self._tell(connection, reset)
+            return bool(changed)
 
     def _apply(self, connection: Connection, operation: Operation, what: str) -> Any:
         part = self._core.dialect.part_of(connection)

@@ -55,7 +55,7 @@ from trio_gokugen.abc import (
 
 from ._dialects import Dialect
 from ._rows import END, end_of, is_unreadable, life_of, plan_of, task_of
-from ._schema import TASK, Moment
+from ._schema import EPOCH, TASK, Moment
 from ._statements import Statements
 
 CHUNK = 1_000
@@ -165,7 +165,8 @@ class Transaction:
                 case _:
                     raise TypeError(f"not an operation on tasks: {operation!r}")
         ids.update(self._read_runs(runs))
-        for chunk in _chunks(ids):
+        # In the same order everywhere, or two who lock many would wait for each other.
+        for chunk in _chunks(sorted(ids)):
             parameters = {"ids": self._dialect.listed(chunk)}
             for row in self._connection.execute(self._statements.read, parameters):
                 self._note(row)
@@ -176,7 +177,7 @@ class Transaction:
         Of a dispatched task nothing else changes: so the snapshot that was claimed is the
         task as it stands, and need not be read again.
         """
-        for chunk in _chunks(runs):
+        for chunk in _chunks(sorted(runs)):
             parameters = {"ids": self._dialect.listed(chunk)}
             for row in self._connection.execute(self._statements.read_runs, parameters):
                 run = runs[row.id]
@@ -338,10 +339,12 @@ class Transaction:
         at, once = operation.at, operation.only.at_most_once
         claimed: dict[int, Task] = {}
         expired: list[Task] = []
-        while len(claimed) < operation.limit:
+        # So many that are past their deadline are enough for one transaction.
+        while len(claimed) < operation.limit and len(expired) < CHUNK:
             limit = min(operation.limit - len(claimed), CHUNK)
             rows = self.heads(operation.only, at, limit, locked=True)
             taken: dict[int, Task] = {}
+            failed: dict[int, Task] = {}
             for row in rows:
                 task = task_of(row)
                 if is_unreadable(row, task):
@@ -352,8 +355,9 @@ class Transaction:
                 if task.state is TaskState.DISPATCHED:
                     taken[row[0]] = task
                 else:
-                    expired.append(task)
-                    self._fail(row[0], task)
+                    failed[row[0]] = task
+            self._fail(failed)
+            expired += failed.values()
             self._take(taken, at)
             claimed |= taken
             if len(rows) < limit:
@@ -402,12 +406,14 @@ class Transaction:
                 if result.returns_rows:
                     self.seal = result.scalars().first()
 
-    def _fail(self, row: int, task: Task) -> None:
-        """Write that a task has failed, and leave the rest of its row as it is."""
-        self._connection.execute(
-            self._statements.fail,
-            {"row": row, "err": task.err, "done_at": task.done_at},
-        )
+    def _fail(self, tasks: Mapping[int, Task]) -> None:
+        """Write that tasks have failed, by row, and leave the rest of the rows as it is."""
+        rows = [
+            {"row": row, "err": task.err, "done_at": task.done_at}
+            for row, task in tasks.items()
+        ]
+        if rows:
+            self._connection.execute(self._statements.fail, rows)
 
     # -- ended tasks ------------------------------------------------------------------
 
@@ -441,7 +447,8 @@ class Transaction:
             .where(TASK.c.sequence.in_(oldest.scalar_subquery()))
             .returning(TASK.c.ended_at, TASK.c.sequence, TASK.c.id)
         )
-        rows = sorted(tuple(row) for row in self._connection.execute(statement))
+        rows = [tuple(row) for row in self._connection.execute(statement)]
+        rows.sort(key=_by_end)
         return [task_id for _, _, task_id in rows]
 
     def delete_surplus(self, keep: int, limit: int) -> list[str]:
@@ -462,16 +469,16 @@ class Transaction:
 
     def renew(self, runs: Sequence[Task], action: RecoverAction, at: datetime) -> Renewed:
         """Renew the leases of runs, and recover what others have let go."""
-        ours: set[tuple[str, int]] = set()
-        for chunk in _chunks([run.id for run in runs]):
+        ours: set[tuple[str, int, datetime]] = set()
+        for chunk in _chunks(sorted(run.id for run in runs)):
             parameters = {
                 "ids": self._dialect.listed(chunk),
                 "name": self._name,
                 **self._dialect.leased(at, self._lease),
             }
             rows = self._connection.execute(self._statements.renew, parameters)
-            ours.update((task_id, attempt) for task_id, attempt in rows)
-        lost = [run for run in runs if (run.id, run.attempt) not in ours]
+            ours.update(tuple(row) for row in rows)
+        lost = [r for r in runs if (r.id, r.attempt, r.created_at) not in ours]
         return Renewed(lost, self._recover(self._statements.expired, action, at))
 
     def recover(self, action: RecoverAction, at: datetime, only: TaskFilter) -> list[Task]:
@@ -489,15 +496,25 @@ class Transaction:
             return []
         self._entries = {}
         orphans: list[Task] = []
+        failed: dict[int, Task] = {}
         for row in self._connection.execute(statement, {"at": at, "name": self._name}):
-            self._note(row)
-            entry = self._entries[row.id]
-            if only.accepts(entry.task):
-                entry.owner = self._name
-                orphans.append(entry.task)
+            task = task_of(row)
+            if not only.accepts(task):
+                continue
+            if is_unreadable(row, task):
+                failed[row.sequence] = attrs.evolve(task, done_at=at)
+                continue
+            self._entries[task.id] = _Entry(task, task, row.sequence, self._name)
+            orphans.append(task)
+        self._fail(failed)
         recovered = [self._carry_out(each) for each in recovery(orphans, action, at)]
         self._write()
-        return recovered
+        return [*failed.values(), *recovered]
+
+
+def _by_end(row: tuple[Any, ...]) -> tuple[datetime, int]:
+    ended_at, sequence, _ = row
+    return (ended_at if isinstance(ended_at, datetime) else EPOCH), sequence
 
 
 def _chunks(items: Collection[Any]) -> Iterator[list[Any]]:

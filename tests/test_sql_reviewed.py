@@ -1,0 +1,290 @@
+"""Faults that a review has found, none of which may come back."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import traceback
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from sqlalchemy import create_engine, text
+from support import NOON, noon, open_bench, stored
+
+from trio_gokugen import (
+    LostRunError,
+    RepositoryError,
+    TaskExistsError,
+    TaskState,
+    WorkRegistry,
+    open_scheduler,
+)
+from trio_gokugen.abc import AddTasks, CancelTask, RecoverAction
+from trio_gokugen.sql import SQLRepository, open_sql_repository
+
+SECRET = "not-for-everybody"
+
+
+def execute(repository: SQLRepository, statement: str) -> None:
+    with repository.store.engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
+async def test_any_isolation_level_of_an_engine_will_do(
+    postgresql_url: str, level: Any
+) -> None:
+    """
+    Whatever isolation an engine asks for, no two claims get the same task.
+    """
+    url = postgresql_url.replace("postgresql:", "postgresql+psycopg:")
+    engine = create_engine(url, isolation_level=level)
+    claimed: list[str] = []
+    async with (
+        open_sql_repository(engine, name="one") as one,
+        open_sql_repository(engine, name="two") as two,
+    ):
+        await one.add([stored(str(n)) for n in range(200)])
+
+        async def claim(repository: SQLRepository) -> None:
+            while tasks := (await repository.claim(7, noon(1))).tasks:
+                claimed.extend(task.id for task in tasks)
+
+        async with trio.open_nursery() as nursery:
+            for repository in one, two:
+                nursery.start_soon(claim, repository)
+        await one.add([stored(f"c{n}") for n in range(200)])
+        cancels = [CancelTask(f"c{n}", noon(1)) for n in range(200)]
+        async with trio.open_nursery() as nursery:
+            for repository in one, two:
+                nursery.start_soon(repository.apply, cancels)
+    assert sorted(claimed) == sorted(map(str, range(200)))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at the start", "at a renewal"])
+async def test_a_running_row_that_cannot_be_read_spoils_nothing(
+    autojump_clock: trio.testing.MockClock, sqlite_url: str, waits: bool
+) -> None:
+    """
+    A task that was left running, and cannot be read, ends as failed; others go on.
+    """
+    async with open_sql_repository(sqlite_url, name="dead") as repository:
+        run = stored("a", state=TaskState.DISPATCHED, dispatched_at=NOON, attempt=1)
+        await repository.add([run, stored("b")])
+        execute(repository, "UPDATE gokugen_task SET param = '{' WHERE id = 'a'")
+        if waits:
+            late = "UPDATE gokugen_task SET lease_until = lease_until + 5000000"
+            execute(repository, late)
+    async with open_sql_repository(sqlite_url, name="me", lease=3, poll=1) as repository:
+        async with open_bench(repository) as (scheduler, bench):
+            ended = await scheduler.wait("a")
+            assert ended.state is TaskState.FAILED
+            assert "cannot be read: param" in (ended.err or "")
+            await scheduler.wait("b")
+            assert bench.ids() == ["b"]
+
+
+async def test_a_thread_keeps_its_task_to_the_end(sqlite_url: str) -> None:
+    """
+    While a thread goes on, though its scheduler is cancelled, nobody else gets its task.
+    """
+    works = WorkRegistry()
+    ended = trio.Event()
+    go_on = trio.Event()
+    running = trio.Event()
+
+    @works.register
+    def work() -> None:
+        trio.from_thread.run_sync(running.set)
+        trio.from_thread.run(go_on.wait)
+        trio.from_thread.run_sync(ended.set)
+
+    async def run() -> None:
+        async with open_sql_repository(sqlite_url, name="a", lease=0.3) as repository:
+            async with open_scheduler(works, repository) as scheduler:
+                await scheduler.add_task("work", after=0, id="t")
+                await trio.sleep_forever()
+
+    async with open_sql_repository(sqlite_url, name="b", lease=0.3) as other:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await running.wait()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                for _ in range(10):
+                    await trio.sleep(0.1)
+                    renewed = await other.renew([], RecoverAction.REVERT, noon())
+                    assert renewed.recovered == []
+                    assert not ended.is_set()
+                go_on.set()
+        [task] = [await other.get("t")]
+        assert task.state in {TaskState.DONE, TaskState.SCHEDULED}
+
+
+async def test_many_expired_tasks_are_not_all_of_one_transaction(
+    autojump_clock: trio.testing.MockClock, sqlite_url: str
+) -> None:
+    """
+    A claim goes through a bounded number of tasks that are past their deadline.
+    """
+    async with open_sql_repository(sqlite_url, synchronous="off") as repository:
+        await repository.add([stored(str(n), deadline=noon(1)) for n in range(2_500)])
+        await repository.add([stored("last", seconds=1)])
+        sizes: list[int] = []
+        tasks: list[str] = []
+        while not tasks:
+            claimed = await repository.claim(1, noon(2))
+            sizes.append(len(claimed.expired))
+            tasks += [task.id for task in claimed.tasks]
+        assert tasks == ["last"]
+        assert sum(sizes) == 2_500
+        assert max(sizes) <= 1_000
+
+
+async def test_two_who_want_the_same_rows_both_get_on(postgresql_url: str) -> None:
+    """
+    Two that change, or add, the same many tasks in other orders are not in a deadlock.
+    """
+    async with (
+        open_sql_repository(postgresql_url) as one,
+        open_sql_repository(postgresql_url) as two,
+    ):
+        ids = [f"{n:05}" for n in range(3_000)]
+        await one.add([stored(each) for each in ids])
+        results: list[Any] = []
+
+        async def change(repository: SQLRepository) -> None:
+            mine = random.sample(ids, len(ids))
+            results.append(await repository.apply([CancelTask(i, NOON) for i in mine]))
+
+        async with trio.open_nursery() as nursery:
+            for repository in one, two:
+                nursery.start_soon(change, repository)
+        changed = [each.unwrap()[1] for result in results for each in result]
+        assert changed.count(True) == len(ids)
+
+        async def add(repository: SQLRepository, step: int) -> None:
+            tasks = [AddTasks([stored(f"new {each}")]) for each in ids[:500][::step]]
+            results.append(await repository.apply(tasks))
+
+        results.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add, one, 1)
+            nursery.start_soon(add, two, -1)
+        errors = [e.error for result in results for e in result if hasattr(e, "error")]
+        assert len(errors) == 500
+        assert all(isinstance(error, TaskExistsError) for error in errors)
+
+
+@pytest.mark.parametrize("query", ["vfs=unix-dotfile&uri=true"])
+async def test_a_file_that_cannot_be_written_ahead_is_refused(
+    tmp_path: Any, query: str
+) -> None:
+    """
+    Where there can be no write-ahead log, opening says so, and returns.
+    """
+    with pytest.raises(RepositoryError, match="write-ahead log"):
+        async with open_sql_repository(f"sqlite:///file:{tmp_path}/x.db?{query}"):
+            pass
+
+
+async def test_no_password_is_told(tmp_path: Any) -> None:
+    """
+    An error of opening names the database without any password.
+    """
+    url = f"postgresql://u:s3cret@/db?host={tmp_path}&password=s3cret"
+    with pytest.raises(RepositoryError) as caught:
+        async with open_sql_repository(url):
+            pass
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_no_param_is_told(sqlite_url: str) -> None:
+    """
+    What tasks are called with is not in the traceback of a failure.
+    """
+    async with open_sql_repository(sqlite_url) as repository:
+        execute(repository, "ALTER TABLE gokugen_task RENAME COLUMN err TO gone")
+        with pytest.raises(RepositoryError) as caught:
+            await repository.add([stored("a", param={"token": SECRET})])
+        told = "".join(traceback.format_exception(caught.value))
+        assert SECRET not in told
+
+
+@pytest.mark.parametrize("keep", [10**20, timedelta.max])
+async def test_however_many_are_kept(
+    autojump_clock: trio.testing.MockClock, sqlite_url: str, keep: Any
+) -> None:
+    """
+    A `keep_ended` beyond all numbers keeps all.
+    """
+    async with open_sql_repository(sqlite_url, keep_ended=keep) as repository:
+        async with open_bench(repository) as (scheduler, _):
+            await scheduler.add_task("note", after=0, id="a")
+            await scheduler.wait("a")
+            await trio.sleep(1_000)
+            assert (await scheduler.get("a")).state is TaskState.DONE
+
+
+async def test_a_damaged_end_keeps_nobody_from_deleting(sqlite_url: str) -> None:
+    """
+    Ended tasks are deleted, though of one it cannot be read when it ended.
+    """
+    async with open_sql_repository(sqlite_url) as repository:
+        done = [stored(i, state=TaskState.DONE, done_at=NOON) for i in ("a", "b")]
+        await repository.add(done)
+        execute(repository, "UPDATE gokugen_task SET ended_at = 'x' WHERE id = 'a'")
+        assert sorted(await repository.delete_ended()) == ["a", "b"]
+
+
+async def test_a_run_cannot_end_another_task_of_its_id(database_url: str) -> None:
+    """
+    A run whose task was forgotten, and its id used again, is refused.
+    """
+    async with open_sql_repository(database_url) as repository:
+        await repository.add([stored("a")])
+        [run] = (await repository.claim(1, noon(1))).tasks
+        await repository.recover(RecoverAction.FAIL, noon(1))
+        await repository.delete_ended()
+        await repository.add([stored("a", created_at=noon(2), seconds=2)])
+        [new] = (await repository.claim(1, noon(3))).tasks
+        with pytest.raises(LostRunError):
+            await repository.mark_done(run, noon(3))
+        renewed = await repository.renew([run], RecoverAction.LEAVE, noon(3))
+        assert renewed.lost == [run]
+        assert (await repository.mark_done(new, noon(4))).state is TaskState.DONE
+
+
+async def test_engines_that_will_not_do(tmp_path: Any) -> None:
+    """
+    An engine that gives each thread a database of its own, or commits by itself, is
+    refused by an error that says what to do.
+    """
+    with pytest.raises(ValueError, match="StaticPool"):
+        async with open_sql_repository(create_engine("sqlite://")):
+            pass
+
+    class Committing(sqlite3.Connection):
+        autocommit = True
+
+    engine = create_engine(
+        f"sqlite:///{tmp_path}/x.db", connect_args={"factory": Committing}
+    )
+    with pytest.raises(RepositoryError, match="autocommit"):
+        async with open_sql_repository(engine):
+            pass
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["日" * 12, "a" * 101, "%" * 34])
+async def test_names_that_are_too_long(sqlite_url: str, name: str) -> None:
+    """
+    A name that cannot become the name of a file is refused as one.
+    """
+    with pytest.raises(ValueError, match=r"^name: must not be longer"):
+        async with open_sql_repository(sqlite_url, name=name):
+            pass
