@@ -15,7 +15,10 @@ from sqlalchemy import create_engine, text
 from support import NOON, noon, open_bench, stored
 
 from trio_gokugen import (
+    BackoffHooks,
+    HookAction,
     LostRunError,
+    PartialHooks,
     RepositoryError,
     TaskExistsError,
     TaskState,
@@ -24,8 +27,9 @@ from trio_gokugen import (
 )
 from trio_gokugen.abc import AddTasks, CancelTask, RecoverAction
 from trio_gokugen.sql import SQLRepository, open_sql_repository
+from trio_gokugen.testing import FaultyRepository
 
-SECRET = "not-for-everybody"
+PRIVATE = "not-for-everybody"
 
 
 def execute(repository: SQLRepository, statement: str) -> None:
@@ -210,9 +214,9 @@ async def test_no_param_is_told(sqlite_url: str) -> None:
     async with open_sql_repository(sqlite_url) as repository:
         execute(repository, "ALTER TABLE gokugen_task RENAME COLUMN err TO gone")
         with pytest.raises(RepositoryError) as caught:
-            await repository.add([stored("a", param={"token": SECRET})])
+            await repository.add([stored("a", param={"token": PRIVATE})])
         told = "".join(traceback.format_exception(caught.value))
-        assert SECRET not in told
+        assert PRIVATE not in told
 
 
 @pytest.mark.parametrize("keep", [10**20, timedelta.max])
@@ -288,3 +292,40 @@ async def test_names_that_are_too_long(sqlite_url: str, name: str) -> None:
     with pytest.raises(ValueError, match=r"^name: must not be longer"):
         async with open_sql_repository(sqlite_url, name=name):
             pass
+
+
+async def test_many_who_fail_at_once_wait_no_longer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    However many changes a store that is down for a moment refuses, they are tried again
+    as soon as one would be.
+    """
+    hooks = BackoffHooks(initial=1, longest=1_000)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(
+                hooks.on_update_error, (), RepositoryError("down"), HookAction.RAISE
+            )
+    assert trio.current_time() <= 1
+
+
+async def test_a_hook_that_waits_for_long_does_not_cost_the_lease(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A renewal that fails is tried again soon, however long a hook would rather wait.
+    """
+
+    async def wait_for_long(*_: Any) -> HookAction:
+        await trio.sleep(10_000)
+        return HookAction.RETRY
+
+    async with open_sql_repository("sqlite://", lease=30) as repository:
+        faulty = FaultyRepository(repository)
+        faulty.fail("renew", times=2)
+        hooks = PartialHooks(on_update_error=wait_for_long)
+        async with open_bench(faulty, hooks=hooks) as (scheduler, bench):
+            await scheduler.add_task("sleep", {"seconds": 100}, after=0, id="a")
+            await scheduler.wait("a")
+            assert bench.log == [("a", 0.0), ("a done", 100.0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -199,6 +200,7 @@ class BackoffHooks(PassThroughHooks):
         self._longest = longest
         self._random = source if source is not None else random.Random()
         self._failures: dict[str, int] = {}
+        self._until: dict[str, float] = {}
 
     async def on_get_next_error(self, error: Exception, action: HookAction) -> HookAction:
         return await self._back_off("reading the next task", error, action)
@@ -226,10 +228,14 @@ class BackoffHooks(PassThroughHooks):
         if not isinstance(error, RepositoryError):
             return action
         failures = self._failures.get(what, 0)
+        # Those who fail while others pause are of the same round, however many they are.
+        if trio.current_time() < self._until.get(what, -math.inf):
+            failures = max(failures - 1, 0)
         self._failures[what] = failures + 1
         # Doubling for longer than a float can hold would overflow.
         doubled = self._initial * 2.0 ** min(failures, 1000)
         pause = min(doubled, self._longest) * self._random.uniform(0.5, 1)
+        self._until[what] = trio.current_time() + pause
         logger.warning(
             "%s failed, %d in a row, to be retried in %.3g s: %s",
             what,
@@ -238,5 +244,9 @@ class BackoffHooks(PassThroughHooks):
             error,
             exc_info=None if failures else error,
         )
-        await trio.sleep(pause)
+        try:
+            await trio.sleep(pause)
+        except trio.Cancelled:
+            self._until.pop(what, None)
+            raise
         return HookAction.RETRY

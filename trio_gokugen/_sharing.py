@@ -35,6 +35,9 @@ logger = logging.getLogger("trio_gokugen.sharing")
 RENEWALS = 3
 """How often a lease is renewed in its length."""
 
+LONGEST_PAUSE = 1 / 6
+"""Part of a lease after which a renewal that failed is tried again at the latest."""
+
 KEPT = 5 / 6
 """For this part of a lease a run goes on without renewal; it has the rest to end in."""
 
@@ -116,7 +119,10 @@ class Sharing:
         try:
             renewed = await self._repository.renew(runs, action, self._clock.now())
         except Exception as error:
-            decided = await decision(self._hooks.on_update_error, (), error=error)
+            # A hook that waits for the store to come back must not wait for too long.
+            decided = HookAction.RETRY
+            with trio.move_on_after(self._lease * LONGEST_PAUSE):
+                decided = await decision(self._hooks.on_update_error, (), error=error)
             if decided is HookAction.RAISE:
                 raise
             await trio.lowlevel.checkpoint()
