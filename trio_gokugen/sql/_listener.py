@@ -78,9 +78,8 @@ class ListeningSession(HeldName):
 
     def release(self) -> None:
         """Close the connection, and with it let go of the name."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        assert self._connection is not None
+        self._connection.close()
 
     # -- in Trio ------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ class SQLite(Dialect):
         return None  # it is in this process that a commit succeeds, or does not
 
     def has_committed(self, connection: Connection, seal: str) -> bool | None:
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover: there is no seal to ask for
 
     def was_unreadable(self, error: Exception) -> bool:
         # There is no code for it: it is Python that says so.

@@ -7,10 +7,11 @@ whoever is told of a commit to come, and then gets to write, knows it is through
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import trio
@@ -81,8 +82,9 @@ class Theirs:
         if connection not in self._watched:
             self._watched.add(connection)
             event.listen(connection, "commit", self._commits)
-        if connection.get_isolation_level() == "AUTOCOMMIT":
-            self._commits(connection)
+        driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+        if not driver.in_transaction:
+            self._commits(connection)  # by itself, it has been
 
     def _commits(self, _: Connection) -> None:
         with suppress(trio.RunFinishedError):  # then nobody sleeps who could be woken

@@ -234,7 +234,8 @@ class Transaction:
                 entry.replanned |= entry.task is not before
             case CancelTask(at=at):
                 entry.task = _transitions.cancelled(before, at)
-            case DispatchTask(at=at, at_most_once=once):
+            case _:
+                at, once = operation.at, operation.at_most_once
                 entry.task = _transitions.dispatched(before, at, at_most_once=once)
                 entry.owner = self._name
                 return entry.task
