@@ -132,7 +132,9 @@ def lived(life: Life, fault: Fault) -> None:
 def told_of(fault: Fault) -> set[int]:
     """How many errors somebody may be told of."""
     # What fails as a connection is given back is nobody's business.
-    return {0, 1} if fault.struck_at in {ROLLBACK, "PRAGMA read_uncommitted = 0"} else {1}
+    # And the connection that listens is made anew by who listens.
+    nobodys = {ROLLBACK, "PRAGMA read_uncommitted = 0", "LISTEN gokugen_task"}
+    return {0, 1} if fault.struck_at in nobodys else {1}
 
 
 def opened(url: str, fault: Fault) -> None:

@@ -13,7 +13,7 @@ from postgresql import Server
 from sqlalchemy import Connection, create_engine, delete, event
 
 from trio_gokugen.sql import SQLRepository, TaskRow, open_sql_repository
-from trio_gokugen.testing import check_repository
+from trio_gokugen.testing import REPOSITORY_CHECKS, check_repository
 
 
 @attrs.define
@@ -100,4 +100,5 @@ async def test_an_engine_of_the_users_own(
             yield repository
         engine.dispose()
 
-    await check_repository(open_own)
+    # What differs is how transactions begin and end, in whatever they do: some will tell.
+    await check_repository(open_own, only=REPOSITORY_CHECKS[::5])

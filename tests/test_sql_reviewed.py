@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 import traceback
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import pytest
 import trio
@@ -17,6 +18,7 @@ from support import NOON, noon, open_bench, stored
 from trio_gokugen import (
     BackoffHooks,
     HookAction,
+    InvalidTaskError,
     LostRunError,
     PartialHooks,
     RepositoryError,
@@ -80,16 +82,20 @@ async def test_a_running_row_that_cannot_be_read_spoils_nothing(
         run = stored("a", state=TaskState.DISPATCHED, dispatched_at=NOON, attempt=1)
         await repository.add([run, stored("b")])
         execute(repository, "UPDATE gokugen_task SET param = '{' WHERE id = 'a'")
-        if waits:
-            late = "UPDATE gokugen_task SET lease_until = lease_until + 5000000"
-            execute(repository, late)
+        ends = 5_000_000 if waits else -5_000_000
+        late = f"UPDATE gokugen_task SET lease_until = lease_until + {ends}"  # noqa: S608
+        execute(repository, late)
     async with open_sql_repository(sqlite_url, name="me", lease=3, poll=1) as repository:
         async with open_bench(repository) as (scheduler, bench):
             ended = await scheduler.wait("a")
             assert ended.state is TaskState.FAILED
             assert "cannot be read: param" in (ended.err or "")
             await scheduler.wait("b")
+            await trio.sleep(10)
             assert bench.ids() == ["b"]
+        running = "SELECT count(*) FROM gokugen_task WHERE state = 'dispatched'"
+        with repository.store.engine.connect() as connection:
+            assert connection.scalar(text(running)) == 0
 
 
 async def test_a_thread_keeps_its_task_to_the_end(sqlite_url: str) -> None:
@@ -97,15 +103,15 @@ async def test_a_thread_keeps_its_task_to_the_end(sqlite_url: str) -> None:
     While a thread goes on, though its scheduler is cancelled, nobody else gets its task.
     """
     works = WorkRegistry()
-    ended = trio.Event()
-    go_on = trio.Event()
+    ended = threading.Event()
+    go_on = threading.Event()
     running = trio.Event()
 
     @works.register
     def work() -> None:
         trio.from_thread.run_sync(running.set)
-        trio.from_thread.run(go_on.wait)
-        trio.from_thread.run_sync(ended.set)
+        go_on.wait(60)
+        ended.set()
 
     async def run() -> None:
         async with open_sql_repository(sqlite_url, name="a", lease=0.3) as repository:
@@ -121,7 +127,7 @@ async def test_a_thread_keeps_its_task_to_the_end(sqlite_url: str) -> None:
             with trio.CancelScope(shield=True):
                 for _ in range(10):
                     await trio.sleep(0.1)
-                    renewed = await other.renew([], RecoverAction.REVERT, noon())
+                    renewed = await other.renew([], RecoverAction.REVERT, datetime.now(UTC))
                     assert renewed.recovered == []
                     assert not ended.is_set()
                 go_on.set()
@@ -329,3 +335,72 @@ async def test_a_hook_that_waits_for_long_does_not_cost_the_lease(
             await scheduler.add_task("sleep", {"seconds": 100}, after=0, id="a")
             await scheduler.wait("a")
             assert bench.log == [("a", 0.0), ("a done", 100.0)]
+
+
+@pytest.mark.parametrize("text_", ["x" * 1_001, "日" * 334])
+def test_ids_that_no_index_takes(text_: str) -> None:
+    """
+    An id, or the name of a work, of more than 1,000 bytes is refused when it is given.
+    """
+    for field, ids in ("id", (text_, "work")), ("work_id", ("a", text_)):
+        with pytest.raises(InvalidTaskError, match="longer than 1000 bytes") as caught:
+            stored(*ids)
+        assert caught.value.field == field
+    assert stored("日" * 333).id == "日" * 333
+
+
+async def test_a_lost_connection_of_the_users_own(postgresql_url: str) -> None:
+    """
+    A connection that is lost, of whatever kind, is a `RepositoryError` of `add_task_in`.
+    """
+    url = postgresql_url.replace("postgresql:", "postgresql+psycopg:")
+    end = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = 'users'"
+    )
+    async with open_sql_repository(postgresql_url) as repository:
+        for level in "AUTOCOMMIT", "READ COMMITTED":
+            engine = create_engine(
+                f"{url}&application_name=users", isolation_level=cast("Any", level)
+            )
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+                with repository.store.engine.connect() as other:
+                    assert other.execute(end).all() == [(True,)]
+                with pytest.raises(RepositoryError):
+                    repository.add_task_in(connection, "note", after=0)
+                connection.invalidate()
+            engine.dispose()
+
+
+async def test_renewals_that_fail_at_the_end_are_nobodys_error(sqlite_url: str) -> None:
+    """
+    While a cancelled scheduler waits for a thread, a store that fails adds no error.
+    """
+    works = WorkRegistry()
+    go_on = threading.Event()
+    running = trio.Event()
+
+    @works.register
+    def work() -> None:
+        trio.from_thread.run_sync(running.set)
+        go_on.wait(60)
+
+    async with open_sql_repository(sqlite_url, lease=0.3) as repository:
+        faulty = FaultyRepository(repository)
+        async with trio.open_nursery() as nursery:
+
+            async def run() -> None:
+                async with open_scheduler(works, faulty) as scheduler:
+                    await scheduler.add_task("work", after=0, id="t")
+                    await trio.sleep_forever()
+
+            nursery.start_soon(run)
+            await running.wait()
+            fault = faulty.fail("renew", times=None)
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                while not fault.happened:  # noqa: ASYNC110 (it happens in real time)
+                    await trio.sleep(0.01)
+            go_on.set()
+        assert (await repository.get("t")).state is TaskState.DONE

@@ -662,7 +662,10 @@ async def test_a_name_that_was_taken_meanwhile(postgresql_url: str) -> None:
     A scheduler whose name somebody else has taken while its connection was lost ends, once
     its lease is over.
     """
-    hold = text("SELECT pg_advisory_lock(hashtextextended(current_schema() || '\\:me', 0))")
+    hold = text(
+        "SELECT pg_advisory_lock(hashtextextended("
+        "CAST(CAST('gokugen_task' AS regclass) AS oid) || '\\:me', 0))"
+    )
     with (
         pytest.RaisesGroup(NameTakenError, flatten_subgroups=True),
         users_engine(postgresql_url) as engine,
