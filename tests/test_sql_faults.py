@@ -133,7 +133,12 @@ def told_of(fault: Fault) -> set[int]:
     """How many errors somebody may be told of."""
     # What fails as a connection is given back is nobody's business.
     # And the connection that listens is made anew by who listens.
-    nobodys = {ROLLBACK, "PRAGMA read_uncommitted = 0", "LISTEN gokugen_task"}
+    nobodys = {
+        ROLLBACK,
+        "PRAGMA read_uncommitted = 0",
+        "LISTEN gokugen_task",
+        "UNLISTEN gokugen_task",
+    }
     return {0, 1} if fault.struck_at in nobodys else {1}
 
 
