@@ -54,9 +54,6 @@ LIMIT: BindParameter[int] = bindparam("limit", type_=BigInteger)
 class Dialect(ABC):
     """How one kind of database is spoken to."""
 
-    shares: bool
-    """Whether processes on several machines may share it."""
-
     @abstractmethod
     def prepared(self, engine: Engine) -> Engine:
         """The engine, with its transactions left to `begin` and `commit`."""
@@ -130,7 +127,7 @@ class Dialect(ABC):
         """A part of a transaction that may fail, and leave the rest as it was."""
 
     @abstractmethod
-    def notify(self, connection: Connection, sender: str = "") -> bool:
+    def notify(self, connection: Connection) -> bool:
         """Have all others look again once the transaction is committed, if possible.
 
         Returns:

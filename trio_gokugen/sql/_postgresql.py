@@ -101,8 +101,6 @@ def _careful(loader: type[Any]) -> type[Any]:
 class PostgreSQL(Dialect):
     """Many processes, on many machines."""
 
-    shares = True
-
     def prepared(self, engine: Engine) -> Engine:
         # Whatever the user's own engine does: with less, locks hold nothing; with more,
         # who waits for a row is told that he comes too late.
@@ -167,8 +165,8 @@ class PostgreSQL(Dialect):
         except Error as error:  # as it is, if it is not by way of SQLAlchemy
             raise as_failure("a transaction", error) from error
 
-    def notify(self, connection: Connection, sender: str = "") -> bool:
-        connection.execute(select(func.pg_notify(CHANNEL, sender)))
+    def notify(self, connection: Connection) -> bool:
+        connection.execute(select(func.pg_notify(CHANNEL, "")))
         return True
 
     def lock_schema(self, connection: Connection) -> None:

@@ -57,8 +57,6 @@ def _driver(connection: Connection) -> sqlite3.Connection:
 class SQLite(Dialect):
     """One file, one writer."""
 
-    shares = False
-
     def prepared(self, engine: Engine) -> Engine:
         return engine.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -118,7 +116,7 @@ class SQLite(Dialect):
         if driver.isolation_level is None:
             driver.commit()  # as it does after each statement
 
-    def notify(self, connection: Connection, sender: str = "") -> bool:
+    def notify(self, connection: Connection) -> bool:
         return False
 
     def lock_schema(self, connection: Connection) -> None:
