@@ -7,11 +7,12 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import psycopg
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.sql import Executable
@@ -121,22 +122,36 @@ def make_tables(url: str) -> Engine:
     return engine
 
 
+@attrs.frozen
+class Text:
+    """A statement as text, with what the library always says in it."""
+
+    text: str
+    _always: Mapping[str, Any]
+    _order: Sequence[str] | None
+    """The names of the parameters, if they are told by their place."""
+
+    def with_(self, **parameters: Any) -> Any:
+        """The parameters, with these among them, as the driver takes them."""
+        values = {**self._always, **parameters}
+        return values if self._order is None else [values[each] for each in self._order]
+
+
 class Texts:
     """The statements that the library sends, as text."""
 
     def __init__(self, engine: Engine) -> None:
         statements = Statements(dialect_of(engine))
 
-        def text(statement: Executable, keys: Iterable[str] | None = None) -> str:
+        def text(statement: Executable, keys: Iterable[str] | None = None) -> Text:
             compiled: Any = statement.compile(  # type: ignore[attr-defined]
                 dialect=engine.dialect,
                 column_keys=None if keys is None else [*keys],
                 for_executemany=keys is not None,
             )
-            return str(compiled)
+            return Text(str(compiled), compiled.params, compiled.positiontup)
 
         self.add = text(statements.add, COLUMNS)
-        self.due = text(statements.due)
-        self.claim = text(statements.claim)
-        self.read = text(statements.read)
-        self.end = text(statements.end)
+        self.claim = text(statements.claim_of_one_work)
+        self.claim_rows = text(statements.claim_rows)
+        self.end_runs = text(statements.end_runs)

@@ -114,7 +114,7 @@ def bare_committer() -> None:
     with psycopg.connect(url) as connection:
         for _ in turns():
             row = new_row(f"{next(numbers):036}", datetime.now(UTC))
-            connection.execute(texts.add.encode(), row)
+            connection.execute(texts.add.text.encode(), row)
             connection.execute("SELECT pg_notify('bare', '')")
             start = time.perf_counter()
             connection.commit()

@@ -71,7 +71,7 @@ def store(url: str, texts: Texts, count: int) -> None:
     with psycopg.connect(url) as connection, connection.cursor() as cursor:
         cursor.execute("TRUNCATE gokugen_task RESTART IDENTITY")
         rows = [new_row(f"{number:036}", now) for number in range(count)]
-        cursor.executemany(texts.add.encode(), rows)
+        cursor.executemany(texts.add.text.encode(), rows)
     execute(url, "VACUUM ANALYZE gokugen_task")
 
 
@@ -140,21 +140,10 @@ def bare_runs(connection: psycopg.Connection[Any], texts: Texts) -> None:
 
 
 def bare_claim(cursor: psycopg.Cursor[Any], texts: Texts) -> list[Sequence[Any]]:
-    now = datetime.now(UTC)
-    cursor.execute(texts.due.encode(), {"works": ["noop"], "at": now, "limit": GROUP})
-    rows = cursor.fetchall()
-    if rows:
-        parameters = {
-            "state": "dispatched",
-            "attempt_1": 1,
-            "once": 0,
-            "at": now,
-            "name": "bare",
-            "lease": LEASE,
-            "rows": [row[0] for row in rows],
-        }
-        cursor.execute(texts.claim.encode(), parameters)
-    return rows
+    how = texts.claim.with_(
+        work="noop", at=datetime.now(UTC), limit=GROUP, once=[], name="bare", lease=LEASE
+    )
+    return cursor.execute(texts.claim.text.encode(), how).fetchall()
 
 
 def bare_record(
@@ -163,24 +152,17 @@ def bare_record(
     if not run:
         return
     now = datetime.now(UTC)
-    cursor.execute(texts.read.encode(), {"ids": [row[2] for row in run]})
-    ended = [
-        {
-            "row": row[0],
-            "state": "done",
-            "err": None,
-            "attempt": row[9],
-            "interruptions": row[10],
-            "at_most_once": row[11],
-            "cancelled_at": None,
-            "dispatched_at": row[16],
-            "done_at": now,
-            "ended_at": now,
-            "lease_until": None,
-        }
-        for row in cursor.fetchall()
-    ]
-    cursor.executemany(texts.end.encode(), ended)
+    done = texts.end_runs.with_(
+        ids=[row[2] for row in run],
+        run_attempt=1,
+        name="bare",
+        more=0,
+        state="done",
+        done_at=now,
+        ended_at=now,
+    )
+    cursor.execute(texts.end_runs.text.encode(), done)
+    assert len(cursor.fetchall()) == len(run)
 
 
 def measure(scale: Scale) -> Iterator[Row]:

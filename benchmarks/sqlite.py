@@ -102,7 +102,7 @@ def bare_lives(connection: sqlite3.Connection, texts: Texts, count: int) -> None
         for number in range(count)
     ]
     connection.execute("BEGIN IMMEDIATE")
-    connection.executemany(texts.add, new)
+    connection.executemany(texts.add.text, new)
     connection.execute("COMMIT")
     run: list[Sequence[object]] = []
     while True:
@@ -118,12 +118,14 @@ def bare_lives(connection: sqlite3.Connection, texts: Texts, count: int) -> None
 
 def bare_claim(connection: sqlite3.Connection, texts: Texts) -> list[Sequence[object]]:
     now = microseconds()
-    rows = connection.execute(texts.due, ('["noop"]', now, GROUP, 0, GROUP, 0)).fetchall()
+    due = texts.claim.with_(work="noop", at=now, limit=GROUP)
+    rows = connection.execute(texts.claim.text, due).fetchall()
     if rows:
         numbers = json.dumps([row[0] for row in rows])
-        connection.execute(
-            texts.claim, ("dispatched", 1, 0, now, "1", now + LEASE, numbers)
+        claim = texts.claim_rows.with_(
+            rows=numbers, once="[]", at=now, name="1", lease_until=now + LEASE
         )
+        connection.execute(texts.claim_rows.text, claim)
     return rows
 
 
@@ -133,13 +135,16 @@ def bare_record(
     if not run:
         return
     now = microseconds()
-    ids = json.dumps([row[2] for row in run])
-    rows = connection.execute(texts.read, (ids,)).fetchall()
-    ended = [
-        ("done", None, row[9], row[10], row[11], None, row[16], now, now, None, row[0])
-        for row in rows
-    ]
-    connection.executemany(texts.end, ended)
+    done = texts.end_runs.with_(
+        ids=json.dumps([row[2] for row in run]),
+        run_attempt=1,
+        name="1",
+        more=0,
+        state="done",
+        done_at=now,
+        ended_at=now,
+    )
+    assert len(connection.execute(texts.end_runs.text, done).fetchall()) == len(run)
 
 
 def add(callers: int, count: int) -> None:

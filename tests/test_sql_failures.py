@@ -19,6 +19,7 @@ import trio.testing
 from postgresql import Server
 from sql_support import Watch, original, patient
 from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.pool import NullPool, Pool, QueuePool
 from support import at, open_bench, stored
 
 from trio_gokugen import (
@@ -35,10 +36,12 @@ from trio_gokugen.sql import (
 
 
 @contextmanager
-def own_engine(file: Path, options: str = "", timeout: float = 0.05) -> Generator[Engine]:
+def own_engine(
+    file: Path, options: str = "", timeout: float = 0.05, pool: type[Pool] = QueuePool
+) -> Generator[Engine]:
     """An engine that waits for others for a moment only."""
     url = f"sqlite:///file:{file}?{options}&uri=true"
-    engine = create_engine(url, connect_args={"timeout": timeout})
+    engine = create_engine(url, connect_args={"timeout": timeout}, poolclass=pool)
     try:
         yield engine
     finally:
@@ -129,7 +132,8 @@ async def test_a_file_that_may_only_be_read(
     file, watch = tmp_path / "tasks.db", Watch()
     await make(f"sqlite:///{file}", "a")
     mode = "ro"
-    with own_engine(file) as engine:
+    # A connection that were kept would go on as it was made.
+    with own_engine(file, pool=NullPool) as engine:
 
         @event.listens_for(engine, "do_connect")
         def connect(
@@ -152,7 +156,6 @@ async def test_a_file_that_may_only_be_read(
                 nursery.start_soon(run_all, repository, watch)
                 await watch.failure()
                 mode = "rw"
-                engine.pool.dispose()
             assert (await repository.get("a")).state is TaskState.DONE
 
 

@@ -121,12 +121,16 @@ class DispatchLoop:
             limit = free()
             return ClaimTasks(limit, now, self._known(only))
 
+        self._updates.queue.claim_expected = False
         try:
             claimed: Claimed = await self._updates.queue.ask(claim, start)
         except SchedulerNotRunningError:
             self._refused = True
             raise
         self._likely_more = 0 < limit <= len(claimed.tasks)
+        # Where a write costs much, the next claim is worth waiting for.
+        shared = self._repository.lease < math.inf
+        self._updates.queue.claim_expected = shared and self._likely_more
         if first is not None and limit and not (claimed.tasks or claimed.expired):
             await self._wait_for(first)
         return len(claimed.tasks)

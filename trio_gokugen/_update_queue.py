@@ -97,6 +97,8 @@ class UpdateQueue:
         self._items: list[Item] = []
         self._loop: trio.lowlevel.Task | None = None
         self._closed = False
+        self.claim_expected = False
+        """Whether there will be a claim as soon as a worker is free."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -143,6 +145,10 @@ class UpdateQueue:
                 return trio.lowlevel.Abort.SUCCEEDED
 
             await trio.lowlevel.wait_task_rescheduled(abort)
+        if self.claim_expected:
+            # Maybe by the result that has come. Whose turn is first is left to chance, and
+            # a claim that came too late would need a write of its own.
+            await trio.lowlevel.checkpoint()
         items, self._items = self._items, []
         return items
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import attrs
@@ -37,7 +37,6 @@ from ._transaction import LookFirstError, Transaction
 
 T = TypeVar("T")
 
-LAST = datetime.max.replace(tzinfo=UTC)
 READERS = 4
 """So many threads read at a time, beside the one that writes."""
 
@@ -104,8 +103,8 @@ class SQLCore(BulkRepository):
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
         def get_next(connection: Connection) -> Task | None:
-            heads = self.transaction(connection).heads(only, LAST, 1)
-            return task_of(heads[0]) if heads else None
+            row = self.transaction(connection).next(only)
+            return None if row is None else task_of(row)
 
         return await self._read("reading the next task", get_next)
 

@@ -86,10 +86,6 @@ class Dialect(ABC):
     def roll_back(self, connection: Connection) -> None:
         """Undo it. Raises nothing: a connection that is gone has done so by itself."""
 
-    def sealed(self, statement: Update) -> Update:
-        """A change that returns what `seal` would, if that costs nothing."""
-        return statement
-
     @abstractmethod
     def seal(
         self, connection: Connection, appeared: Mapping[str, datetime], sender: str
@@ -166,6 +162,24 @@ class Dialect(ABC):
             .limit(LIMIT)
         )
         return self.locked(heads, skip=True) if locked else heads
+
+    @property
+    @abstractmethod
+    def stamp(self) -> ColumnElement[Any]:
+        """What `seal` would return, to be returned by a change."""
+
+    @abstractmethod
+    def claiming(self, heads: Select[Any], claim: Update) -> Select[Any]:
+        """Find rows and claim them, if that is a way to go to the database only once.
+
+        Args:
+          heads: Finds, and locks, the rows.
+          claim: Claims all rows.
+
+        Returns:
+          A statement for the rows as they were found. The last column is the `stamp`
+          if the row has been claimed; if it is null, that is still to do.
+        """
 
     @abstractmethod
     def locked(self, statement: Select[Any], *, skip: bool = False) -> Select[Any]:

@@ -28,6 +28,7 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    or_,
     select,
     text,
     true,
@@ -115,9 +116,6 @@ class PostgreSQL(Dialect):
     def roll_back(self, connection: Connection) -> None:
         with suppress(*FAILURES):
             connection.rollback()
-
-    def sealed(self, statement: Update) -> Update:
-        return statement.returning(_XACT_ID)
 
     def seal(
         self, connection: Connection, appeared: Mapping[str, datetime], sender: str
@@ -228,6 +226,27 @@ class PostgreSQL(Dialect):
             .select_from(shares)
             .join(mine, true())
             .order_by(mine.c.scheduled_at, mine.c.priority.desc(), mine.c.sequence)
+        )
+
+    @property
+    def stamp(self) -> ColumnElement[Any]:
+        return _XACT_ID
+
+    def claiming(self, heads: Select[Any], claim: Update) -> Select[Any]:
+        found = heads.cte("found")
+        in_time = or_(found.c.deadline.is_(None), found.c.deadline > AT)
+        # As an array, for which the planner always takes the index.
+        rows = func.array(select(found.c.sequence).where(in_time).scalar_subquery())
+        taken = (
+            claim.where(TASK.c.sequence == any_(rows))
+            .returning(TASK.c.sequence, self.stamp.label("stamp"))
+            .cte("taken")
+        )
+        return (
+            select(*(found.c[column.name] for column in COLUMNS), taken.c.stamp)
+            .select_from(found)
+            .outerjoin(taken, taken.c.sequence == found.c.sequence)
+            .order_by(found.c.scheduled_at, found.c.priority.desc(), found.c.sequence)
         )
 
     def locked(self, statement: Select[Any], *, skip: bool = False) -> Select[Any]:

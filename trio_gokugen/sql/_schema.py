@@ -7,6 +7,7 @@ integer of microseconds since 1970. `param` and `meta` are kept as JSON to the l
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from typing import cast as cast_
@@ -54,15 +55,22 @@ class Moment(TypeDecorator[datetime]):
             return value
         return (value - EPOCH) // _MICROSECOND
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        if value is None:
-            return None
-        try:
-            if type(value) is int:
-                return EPOCH + timedelta(microseconds=value)
-            return value.astimezone(UTC) if isinstance(value, datetime) else Damaged()
-        except OverflowError:
-            return Damaged()
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        # In place of `process_result_value`, to which this is one more call for each value.
+        return _moment
+
+
+def _moment(value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        if type(value) is int:
+            return EPOCH + timedelta(microseconds=value)
+        if type(value) is datetime:
+            return value if value.tzinfo is UTC else value.astimezone(UTC)
+    except OverflowError:
+        pass
+    return Damaged()
 
 
 class JSONObject(TypeDecorator[dict[str, Any]]):
@@ -86,13 +94,17 @@ class JSONObject(TypeDecorator[dict[str, Any]]):
             return value
         return as_json(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        if value == "{}":
-            return {}
-        try:
-            return json.loads(value)
-        except (TypeError, ValueError, RecursionError):
-            return Damaged()
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        return _object
+
+
+def _object(value: Any) -> Any:
+    if value == "{}":
+        return {}
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return Damaged()
 
 
 def as_json(value: Any) -> str:

@@ -17,10 +17,12 @@ from sqlalchemy import (
     LargeBinary,
     Select,
     Text,
+    Update,
     bindparam,
     cast,
     func,
     literal_column,
+    null,
     select,
 )
 from sqlalchemy.exc import InvalidRequestError, OperationalError
@@ -150,6 +152,13 @@ class SQLite(Dialect):
             .limit(LIMIT)
         )
         return select(*COLUMNS).where(TASK.c.sequence.in_(first)).order_by(*ORDER)
+
+    @property
+    def stamp(self) -> ColumnElement[Any]:
+        return null()
+
+    def claiming(self, heads: Select[Any], claim: Update) -> Select[Any]:
+        return heads.add_columns(self.stamp)  # another statement costs hardly anything
 
     def locked(self, statement: Select[Any], *, skip: bool = False) -> Select[Any]:
         return statement  # whoever writes has locked the whole file

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Text,
     Update,
     bindparam,
+    case,
     func,
     insert,
     select,
@@ -21,7 +22,7 @@ from sqlalchemy import (
 )
 
 from ._dialects import AT, PENDING, RUNNING, Dialect
-from ._rows import COLUMNS, END, LIFE, PLAN, RUN_COLUMNS
+from ._rows import COLUMNS, END, LIFE, PLAN
 from ._schema import TASK, Moment
 
 
@@ -42,9 +43,6 @@ class Statements:
         self.read: Select[Any] = dialect.locked(
             select(*COLUMNS).where(among(TASK.c.id, "ids")).order_by(TASK.c.sequence)
         )
-        self.read_runs: Select[Any] = dialect.locked(
-            select(*RUN_COLUMNS).where(among(TASK.c.id, "ids")).order_by(TASK.c.sequence)
-        )
         self.heads: Select[Any] = dialect.heads(locked=False)
         self.head: Select[Any] = dialect.heads_of_one_work(locked=False)
         self.pending_works: Select[Any] = select(TASK.c.work_id).where(PENDING).distinct()
@@ -61,6 +59,22 @@ class Statements:
                 interruptions=TASK.c.interruptions + bindparam("more", type_=BigInteger),
                 lease_until=None,
             )
+        )
+        self.end_runs: Executable = (
+            update(TASK)
+            .where(
+                among(TASK.c.id, "ids"),
+                TASK.c.attempt == bindparam("run_attempt", type_=BigInteger),
+                mine,
+                # Said by the state, the planner may take the index of what is running.
+                TASK.c.lease_until.is_not(None),
+            )
+            .values(
+                **values_of(END),
+                interruptions=TASK.c.interruptions + bindparam("more", type_=BigInteger),
+                lease_until=None,
+            )
+            .returning(TASK.c.id, TASK.c.created_at, dialect.stamp)
         )
         self.change: Update = (
             update(TASK).where(by_row).values(**values_of(LIFE + PLAN), lease_until=None)
@@ -81,20 +95,19 @@ class Statements:
                 lease_until=None,
             )
         )
-        self.due: Select[Any] = dialect.heads(locked=True)
-        self.due_of_one_work: Select[Any] = dialect.heads_of_one_work(locked=True)
-        self.claim: Update = dialect.sealed(
-            update(TASK)
-            .where(among(TASK.c.sequence, "rows"))
-            .values(
-                state="dispatched",
-                attempt=TASK.c.attempt + 1,
-                at_most_once=bindparam("once", type_=BigInteger),
-                dispatched_at=AT,
-                dispatched_by=bindparam("name", type_=Text),
-                lease_until=dialect.lease_end,
-            )
+        claim = update(TASK).values(
+            state="dispatched",
+            attempt=TASK.c.attempt + 1,
+            at_most_once=case((among(TASK.c.work_id, "once"), 1), else_=0),
+            dispatched_at=AT,
+            dispatched_by=bindparam("name", type_=Text),
+            lease_until=dialect.lease_end,
         )
+        self.claim: Select[Any] = dialect.claiming(dialect.heads(locked=True), claim)
+        self.claim_of_one_work: Select[Any] = dialect.claiming(
+            dialect.heads_of_one_work(locked=True), claim
+        )
+        self.claim_rows: Update = claim.where(among(TASK.c.sequence, "rows"))
 
         orphans = select(*COLUMNS).where(RUNNING).order_by(TASK.c.sequence)
         expired = TASK.c.lease_until < dialect.now

@@ -11,10 +11,10 @@ is undone, and the batch begun anew with a look first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import outcome
@@ -61,11 +61,17 @@ from ._statements import Statements
 CHUNK = 1_000
 """So many rows go into one statement."""
 
+LAST = datetime.max.replace(tzinfo=UTC)
+
 _MANY = 2**62
 
 
 class LookFirstError(Exception):
     """An id is taken: the batch is to be begun anew, carefully."""
+
+
+_End: TypeAlias = tuple[int, Task, Task]
+"""The number of an operation, the run that it ends, and what becomes of the task."""
 
 
 @attrs.define(eq=False)
@@ -140,19 +146,67 @@ class Transaction:
         if not operations:
             return []
         self._entries = {}
-        self._read(operations)
+        ended = self._end_runs(operations)
+        self._read(each for index, each in enumerate(operations) if index not in ended)
         outcomes: list[outcome.Outcome[Any]] = []
-        for operation in operations:
+        for index, operation in enumerate(operations):
             try:
-                outcomes.append(outcome.Value(self._carry_out(operation)))
+                task = ended.get(index) or self._carry_out(operation)
+                outcomes.append(outcome.Value(task))
             except REFUSALS as error:
                 outcomes.append(outcome.Error(error))
         self._write()
         return outcomes
 
-    def _read(self, operations: Sequence[Operation]) -> None:
+    def _end_runs(self, operations: Sequence[Operation]) -> dict[int, Task]:
+        """End the runs that have their tasks, without reading these.
+
+        For of a dispatched task nothing else changes: as it was claimed, so it stands.
+
+        Returns:
+          The tasks, by the number of the operation. What is not among them is to be looked
+          at: what did not end well, for one, and what several operations are about.
+        """
+        if self._careful:
+            return {}
+        alone = _named_once(operations)
+        alike: dict[tuple[Any, ...], dict[str, _End]] = {}
+        for index, operation in enumerate(operations):
+            if not isinstance(operation, EndTask | RevertTask | CancelRun):
+                continue
+            run = operation.run
+            if run.id in alone and run.state is TaskState.DISPATCHED:
+                task = _after(operation, run)
+                if task.err is None:
+                    how = task.state, task.done_at, task.cancelled_at, run.attempt
+                    alike.setdefault(how, {})[run.id] = index, run, task
+        ended: dict[int, Task] = {}
+        for ends in alike.values():
+            for chunk in _chunks(sorted(ends)):
+                ended |= self._end_alike({each: ends[each] for each in chunk})
+        return ended
+
+    def _end_alike(self, ends: Mapping[str, _End]) -> Iterator[tuple[int, Task]]:
+        """End runs that end in the same way, by the id of their tasks."""
+        _, run, task = next(iter(ends.values()))
+        parameters = {
+            "ids": self._dialect.listed(ends),
+            "name": self._name,
+            "run_attempt": run.attempt,
+            "more": task.interruptions - run.interruptions,
+            **end_of(task),
+        }
+        rows = self._connection.execute(self._statements.end_runs, parameters)
+        for task_id, created_at, self.seal in rows:
+            index, run, task = ends[task_id]
+            if created_at != run.created_at:
+                raise LookFirstError  # it is another task of this id, and all is undone
+            if task.state is TaskState.SCHEDULED:
+                self._note_pending(task)
+            yield index, task
+
+    def _read(self, operations: Iterable[Operation]) -> None:
         ids: set[str] = set()
-        runs: dict[str, Task] = {}
         for operation in operations:
             match operation:
                 case AddTasks(tasks=tasks):
@@ -161,35 +215,14 @@ class Transaction:
                 case UpdateTask() | CancelTask() | DispatchTask():
                     ids.add(operation.task_id)
                 case EndTask() | RevertTask() | CancelRun():
-                    runs[operation.run.id] = operation.run
+                    ids.add(operation.run.id)
                 case _:
                     raise TypeError(f"not an operation on tasks: {operation!r}")
-        ids.update(self._read_runs(runs))
         # In the same order everywhere, or two who lock many would wait for each other.
         for chunk in _chunks(sorted(ids)):
             parameters = {"ids": self._dialect.listed(chunk)}
             for row in self._connection.execute(self._statements.read, parameters):
                 self._note(row)
-
-    def _read_runs(self, runs: Mapping[str, Task]) -> Iterator[str]:
-        """See which runs have their tasks; return the ids of the others.
-
-        Of a dispatched task nothing else changes: so the snapshot that was claimed is the
-        task as it stands, and need not be read again.
-        """
-        for chunk in _chunks(sorted(runs)):
-            parameters = {"ids": self._dialect.listed(chunk)}
-            for row in self._connection.execute(self._statements.read_runs, parameters):
-                run = runs[row.id]
-                ours = run.attempt, run.created_at, run.dispatched_at, self._name
-                if (
-                    row.state == "dispatched"
-                    and run.state is TaskState.DISPATCHED
-                    and ours == tuple(row[3:])
-                ):
-                    self._entries[run.id] = _Entry(run, run, row.sequence, self._name)
-                else:
-                    yield run.id
 
     def _note(self, row: Row[Any]) -> None:
         task = task_of(row)
@@ -244,13 +277,7 @@ class Transaction:
     def _end_run(self, operation: EndTask | RevertTask | CancelRun) -> Task:
         run = operation.run
         entry = self._entry(run.id)
-        match operation:
-            case EndTask(at=at, err=err):
-                task = _transitions.ended(entry.task, run, at, err)
-            case RevertTask():
-                task = _transitions.reverted(entry.task, run)
-            case _:
-                task = _transitions.interrupted(entry.task, run, operation.at)
+        task = _after(operation, entry.task)
         if entry.owner != self._name:
             raise LostRunError(run.id, run.attempt)
         entry.task = task
@@ -337,50 +364,71 @@ class Transaction:
     # -- claims -----------------------------------------------------------------------
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
-        at, once = operation.at, operation.only.at_most_once
-        claimed: dict[int, Task] = {}
+        at, only = operation.at, operation.only
+        claimed: list[Task] = []
         expired: list[Task] = []
         # So many that are past their deadline are enough for one transaction.
         while len(claimed) < operation.limit and len(expired) < CHUNK:
             limit = min(operation.limit - len(claimed), CHUNK)
-            rows = self.heads(operation.only, at, limit, locked=True)
-            taken: dict[int, Task] = {}
+            how = {
+                "name": self._name,
+                "once": self._dialect.listed(sorted(only.at_most_once)),
+                **self._dialect.leased(at, self._lease),
+            }
+            say = self._statements
+            rows = self._due(say.claim_of_one_work, say.claim, only, at, limit, how)
+            to_claim: list[int] = []
             failed: dict[int, Task] = {}
             for row in rows:
+                number, seal = row[0], row[-1]
                 task = task_of(row)
                 if is_unreadable(row, task):
-                    task = attrs.evolve(task, done_at=at)
+                    failed[number] = attrs.evolve(task, done_at=at)
+                    continue
+                once = task.work_id in only.at_most_once
+                task = _transitions.dispatched(task, at, at_most_once=once)
+                if task.state is not TaskState.DISPATCHED:
+                    failed[number] = task
+                    continue
+                claimed.append(task)
+                if seal is None:
+                    to_claim.append(number)
                 else:
-                    only_once = task.work_id in once
-                    task = _transitions.dispatched(task, at, at_most_once=only_once)
-                if task.state is TaskState.DISPATCHED:
-                    taken[row[0]] = task
-                else:
-                    failed[row[0]] = task
+                    self.seal = seal
+            if to_claim:
+                rows_to_claim = {"rows": self._dialect.listed(to_claim), "at": at}
+                self._connection.execute(say.claim_rows, how | rows_to_claim)
             self._fail(failed)
             expired += failed.values()
-            self._take(taken, at)
-            claimed |= taken
             if len(rows) < limit:
                 break
-        return Claimed(list(claimed.values()), expired)
+        return Claimed(claimed, expired)
 
-    def heads(
-        self, only: TaskFilter, at: datetime, limit: int, *, locked: bool = False
+    def next(self, only: TaskFilter) -> Row[Any] | None:
+        """The row of the next task."""
+        say = self._statements
+        rows = self._due(say.head, say.heads, only, LAST, 1, {})
+        return rows[0] if rows else None
+
+    def _due(
+        self,
+        of_one_work: Select[Any],
+        of_many: Select[Any],
+        only: TaskFilter,
+        at: datetime,
+        limit: int,
+        how: Mapping[str, Any],
     ) -> Sequence[Row[Any]]:
-        """The rows of the first pending tasks until a moment, at most `limit`."""
+        """The rows of the first pending tasks until a moment, by one of two statements."""
         works = self._works(only)
         if not works:
             return []
-        parameters: dict[str, Any] = {"at": at, "limit": limit}
-        say = self._statements
+        parameters: dict[str, Any] = {"at": at, "limit": limit, **how}
         if len(works) == 1:
             parameters["work"] = works[0]
-            statement = say.due_of_one_work if locked else say.head
-        else:
-            parameters["works"] = self._dialect.listed(works)
-            statement = say.due if locked else say.heads
-        return self._connection.execute(statement, parameters).all()
+            return self._connection.execute(of_one_work, parameters).all()
+        parameters["works"] = self._dialect.listed(works)
+        return self._connection.execute(of_many, parameters).all()
 
     def _works(self, only: TaskFilter) -> list[str]:
         """The works that a filter accepts and that may have pending tasks."""
@@ -388,24 +436,6 @@ class Transaction:
             return sorted(only.work_ids)
         works = self._connection.scalars(self._statements.pending_works)
         return [each for each in works if isinstance(each, str)]  # others are damaged
-
-    def _take(self, tasks: dict[int, Task], at: datetime) -> None:
-        """Write that we run these tasks, by row."""
-        for once in False, True:
-            rows = [row for row, task in tasks.items() if task.at_most_once is once]
-            if rows:
-                result = self._connection.execute(
-                    self._statements.claim,
-                    {
-                        "rows": self._dialect.listed(rows),
-                        "once": int(once),
-                        "at": at,
-                        "name": self._name,
-                        **self._dialect.leased(at, self._lease),
-                    },
-                )
-                if result.returns_rows:
-                    self.seal = result.scalars().first()
 
     def _fail(self, tasks: Mapping[int, Task]) -> None:
         """Write that tasks have failed, by row, and leave the rest of the rows as it is."""
@@ -511,6 +541,33 @@ class Transaction:
         recovered = [self._carry_out(each) for each in recovery(orphans, action, at)]
         self._write()
         return [*failed.values(), *recovered]
+
+
+def _after(operation: EndTask | RevertTask | CancelRun, task: Task) -> Task:
+    """The task, once its run has ended so."""
+    match operation:
+        case EndTask(run=run, at=at, err=err):
+            return _transitions.ended(task, run, at, err)
+        case RevertTask(run=run):
+            return _transitions.reverted(task, run)
+        case CancelRun(run=run, at=at):
+            return _transitions.interrupted(task, run, at)
+
+
+def _named_once(operations: Iterable[Operation]) -> set[str]:
+    """The ids that one operation is about, and no other."""
+    once: set[str] = set()
+    more: set[str] = set()
+    for operation in operations:
+        match operation:
+            case UpdateTask() | CancelTask() | DispatchTask():
+                task_id = operation.task_id
+            case EndTask() | RevertTask() | CancelRun():
+                task_id = operation.run.id
+            case _:
+                continue  # what is running can't be added, nor deleted
+        (more if task_id in once else once).add(task_id)
+    return once - more
 
 
 def _by_end(row: tuple[Any, ...]) -> tuple[datetime, int]:
