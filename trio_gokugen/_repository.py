@@ -54,7 +54,7 @@ async def recover_runs(
 
 def recovery(
     orphans: Sequence[Task], action: RecoverAction, at: datetime
-) -> list[Operation]:
+) -> list[EndTask | RevertTask]:
     """What becomes of tasks that nobody runs."""
     if action is RecoverAction.LEAVE:
         return []

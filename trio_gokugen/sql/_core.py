@@ -27,13 +27,15 @@ from trio_gokugen._repository import BulkRepository
 from trio_gokugen._task import Task, TaskQuery
 from trio_gokugen.abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFilter
 
+from ._changes import LookFirstError
 from ._dialects import Dialect
 from ._engines import dialect_of
 from ._failures import as_failure, failures, given_back
+from ._ongoing import Ongoing
 from ._rows import task_of
 from ._search import search
 from ._statements import Statements
-from ._transaction import LookFirstError, Transaction
+from ._transaction import Transaction
 
 T = TypeVar("T")
 
@@ -103,8 +105,7 @@ class SQLCore(BulkRepository):
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
         def get_next(connection: Connection) -> Task | None:
-            row = self.transaction(connection).next(only)
-            return None if row is None else task_of(row)
+            return self.transaction(connection).first(only)
 
         return await self._read("reading the next task", get_next)
 
@@ -155,10 +156,14 @@ class SQLCore(BulkRepository):
 
     def transaction(self, connection: Connection, *, careful: bool = False) -> Transaction:
         """What is done in a transaction that is under way."""
-        lease = timedelta(seconds=self._lease)
-        return Transaction(
-            connection, self.dialect, self._statements, self.name, lease, careful=careful
+        ongoing = Ongoing(
+            connection,
+            self.dialect,
+            self._statements,
+            self.name,
+            timedelta(seconds=self._lease),
         )
+        return Transaction(ongoing, careful=careful)
 
     async def _read(self, what: str, read: Callable[[Connection], T]) -> T:
         def in_thread() -> T:
@@ -212,9 +217,9 @@ class SQLCore(BulkRepository):
                 self.dialect.begin(connection)
                 transaction = self.transaction(connection, careful=careful)
                 result = change(transaction)
-                seal = transaction.seal
-                if seal is None or transaction.appeared:
-                    seal = self.dialect.seal(connection, transaction.appeared, self.name)
+                seal, appeared = transaction.ongoing.seal, transaction.ongoing.appeared
+                if seal is None or appeared:
+                    seal = self.dialect.seal(connection, appeared, self.name)
             except BaseException:
                 self.dialect.roll_back(connection)
                 raise

@@ -7,7 +7,6 @@ integer of microseconds since 1970. `param` and `meta` are kept as JSON to the l
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from typing import cast as cast_
@@ -55,7 +54,7 @@ class Moment(TypeDecorator[datetime]):
             return value
         return (value - EPOCH) // _MICROSECOND
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         # In place of `process_result_value`, to which this is one more call for each value.
         return _moment
 
@@ -94,7 +93,7 @@ class JSONObject(TypeDecorator[dict[str, Any]]):
             return value
         return as_json(value)
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         return _object
 
 

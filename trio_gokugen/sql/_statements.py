@@ -109,7 +109,8 @@ class Statements:
         )
         self.claim_rows: Update = claim.where(among(TASK.c.sequence, "rows"))
 
-        orphans = select(*COLUMNS).where(RUNNING).order_by(TASK.c.sequence)
+        # In no order, or SQLite would take the whole table in that order.
+        orphans = select(*COLUMNS).where(RUNNING)
         expired = TASK.c.lease_until < dialect.now
         self.renew: Executable = (
             update(TASK)

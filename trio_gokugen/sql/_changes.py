@@ -1,0 +1,245 @@
+"""What operations make of the tasks that they name.
+
+All these tasks are read by one statement; what becomes of them is decided in Python, by
+the same table that every repository asks; and what has changed is written by one statement
+for each kind of change. So a batch of a hundred costs hardly more round trips than one.
+
+An id that is taken is found out by trying: only if the database refuses the new rows, all
+is undone, and the batch begun anew with a look first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import attrs
+import outcome
+
+from trio_gokugen import _transitions
+from trio_gokugen._errors import REFUSALS, LostRunError, TaskExistsError, TaskNotFoundError
+from trio_gokugen._task import Task, TaskState
+from trio_gokugen.abc import (
+    AddTasks,
+    CancelRun,
+    CancelTask,
+    DispatchTask,
+    EndTask,
+    Operation,
+    RevertTask,
+    UpdateTask,
+)
+
+from ._ends import AnotherTaskError, EndRun, after, end_runs
+from ._ongoing import Ongoing, chunks
+from ._rows import END, end_of, life_of, plan_of, task_of
+
+
+class LookFirstError(Exception):
+    """An id is taken: the batch is to be begun anew, carefully."""
+
+
+@attrs.define(eq=False)
+class _Entry:
+    """A task that operations are about."""
+
+    task: Task
+    stored: Task | None
+    """As the database has it; none if it is new."""
+
+    sequence: int | None
+    owner: str | None
+    replanned: bool = False
+
+
+class Changes:
+    """See above."""
+
+    def __init__(self, ongoing: Ongoing, *, careful: bool) -> None:
+        self._ongoing = ongoing
+        self._careful = careful
+        self._entries: dict[str, _Entry] = {}
+
+    def carry_out(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
+        """Carry out operations one after the other.
+
+        Raises:
+          LookFirstError: they are to be carried out carefully.
+        """
+        ended: dict[int, Task] = {}
+        if not self._careful:
+            try:
+                ended = end_runs(self._ongoing, operations)
+            except AnotherTaskError as error:
+                raise LookFirstError from error
+        self._read(each for index, each in enumerate(operations) if index not in ended)
+        outcomes: list[outcome.Outcome[Any]] = []
+        for index, operation in enumerate(operations):
+            try:
+                result = ended.get(index) or self._carry_out(operation)
+                outcomes.append(outcome.Value(result))
+            except REFUSALS as error:
+                outcomes.append(outcome.Error(error))
+        self._write()
+        return outcomes
+
+    def end_found(
+        self, found: Iterable[tuple[int, Task]], operations: Iterable[EndRun]
+    ) -> list[Task]:
+        """End runs whose tasks have been read, and locked, by row."""
+        for number, task in found:
+            self._entries[task.id] = _Entry(task, task, number, self._ongoing.name)
+        ended = [self._end_run(each) for each in operations]
+        self._write()
+        return ended
+
+    def _read(self, operations: Iterable[Operation]) -> None:
+        ids: set[str] = set()
+        for operation in operations:
+            match operation:
+                case AddTasks(tasks=tasks):
+                    if self._careful:
+                        ids.update(task.id for task in tasks)
+                case UpdateTask() | CancelTask() | DispatchTask():
+                    ids.add(operation.task_id)
+                case EndTask() | RevertTask() | CancelRun():
+                    ids.add(operation.run.id)
+                case _:
+                    raise TypeError(f"not an operation on tasks: {operation!r}")
+        ongoing = self._ongoing
+        # In the same order everywhere, or two who lock many would wait for each other.
+        for chunk in chunks(sorted(ids)):
+            listed = {"ids": ongoing.dialect.listed(chunk)}
+            for row in ongoing.execute(ongoing.say.read, listed):
+                task = task_of(row)
+                self._entries[task.id] = _Entry(task, task, row.sequence, row.dispatched_by)
+
+    def _carry_out(self, operation: Operation) -> Any:
+        match operation:
+            case AddTasks(tasks=tasks):
+                return self._add(tasks)
+            case UpdateTask() | CancelTask() | DispatchTask():
+                return self._change_scheduled(operation)
+            case EndTask() | RevertTask() | CancelRun():
+                return self._end_run(operation)
+            case _:
+                raise TypeError(f"not an operation on tasks: {operation!r}")
+
+    def _add(self, tasks: Sequence[Task]) -> None:
+        new: dict[str, _Entry] = {}
+        for task in tasks:
+            if task.id in self._entries or task.id in new:
+                if not self._careful:
+                    raise LookFirstError  # an id before this one may be taken, too
+                raise TaskExistsError(task.id)
+            running = task.state is TaskState.DISPATCHED
+            owner = self._ongoing.name if running else None
+            new[task.id] = _Entry(task, None, None, owner)
+        self._entries |= new
+
+    def _entry(self, task_id: str) -> _Entry:
+        try:
+            return self._entries[task_id]
+        except KeyError:
+            raise TaskNotFoundError(task_id) from None
+
+    def _change_scheduled(
+        self, operation: UpdateTask | CancelTask | DispatchTask
+    ) -> tuple[Task, bool] | Task:
+        entry = self._entry(operation.task_id)
+        before = entry.task
+        match operation:
+            case UpdateTask(update=update):
+                entry.task = _transitions.updated(before, update)
+                entry.replanned |= entry.task is not before
+            case CancelTask(at=at):
+                entry.task = _transitions.cancelled(before, at)
+            case _:
+                at, once = operation.at, operation.at_most_once
+                entry.task = _transitions.dispatched(before, at, at_most_once=once)
+                entry.owner = self._ongoing.name
+                return entry.task
+        return entry.task, entry.task is not before
+
+    def _end_run(self, operation: EndRun) -> Task:
+        run = operation.run
+        entry = self._entry(run.id)
+        task = after(operation, entry.task)
+        if entry.owner != self._ongoing.name:
+            raise LostRunError(run.id, run.attempt)
+        entry.task = task
+        return task
+
+    # -- writing it -------------------------------------------------------------------
+
+    def _write(self) -> None:
+        new: list[_Entry] = []
+        ended: list[_Entry] = []
+        changed: list[_Entry] = []
+        for entry in self._entries.values():
+            if entry.task is entry.stored:
+                continue
+            if entry.task.state is TaskState.SCHEDULED:
+                self._ongoing.note_pending(entry.task)
+            if entry.stored is None:
+                new.append(entry)
+            elif entry.replanned or entry.task.attempt != entry.stored.attempt:
+                changed.append(entry)
+            else:
+                ended.append(entry)
+        # Rows are made as they are written: there may be very many.
+        for chunk in chunks(new):
+            rows = [_new_row(entry) for entry in chunk]
+            self._ongoing.execute_many(self._ongoing.say.add, rows)
+        for chunk in chunks(changed):
+            self._write_changed(chunk)
+        for chunk in chunks(ended):
+            self._write_ended(chunk)
+
+    def _write_changed(self, entries: Sequence[_Entry]) -> None:
+        """Write whatever may have changed, task by task."""
+        ongoing = self._ongoing
+        rows = [
+            {"row": each.sequence, **life_of(each.task), **plan_of(each.task)}
+            for each in entries
+        ]
+        ongoing.execute_many(ongoing.say.change, rows)
+        taken = [
+            {"row": each.sequence, **ongoing.leased(each.task.dispatched_at)}
+            for each in entries
+            if each.task.state is TaskState.DISPATCHED
+            and each.task.dispatched_at is not None
+        ]
+        ongoing.execute_many(ongoing.say.take, taken)
+
+    def _write_ended(self, entries: Sequence[_Entry]) -> None:
+        """Write how runs and tasks have ended: those that did alike, by one statement."""
+        alike: dict[tuple[Any, ...], list[int | None]] = {}
+        for entry in entries:
+            assert entry.stored is not None
+            more = entry.task.interruptions - entry.stored.interruptions
+            how = (more, *end_of(entry.task).values())
+            alike.setdefault(how, []).append(entry.sequence)
+        rows = [
+            {
+                "more": more,
+                **dict(zip(END, end, strict=True)),
+                "rows": self._ongoing.dialect.listed(numbers),
+            }
+            for (more, *end), numbers in alike.items()
+        ]
+        self._ongoing.execute_many(self._ongoing.say.end, rows)
+
+
+def _new_row(entry: _Entry) -> dict[str, Any]:
+    task = entry.task
+    # Nobody knows how long what was added as running has been: its lease is over.
+    running = task.state is TaskState.DISPATCHED
+    return {
+        "id": task.id,
+        "created_at": task.created_at,
+        **plan_of(task),
+        **life_of(task),
+        "dispatched_by": entry.owner,
+        "lease_until": task.scheduled_at if running else None,
+    }

@@ -1,0 +1,109 @@
+"""The first pending tasks: found, and claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+from sqlalchemy import Row, Select
+
+from trio_gokugen import _transitions
+from trio_gokugen._task import Task, TaskState
+from trio_gokugen.abc import Claimed, ClaimTasks, TaskFilter
+
+from ._ongoing import CHUNK, Ongoing
+from ._rows import is_unreadable, task_of
+
+LAST = datetime.max.replace(tzinfo=UTC)
+
+
+def claim(ongoing: Ongoing, operation: ClaimTasks) -> Claimed:
+    """Claim due tasks."""
+    claimed: list[Task] = []
+    expired: list[Task] = []
+    # So many that are past their deadline are enough for one transaction.
+    while len(claimed) < operation.limit and len(expired) < CHUNK:
+        limit = min(operation.limit - len(claimed), CHUNK)
+        found = _claim_some(ongoing, operation, limit)
+        claimed += found.tasks
+        expired += found.expired
+        if len(found.tasks) + len(found.expired) < limit:
+            break
+    return Claimed(claimed, expired)
+
+
+def _claim_some(ongoing: Ongoing, operation: ClaimTasks, limit: int) -> Claimed:
+    at, only, say = operation.at, operation.only, ongoing.say
+    once = ongoing.dialect.listed(sorted(only.at_most_once))
+    how = {"once": once, **ongoing.leased(at)}
+    to_claim: list[int] = []
+    claimed: list[Task] = []
+    failed: dict[int, Task] = {}
+    for row in _due(ongoing, say.claim_of_one_work, say.claim, only, at, limit, how):
+        number, stamp = row[0], row[-1]
+        task = task_of(row)
+        if is_unreadable(row, task):
+            failed[number] = attrs.evolve(task, done_at=at)
+            continue
+        task = _transitions.dispatched(
+            task, at, at_most_once=task.work_id in only.at_most_once
+        )
+        if task.state is not TaskState.DISPATCHED:
+            failed[number] = task
+            continue
+        claimed.append(task)
+        if stamp is None:
+            to_claim.append(number)
+        else:
+            ongoing.seal = stamp
+    if to_claim:
+        rows = ongoing.dialect.listed(to_claim)
+        ongoing.execute(say.claim_rows, {"rows": rows, "at": at, **how})
+    fail(ongoing, failed)
+    return Claimed(claimed, [*failed.values()])
+
+
+def fail(ongoing: Ongoing, tasks: Mapping[int, Task]) -> None:
+    """Write that tasks have failed, by row, and leave the rest of the rows as it is."""
+    rows = [
+        {"row": row, "err": task.err, "done_at": task.done_at}
+        for row, task in tasks.items()
+    ]
+    ongoing.execute_many(ongoing.say.fail, rows)
+
+
+def first(ongoing: Ongoing, only: TaskFilter) -> Task | None:
+    """The first pending task, due or not."""
+    say = ongoing.say
+    rows = _due(ongoing, say.head, say.heads, only, LAST, 1, {})
+    return task_of(rows[0]) if rows else None
+
+
+def _due(
+    ongoing: Ongoing,
+    of_one_work: Select[Any],
+    of_many: Select[Any],
+    only: TaskFilter,
+    at: datetime,
+    limit: int,
+    how: Mapping[str, Any],
+) -> Sequence[Row[Any]]:
+    """The rows of the first pending tasks until a moment, by one of two statements."""
+    works = _works(ongoing, only)
+    parameters = {"at": at, "limit": limit, **how}
+    if not works:
+        return []
+    if len(works) == 1:
+        return ongoing.execute(of_one_work, {"work": works[0], **parameters}).all()
+    listed = ongoing.dialect.listed(works)
+    return ongoing.execute(of_many, {"works": listed, **parameters}).all()
+
+
+def _works(ongoing: Ongoing, only: TaskFilter) -> list[str]:
+    """The works that a filter accepts and that may have pending tasks."""
+    if only.work_ids is not None:
+        return sorted(only.work_ids)
+    works = ongoing.execute(ongoing.say.pending_works, {}).scalars()
+    return [each for each in works if isinstance(each, str)]  # others are damaged

@@ -1,0 +1,109 @@
+"""Runs that end well, which is what a scheduler writes most: without a look before.
+
+Of a dispatched task nothing changes but that it ends: as it was claimed, so it stands. So
+the statement that ends runs tells which of them still had their tasks. What is not among
+these is looked at: see `_changes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from trio_gokugen import _transitions
+from trio_gokugen._task import Task, TaskState
+from trio_gokugen.abc import (
+    CancelRun,
+    CancelTask,
+    DispatchTask,
+    EndTask,
+    Operation,
+    RevertTask,
+    UpdateTask,
+)
+
+from ._ongoing import Ongoing, chunks
+from ._rows import end_of
+
+EndRun: TypeAlias = EndTask | RevertTask | CancelRun
+
+_End: TypeAlias = tuple[int, Task, Task]
+"""The number of an operation, the run that it ends, and what becomes of the task."""
+
+
+class AnotherTaskError(Exception):
+    """A run was taken for that of another task of its id. All is to be undone."""
+
+
+def after(operation: EndRun, task: Task) -> Task:
+    """The task, once its run has ended so."""
+    match operation:
+        case EndTask(run=run, at=at, err=err):
+            return _transitions.ended(task, run, at, err)
+        case RevertTask(run=run):
+            return _transitions.reverted(task, run)
+        case CancelRun(run=run, at=at):
+            return _transitions.interrupted(task, run, at)
+
+
+def end_runs(ongoing: Ongoing, operations: Sequence[Operation]) -> dict[int, Task]:
+    """End the runs that have their tasks, and that nothing else is about.
+
+    Returns:
+      The tasks, by the number of the operation.
+
+    Raises:
+      AnotherTaskError: a run was taken for another's.
+    """
+    alone = _named_once(operations)
+    alike: dict[tuple[Any, ...], dict[str, _End]] = {}
+    for index, operation in enumerate(operations):
+        if not isinstance(operation, EndRun):
+            continue
+        run = operation.run
+        if run.id in alone and run.state is TaskState.DISPATCHED:
+            task = after(operation, run)
+            if task.err is None:
+                how = task.state, task.done_at, task.cancelled_at, run.attempt
+                alike.setdefault(how, {})[run.id] = index, run, task
+    ended: dict[int, Task] = {}
+    for ends in alike.values():
+        for chunk in chunks(sorted(ends)):
+            ended |= _end_alike(ongoing, {each: ends[each] for each in chunk})
+    return ended
+
+
+def _end_alike(ongoing: Ongoing, ends: Mapping[str, _End]) -> Iterator[tuple[int, Task]]:
+    """End runs that all end in the same way, by the id of their tasks."""
+    _, run, task = next(iter(ends.values()))
+    parameters = {
+        "ids": ongoing.dialect.listed(ends),
+        "name": ongoing.name,
+        "run_attempt": run.attempt,
+        "more": task.interruptions - run.interruptions,
+        **end_of(task),
+    }
+    for row in ongoing.execute(ongoing.say.end_runs, parameters):
+        index, run, task = ends[row[0]]
+        if row[1] != run.created_at:
+            raise AnotherTaskError
+        if task.state is TaskState.SCHEDULED:
+            ongoing.note_pending(task)
+        ongoing.seal = row[2]
+        yield index, task
+
+
+def _named_once(operations: Iterable[Operation]) -> set[str]:
+    """The ids that one operation is about, and no other."""
+    once: set[str] = set()
+    more: set[str] = set()
+    for operation in operations:
+        match operation:
+            case UpdateTask() | CancelTask() | DispatchTask():
+                task_id = operation.task_id
+            case EndTask() | RevertTask() | CancelRun():
+                task_id = operation.run.id
+            case _:
+                continue  # what is running can't be added, nor deleted
+        (more if task_id in once else once).add(task_id)
+    return once - more

@@ -1,0 +1,55 @@
+"""Leases that are renewed, and tasks that others have let go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import attrs
+from sqlalchemy import Select
+
+from trio_gokugen._repository import recovery
+from trio_gokugen._task import Task
+from trio_gokugen.abc import RecoverAction, TaskFilter
+
+from ._changes import Changes
+from ._claims import fail
+from ._ongoing import Ongoing, chunks
+from ._rows import is_unreadable, task_of
+
+
+def renew(ongoing: Ongoing, runs: Sequence[Task], at: datetime) -> list[Task]:
+    """Renew the leases of runs; return those that have lost their tasks."""
+    ours: set[tuple[str, int, datetime]] = set()
+    for chunk in chunks(sorted(run.id for run in runs)):
+        which = {"ids": ongoing.dialect.listed(chunk), **ongoing.leased(at)}
+        ours.update(tuple(row) for row in ongoing.execute(ongoing.say.renew, which))
+    return [run for run in runs if (run.id, run.attempt, run.created_at) not in ours]
+
+
+def recover(
+    ongoing: Ongoing,
+    left: Select[Any],
+    action: RecoverAction,
+    at: datetime,
+    only: TaskFilter,
+) -> list[Task]:
+    """Recover tasks that nobody runs any more, of all those that a statement finds."""
+    if action is RecoverAction.LEAVE:
+        return []
+    orphans: dict[int, Task] = {}
+    failed: dict[int, Task] = {}
+    for row in ongoing.execute(left, {"at": at, "name": ongoing.name}):
+        task = task_of(row)
+        if not only.accepts(task):
+            continue
+        if is_unreadable(row, task):
+            failed[row.sequence] = attrs.evolve(task, done_at=at)
+        else:
+            orphans[row.sequence] = task
+    fail(ongoing, failed)
+    changes = Changes(ongoing, careful=True)
+    found = sorted(orphans.items())
+    ends = recovery([task for _, task in found], action, at)
+    return [*failed.values(), *changes.end_found(found, ends)]

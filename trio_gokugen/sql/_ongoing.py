@@ -1,0 +1,70 @@
+"""A transaction that is under way, as all see it who say something in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import attrs
+from sqlalchemy import Connection, CursorResult
+from sqlalchemy.sql import Executable
+
+from trio_gokugen._task import Task
+
+from ._dialects import Dialect
+from ._statements import Statements
+
+CHUNK = 1_000
+"""So many rows go into one statement."""
+
+
+@attrs.define(eq=False)
+class Ongoing:
+    """See above. Another begins it, and ends it."""
+
+    connection: Connection
+    dialect: Dialect
+    say: Statements
+    name: str
+    """Who it is that runs what is claimed."""
+
+    lease: timedelta
+    """For how long."""
+
+    appeared: dict[str, datetime] = attrs.field(factory=dict[str, datetime])
+    """By work, the first moment for which a task has become pending."""
+
+    seal: str | None = None
+    """What to ask for, if nobody knows whether it was committed; see `Dialect.seal`."""
+
+    def execute(
+        self, statement: Executable, parameters: Mapping[str, Any]
+    ) -> CursorResult[*tuple[Any, ...]]:
+        """Say something."""
+        return self.connection.execute(statement, parameters)
+
+    def execute_many(
+        self, statement: Executable, rows: Collection[Mapping[str, Any]]
+    ) -> None:
+        """Say something of each row."""
+        if rows:
+            self.connection.execute(statement, [*rows])
+
+    def leased(self, at: datetime) -> dict[str, Any]:
+        """Who runs what is claimed now, and for how long, as parameters."""
+        return {"name": self.name, **self.dialect.leased(at, self.lease)}
+
+    def note_pending(self, task: Task) -> None:
+        """A task has become pending."""
+        first = self.appeared.get(task.work_id)
+        if first is None or task.scheduled_at < first:
+            self.appeared[task.work_id] = task.scheduled_at
+
+
+def chunks(items: Collection[Any]) -> Iterator[list[Any]]:
+    """The items in lists that are short enough for one statement."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
