@@ -248,7 +248,9 @@ async def test_a_damaged_end_keeps_nobody_from_deleting(sqlite_url: str) -> None
         done = [stored(i, state=TaskState.DONE, done_at=NOON) for i in ("a", "b")]
         await repository.add(done)
         execute(repository, "UPDATE gokugen_task SET ended_at = 'x' WHERE id = 'a'")
-        assert sorted(await repository.delete_ended()) == ["a", "b"]
+        # Some are kept, and of those nobody can tell how old they are.
+        assert await repository.store.delete_surplus(1, 9) == ["b"]
+        assert await repository.delete_ended() == ["a"]
 
 
 async def test_a_run_cannot_end_another_task_of_its_id(database_url: str) -> None:
