@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -1240,6 +1241,49 @@ async def test_parts_that_cannot_be_used(argument: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"^{argument}"):
         async with open_scheduler(**arguments):
             pass
+
+
+@asynccontextmanager
+async def open_store() -> AsyncGenerator[HeapRepository]:
+    yield HeapRepository()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "hint"),
+    [
+        ("repository", "sqlite:///x.db", r"sql\.open_sql_repository makes one of a URL$"),
+        ("repository", open_store(), r"enter it first: async with \.\.\. as repository$"),
+        (
+            "hooks",
+            [PartialHooks()],
+            r"must be one object: ChainHooks makes one",
+        ),
+    ],
+    ids=["a URL", "not entered", "several hooks"],
+)
+async def test_what_to_do_instead_is_told(argument: str, value: Any, hint: str) -> None:
+    """
+    What is often given in place of a part is refused with a word on what will do.
+    """
+    arguments: dict[str, Any] = {"works": WorkRegistry(), argument: value}
+    with pytest.raises(TypeError, match=hint):
+        async with open_scheduler(**arguments):
+            pass
+
+
+async def test_tasks_and_works_have_names(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A work, or a task, in place of its name is refused with a word on what will do.
+    """
+    async with open_bench() as (scheduler, _):
+        task = await scheduler.add_task("note", after=1)
+        wrong: Any = test_tasks_and_works_have_names
+        with pytest.raises(InvalidTaskError, match=r"^work_id: must be the name of"):
+            await scheduler.add_task(wrong, after=1)
+        wrong = task
+        for call in scheduler.cancel, scheduler.get, scheduler.wait, scheduler.interrupt:
+            with pytest.raises(InvalidTaskError, match=r"^task_id: .* give task\.id$"):
+                await call(wrong)
 
 
 HUGE = 10**5000  # of more digits than Python turns into text

@@ -26,7 +26,9 @@ from trio_gokugen.sql import SQLCore, open_sql_repository
     ("arguments", "error", "names"),
     [
         ({"url": "mysql://x"}, ValueError, "url"),
-        ({"url": "no url"}, ValueError, "url"),
+        ({"url": "tasks.db"}, ValueError, "url"),
+        ({"url": "sqlite://tasks.db"}, ValueError, "url"),
+        ({"url": Path("tasks.db")}, ValueError, "url"),
         ({"url": "sqlite+aiosqlite:///x"}, ValueError, "url"),
         ({"url": "postgresql+asyncpg://x"}, ValueError, "url"),
         ({"synchronous": "sometimes"}, ValueError, "synchronous"),

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from ._errors import InvalidTaskError, shown
-from ._json import JSON
-from ._task import TaskParam, as_utc
+from ._json import JSON, name
+from ._task import Task, TaskParam, as_utc
 from .abc import RecoverAction
 
 Recover: TypeAlias = Literal["revert", "fail", "leave"]
@@ -31,6 +31,8 @@ def new_param(
         raise InvalidTaskError("at", "is missing: give a moment, at, or seconds, after")
     if at is not None and after is not None:
         raise InvalidTaskError("at", "was given together with after: choose one")
+    if callable(work_id):
+        raise InvalidTaskError("work_id", "must be the name of a work, not the work itself")
     return TaskParam(
         work_id=work_id,
         scheduled_at=moment_after(now, after) if at is None else as_utc(at, "at"),
@@ -65,8 +67,24 @@ def check_part(part: object, protocol: type, argument: str) -> None:
     if missing := sorted(name for name in asked if not hasattr(part, name)):
         raise TypeError(
             f"{argument}: must be an abc.{protocol.__name__}, and {shown(part)} has no"
-            f" {missing[0]}"
+            f" {missing[0]}{_hint(part, argument)}"
         )
+
+
+def _hint(part: object, argument: str) -> str:
+    """What is to be done instead, if that can be guessed."""
+    if hasattr(part, "__aenter__"):
+        return f"; enter it first: async with ... as {argument}"
+    if argument == "repository" and isinstance(part, str):
+        return "; trio_gokugen.sql.open_sql_repository makes one of a URL"
+    return ""
+
+
+def checked_id(task_id: object) -> str:
+    """The id of a task."""
+    if isinstance(task_id, Task):
+        raise InvalidTaskError("task_id", "must be the id of a task: give task.id")
+    return name(task_id, "task_id")
 
 
 def checked_grace(grace: float | timedelta) -> float:

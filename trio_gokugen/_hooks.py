@@ -33,6 +33,8 @@ def checked_hooks(hooks: LoopHooks) -> LoopHooks:
     """The hooks, or a `TypeError` that names the one that is no async function."""
     if isinstance(hooks, type):
         raise TypeError(f"hooks: must be an instance, {hooks.__name__}(), not the class")
+    if isinstance(hooks, list | tuple):
+        raise TypeError("hooks: must be one object: ChainHooks makes one of several")
     for name in HOOKS:
         check_async(getattr(hooks, name, None), f"hooks.{name}")
     return hooks

@@ -24,6 +24,7 @@ from ._arguments import (
     check_limit,
     check_part,
     checked_grace,
+    checked_id,
     new_param,
     recover_action,
 )
@@ -43,7 +44,7 @@ from ._errors import (
 from ._heap_repository import HeapRepository
 from ._hooks import checked_hooks
 from ._ids import IdMaker
-from ._json import JSON, name
+from ._json import JSON
 from ._task import (
     ENDED,
     UNCHANGED,
@@ -312,7 +313,7 @@ class Scheduler:
           AlreadyDoneError: it can no longer be changed.
         """
         engine = self._running()
-        task_id = name(task_id, "task_id")
+        task_id = checked_id(task_id)
         update = TaskUpdate(
             work_id=work_id,
             scheduled_at=scheduled_at,
@@ -345,7 +346,7 @@ class Scheduler:
           TaskNotFoundError, AlreadyDispatchedError, AlreadyDoneError: it is too late.
         """
         engine = self._running()
-        task_id = name(task_id, "task_id")
+        task_id = checked_id(task_id)
         _, changed = await engine.updates.queue.ask(lambda now: CancelTask(task_id, now))
         return bool(changed)
 
@@ -365,7 +366,7 @@ class Scheduler:
           LostRunError: the run had lost its task, which goes on without it.
         """
         engine = self._running()
-        task_id = name(task_id, "task_id")
+        task_id = checked_id(task_id)
         ledger = engine.ledger
         while task_id not in ledger.runs:
             version = ledger.version
@@ -388,7 +389,7 @@ class Scheduler:
     async def get(self, task_id: str) -> Task:
         """The task as it stands, or a `TaskNotFoundError`."""
         self._running()
-        return await self._repository.get(name(task_id, "task_id"))
+        return await self._repository.get(checked_id(task_id))
 
     async def find(
         self,
@@ -421,7 +422,7 @@ class Scheduler:
         """
         engine = self._running()
         ledger = engine.ledger
-        task_id = name(task_id, "task_id")
+        task_id = checked_id(task_id)
         engine.dispatches.notice_new_works()
         # Wait first and read then: an end that comes in between would be missed.
         waiter = ledger.watch(task_id)

@@ -18,7 +18,10 @@ class NameTakenError(RepositoryError):
     name: str
 
     def __str__(self) -> str:
-        return f"a scheduler named {self.name!r} is already at work on this database"
+        return (
+            f"a scheduler named {self.name!r} is already at work on this database: give"
+            " each a name of its own, or wait until that one has stopped"
+        )
 
 
 @attrs.frozen

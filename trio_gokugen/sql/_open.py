@@ -45,6 +45,8 @@ LONGEST = 365 * 24 * 3600.0
 _ALL = 2**62
 _FOREVER = timedelta(days=365_000)
 
+_FORMS = "must be like sqlite:///tasks.db, or postgresql://user@host/database"
+
 _POLL = {"sqlite": 0.5, "postgresql": 5.0}
 
 
@@ -151,8 +153,9 @@ async def _in_thread(function: Callable[[], T]) -> T:
 def _engine(url: str | URL, synchronous: Synchronous) -> Engine:
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise ValueError(f"url: {error}") from None
+    except (ArgumentError, ValueError):
+        # What it is, is not told: it may have a password in it.
+        raise ValueError(f"url: {_FORMS}, not any {type(url).__name__}") from None
     if synchronous not in get_args(Synchronous):
         raise ValueError(
             f"synchronous: must be one of {', '.join(get_args(Synchronous))},"
@@ -162,13 +165,14 @@ def _engine(url: str | URL, synchronous: Synchronous) -> Engine:
         return _sqlite(parsed, synchronous)
     if parsed.drivername in {"postgresql", "postgres", "postgresql+psycopg"}:
         return _postgresql(parsed.set(drivername="postgresql+psycopg"))
-    raise ValueError(
-        "url: must begin with sqlite:/// or postgresql:// or postgresql+psycopg://,"
-        f" not {parsed.drivername}://"
-    )
+    raise ValueError(f"url: {_FORMS}, not {parsed.drivername}://")
 
 
 def _sqlite(url: URL, synchronous: Synchronous) -> Engine:
+    if url.host is not None:
+        raise ValueError(
+            f"url: a SQLite file has three slashes before its path: sqlite:///{url.host}"
+        )
     arguments: dict[str, Any] = {"check_same_thread": False, "timeout": BUSY_TIMEOUT}
     if url.database in {None, "", ":memory:"}:
         engine = create_engine(

@@ -15,11 +15,11 @@ import trio
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from trio_gokugen._arguments import new_param
+from trio_gokugen._arguments import checked_id, new_param
 from trio_gokugen._clock import SystemClock, default_clock
 from trio_gokugen._errors import RepositoryError
 from trio_gokugen._ids import IdMaker
-from trio_gokugen._json import JSON, name
+from trio_gokugen._json import JSON
 from trio_gokugen._task import Task, new_task
 from trio_gokugen._timer import TimedRepository
 from trio_gokugen.abc import Clock, Operation
@@ -144,7 +144,7 @@ class SQLRepository(TimedRepository[SQLCore]):
           TaskNotFoundError, AlreadyDispatchedError, AlreadyDoneError: it is too late.
           RepositoryError: the database failed.
         """
-        task_id = name(task_id, "task_id")
+        task_id = checked_id(task_id)
         cancelled = self._theirs.cancel(where, task_id, self._now(), self.timer.reset)
         with suppress(trio.RunFinishedError):  # then it is looked for at the next start
             self._theirs.token.run_sync_soon(self._note_change)
