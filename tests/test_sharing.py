@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,7 +38,9 @@ from trio_gokugen import (
 from trio_gokugen._ledger import Ledger
 from trio_gokugen._repository import RECOVERED
 from trio_gokugen.abc import (
+    ClaimTasks,
     Clock,
+    EndTask,
     Operation,
     RecoverAction,
     ResultChannel,
@@ -831,3 +834,38 @@ async def test_a_month_on_a_sqlite_file(
         await trio.sleep_until(max(moments) + 1)
 
     assert lateness == [0.0] * 10_000
+
+
+# -- what a write costs -----------------------------------------------------------------
+
+
+async def test_a_claim_is_written_with_the_results_that_made_room_for_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    As long as more is due than there are workers, each claim but the first shares its
+    transaction with the results before it, whose turn in Trio's loop ever comes first.
+    """
+    works = WorkRegistry()
+
+    @works.register
+    async def note() -> None:
+        pass
+
+    batches: list[Sequence[Operation]] = []
+    async with open_sql_repository("sqlite://") as repository:
+        apply = repository.store.apply
+
+        async def count(operations: Sequence[Operation]) -> Any:
+            batches.append(operations)
+            return await apply(operations)
+
+        repository.store.apply = count  # type: ignore[method-assign]
+        await repository.add([stored(str(number)) for number in range(1_000)])
+        batches.clear()
+        async with open_scheduler(works, repository, max_workers=10) as scheduler:
+            await scheduler.drain()
+    first, *full = batches[:100]
+    assert [type(each) for each in first] == [ClaimTasks]
+    for batch in full:
+        assert Counter(map(type, batch)) == {EndTask: 10, ClaimTasks: 1}

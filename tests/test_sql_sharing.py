@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -31,7 +31,7 @@ from trio_gokugen import (
     TaskUpdate,
     open_scheduler,
 )
-from trio_gokugen.abc import RecoverAction
+from trio_gokugen.abc import ANY_TASK, ClaimTasks, Operation, RecoverAction, TaskFilter
 from trio_gokugen.sql import NameTakenError, SQLRepository, open_sql_repository
 
 NEVER = 1e6
@@ -582,6 +582,78 @@ async def test_a_commit_elsewhere_wakes(
         await change(other)
         with trio.fail_after(PROMPTLY):
             await until_started(bench)
+
+
+async def _notify(other: SQLRepository, payload: str) -> None:
+    with other.store.engine.begin() as connection:
+        connection.execute(text("SELECT pg_notify('gokugen_task', :x)"), {"x": payload})
+
+
+async def _add_in(other: SQLRepository) -> None:
+    with other.store.engine.begin() as connection:
+        other.add_task_in(connection, "note", after=0)
+
+
+async def _add_later(other: SQLRepository) -> None:
+    await other.add([stored_at("a", now(60))])
+
+
+async def _cancel_in(other: SQLRepository) -> None:
+    with other.store.engine.begin() as connection:
+        other.cancel_in(connection, "later")
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        (_add_first, "claim"),
+        (_make_earlier, "claim"),
+        (_add_in, "claim"),
+        (_add_later, "look"),
+        (_cancel_in, "look"),
+        (lambda other: _notify(other, ""), "look"),
+        (lambda other: _notify(other, "somebody"), "look"),
+        (lambda other: _notify(other, "2020-01-01 somebody"), "look"),
+        (lambda other: _notify(other, "2020-01-01T00:00+00:00 somebody"), "claim"),
+    ],
+    ids=str,
+)
+async def test_what_is_told_as_due_is_claimed_without_a_look(
+    postgresql_url: str, change: Callable[[SQLRepository], Any], answer: str
+) -> None:
+    """
+    Told by another process that a task is due, a scheduler claims at once; told anything
+    else, or nothing that can be read, it looks.
+    """
+    async with (
+        open_sql_repository(postgresql_url, poll=NEVER) as repository,
+        open_sql_repository(postgresql_url) as other,
+        open_bench(repository) as (scheduler, _),
+    ):
+        await scheduler.add_task("note", at=now(3600), id="later")
+        await trio.sleep(0.1)
+        answers: list[str] = []
+        answered = trio.Event()
+        store = repository.store
+        get_next, apply = store.get_next, store.apply
+
+        async def look(only: TaskFilter = ANY_TASK) -> Any:
+            task = await get_next(only)  # in which it may be told to claim instead
+            answers.append("look")
+            answered.set()
+            return task
+
+        async def claim(operations: Sequence[Operation]) -> Any:
+            answers.extend("claim" for each in operations if isinstance(each, ClaimTasks))
+            answered.set()
+            return await apply(operations)
+
+        store.get_next = look  # type: ignore[method-assign]
+        store.apply = claim  # type: ignore[method-assign]
+        await change(other)
+        with trio.fail_after(PROMPTLY):
+            await answered.wait()
+        assert answers[0] == answer
 
 
 async def test_a_revert_elsewhere_wakes(postgresql_url: str) -> None:

@@ -159,7 +159,8 @@ class DispatchLoop:
         except WorkNotFoundError:
             return False  # gone since: its tasks will fail, and not be lost
 
-    async def _wait_until_due(self, only: TaskFilter) -> Task:
+    async def _wait_until_due(self, only: TaskFilter) -> Task | None:
+        """Return the first task when it is due, or none if there may be one."""
         while True:
             try:
                 await self._look_for_unknown_works()
@@ -169,10 +170,10 @@ class DispatchLoop:
             else:
                 if task is not None:
                     self._observers.tell("on_get_next", task)
-                    return task
+                return task
 
     async def _sleep(self, only: TaskFilter) -> Task | None:
-        """Sleep until a task is due and return it, or until there are new works."""
+        """Sleep until a task is due and return it, or until somebody wakes us."""
         scope = trio.CancelScope()
         self._sleepers[scope] = self._works.work_ids
         try:
@@ -181,6 +182,11 @@ class DispatchLoop:
         finally:
             del self._sleepers[scope]
         return None
+
+    def claim_now(self) -> None:
+        """Claim without a look before: somebody knows that a task is due."""
+        for scope in self._sleepers:
+            scope.cancel()
 
     def notice_new_works(self) -> None:
         """If works have been registered since, have their tasks waited for, too.

@@ -110,7 +110,7 @@ class Engine:
             else:
                 nursery.start_soon(self.updates.run, nursery)
                 nursery.start_soon(self.observers.run)
-                nursery.start_soon(self._repository.serve)
+                nursery.start_soon(self._repository.serve, self.dispatches.claim_now)
                 await self._recover(recover)
                 await self._sharing.run(nursery, recover)
                 # Last: nothing is dispatched before it is known what was running.

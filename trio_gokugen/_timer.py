@@ -12,7 +12,7 @@ has its event ready *before* it reads, and while it reads, any mutation sets it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar, cast
 
@@ -213,7 +213,7 @@ class TimedRepository(BulkRepository, Generic[S]):
     def poll(self) -> float:
         return math.inf
 
-    async def serve(self) -> None:
+    async def serve(self, claim: Callable[[], None]) -> None:
         await trio.sleep_forever()
 
     async def get(self, task_id: str) -> Task:

@@ -123,8 +123,12 @@ class Dialect(ABC):
         """A part of a transaction that may fail, and leave the rest as it was."""
 
     @abstractmethod
-    def notify(self, connection: Connection) -> bool:
+    def notify(self, connection: Connection, moment: datetime | None) -> bool:
         """Have all others look again once the transaction is committed, if possible.
+
+        Args:
+          connection: In the transaction.
+          moment: For which a task has become pending, if one has.
 
         Returns:
           Whether the database tells them.

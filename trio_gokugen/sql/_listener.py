@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, cast
 
 import psycopg
@@ -23,7 +24,7 @@ from trio_gokugen._errors import RepositoryError
 from ._errors import NameTakenError
 from ._failures import as_failure, failures
 from ._names import HeldName
-from ._postgresql import CHANNEL
+from ._postgresql import CHANNEL, read_news
 
 logger = logging.getLogger("trio_gokugen.sql")
 
@@ -83,7 +84,9 @@ class ListeningSession(HeldName):
 
     # -- in Trio ------------------------------------------------------------------------
 
-    async def listen(self, changed: Callable[[], None], patience: float) -> None:
+    async def listen(
+        self, changed: Callable[[datetime | None], None], patience: float
+    ) -> None:
         # A connection that is lost is noticed at once, and made anew. What was missed
         # meanwhile may be anything.
         while True:
@@ -94,10 +97,12 @@ class ListeningSession(HeldName):
                 logger.warning("the connection that listens is lost: %s", error)
             self._connection.close()
             await self._connect_again(patience)
-            changed()
+            changed(None)
 
     async def _hear(
-        self, connection: psycopg.Connection[Any], changed: Callable[[], None]
+        self,
+        connection: psycopg.Connection[Any],
+        changed: Callable[[datetime | None], None],
     ) -> None:
         # Only now: what nobody reads would wait in the server.
         connection.execute(f"LISTEN {CHANNEL}")
@@ -108,13 +113,17 @@ class ListeningSession(HeldName):
                 connection.execute(f"UNLISTEN {CHANNEL}")
 
     async def _hear_more(
-        self, connection: psycopg.Connection[Any], changed: Callable[[], None]
+        self,
+        connection: psycopg.Connection[Any],
+        changed: Callable[[datetime | None], None],
     ) -> None:
         while True:
             # Before the first wait, too: some may have come while it was connected.
-            heard = [each.payload for each in connection.notifies(timeout=0)]
-            if any(payload != self.name for payload in heard):
-                changed()
+            heard = [read_news(each.payload) for each in connection.notifies(timeout=0)]
+            moments = [moment for moment, sender in heard if sender != self.name]
+            known = [moment for moment in moments if moment is not None]
+            if moments:
+                changed(min(known) if len(known) == len(moments) else None)
             await trio.lowlevel.wait_readable(connection.fileno())
 
     async def _connect_again(self, patience: float) -> None:

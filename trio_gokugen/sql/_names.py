@@ -12,6 +12,7 @@ import socket
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -41,13 +42,16 @@ class HeldName(ABC):
     def release(self) -> None:
         """Let others have it."""
 
-    async def listen(self, changed: Callable[[], None], patience: float) -> None:
+    async def listen(
+        self, changed: Callable[[datetime | None], None], patience: float
+    ) -> None:
         """Call `changed` whenever the database says that another has changed what is next.
 
         Until cancelled.
 
         Args:
-          changed: Must not block.
+          changed: Called with the earliest moment for which a task has become pending,
+            or with none if that is not known. Must not block.
           patience: Seconds that a server may take to notice that a lost connection is
             gone, and to let go of the name.
 

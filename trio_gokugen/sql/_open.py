@@ -24,6 +24,7 @@ from ._core import SQLCore
 from ._engines import dialect_of
 from ._migrate import check
 from ._migrate import migrate as bring_up_to_date
+from ._postgresql import ISOLATION, PREPARED
 from ._repository import SQLRepository
 
 Synchronous: TypeAlias = Literal["off", "normal", "full", "extra"]
@@ -268,7 +269,13 @@ def _postgresql(url: URL) -> Engine:
         if key == "options" or key not in url.query
     }
     try:
-        return create_engine(url, connect_args=given, hide_parameters=True)
+        return create_engine(
+            url,
+            connect_args=given,
+            hide_parameters=True,
+            isolation_level=ISOLATION,
+            execution_options={PREPARED: True},
+        )
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "PostgreSQL needs psycopg: pip install trio_gokugen[postgresql]"

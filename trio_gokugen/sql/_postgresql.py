@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 CHANNEL = "gokugen_task"
 """Where it is told that something is to be done earlier than before."""
 
+ISOLATION = "READ COMMITTED"
+PREPARED = "gokugen_prepared"
+"""The option of an engine whose connections all have this isolation from the start."""
+
 LEASE: BindParameter[timedelta] = bindparam("lease", type_=Interval)
 
 _SCHEMA_LOCK = 0x676F6B7567656E  # "gokugen"
@@ -57,6 +61,7 @@ _SCHEMA_LOCK = 0x676F6B7567656E  # "gokugen"
 
 _XACT_ID = cast(func.pg_current_xact_id_if_assigned(), Text)
 _TRANSACTION: Select[str] = select(_XACT_ID)
+_PG_NOTIFY = func.pg_notify(CHANNEL, bindparam("news", type_=Text))
 _STATUS = text("SELECT pg_xact_status(CAST(CAST(:seal AS text) AS xid8))")
 
 
@@ -73,11 +78,25 @@ def _notify_if_first() -> Select[str, Any]:
         TASK.c.scheduled_at < type_coerce(appeared.c.scheduled_at, Moment),
     )
     first = exists(select(1).select_from(appeared).where(~earlier))
-    told = func.pg_notify(CHANNEL, bindparam("sender", type_=Text))
-    return select(_XACT_ID, case((first, cast(told, Text))))
+    return select(_XACT_ID, case((first, cast(_PG_NOTIFY, Text))))
 
 
 _TRANSACTION_AND_NOTIFY = _notify_if_first()
+
+
+def news(moment: datetime | None, sender: str) -> str:
+    """What is told: the first moment for which a task has become pending, and by whom."""
+    return f"{'' if moment is None else moment.isoformat()} {sender}"
+
+
+def read_news(text: str) -> tuple[datetime | None, str]:
+    """The moment, if it is told, and the sender."""
+    told, _, sender = text.partition(" ")
+    try:
+        moment = datetime.fromisoformat(told)
+    except ValueError:
+        return None, sender
+    return (None if moment.tzinfo is None else moment), sender
 
 
 def _careful(loader: type[Any]) -> type[Any]:
@@ -103,9 +122,11 @@ class PostgreSQL(Dialect):
     """Many processes, on many machines."""
 
     def prepared(self, engine: Engine) -> Engine:
+        if engine.get_execution_options().get(PREPARED):
+            return engine
         # Whatever the user's own engine does: with less, locks hold nothing; with more,
         # who waits for a row is told that he comes too late.
-        return engine.execution_options(isolation_level="READ COMMITTED")
+        return engine.execution_options(isolation_level=ISOLATION)
 
     def begin(self, connection: Connection) -> None:
         connection.begin()
@@ -123,7 +144,8 @@ class PostgreSQL(Dialect):
         if not appeared:
             return connection.scalar(_TRANSACTION)
         works, moments = list(appeared), list(appeared.values())
-        parameters = {"works": works, "moments": moments, "sender": sender}
+        told = news(min(moments), sender)
+        parameters = {"works": works, "moments": moments, "news": told}
         return cast_("str | None", connection.scalar(_TRANSACTION_AND_NOTIFY, parameters))
 
     def has_committed(self, connection: Connection, seal: str) -> bool | None:
@@ -163,8 +185,8 @@ class PostgreSQL(Dialect):
         except Error as error:  # as it is, if it is not by way of SQLAlchemy
             raise as_failure("a transaction", error) from error
 
-    def notify(self, connection: Connection) -> bool:
-        connection.execute(select(func.pg_notify(CHANNEL, "")))
+    def notify(self, connection: Connection, moment: datetime | None) -> bool:
+        connection.execute(select(_PG_NOTIFY), {"news": news(moment, "")})
         return True
 
     def lock_schema(self, connection: Connection) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -161,11 +161,17 @@ class SQLRepository(TimedRepository[SQLCore]):
 
     # -- beside the calls ----------------------------------------------------------------
 
-    async def serve(self) -> None:
+    async def serve(self, claim: Callable[[], None]) -> None:
         """Notice what others change, and delete what is not to be kept, until cancelled."""
+
+        def told(moment: datetime | None) -> None:
+            self.timer.reset()
+            if moment is not None and moment <= self._clock.now():
+                claim()
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._theirs.serve)
-            nursery.start_soon(self._held.listen, self.timer.reset, self.lease)
+            nursery.start_soon(self._held.listen, told, self.lease)
             if self._poll < math.inf:
                 nursery.start_soon(self._look_for_changes)
             if self._keep_ended is not None:

@@ -118,7 +118,7 @@ class SQLite(Dialect):
         if driver.isolation_level is None:
             driver.commit()  # as it does after each statement
 
-    def notify(self, connection: Connection) -> bool:
+    def notify(self, connection: Connection, moment: datetime | None) -> bool:
         return False
 
     def lock_schema(self, connection: Connection) -> None:

@@ -50,7 +50,7 @@ class Theirs:
                 self._apply(connection, AddTasks([task]), what)
             except IntegrityError:
                 raise TaskExistsError(task.id) from None
-            self._tell(connection, reset)
+            self._tell(connection, task.scheduled_at, reset)
 
     def cancel(
         self,
@@ -65,7 +65,7 @@ class Theirs:
             connection = _connection(where)
             _, changed = self._apply(connection, CancelTask(task_id, at), what)
             if changed:
-                self._tell(connection, reset)
+                self._tell(connection, None, reset)
             return bool(changed)
 
     def _apply(self, connection: Connection, operation: Operation, what: str) -> Any:
@@ -75,9 +75,11 @@ class Theirs:
             [result] = transaction.apply([operation])
             return result.unwrap()  # in here, so that what is refused holds no lock
 
-    def _tell(self, connection: Connection, reset: Callable[[], None]) -> None:
+    def _tell(
+        self, connection: Connection, moment: datetime | None, reset: Callable[[], None]
+    ) -> None:
         self._reset = reset
-        if self._core.dialect.notify(connection):
+        if self._core.dialect.notify(connection, moment):
             return
         if connection not in self._watched:
             self._watched.add(connection)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -218,8 +218,8 @@ class FaultyRepository:
         renewed: Renewed = await self._call("renew", runs=runs, action=action, at=at)
         return renewed
 
-    async def serve(self) -> None:
-        await self._call("serve")
+    async def serve(self, claim: Callable[[], None]) -> None:
+        await self._call("serve", claim=claim)
 
     async def delete_ended(
         self,
