@@ -31,7 +31,15 @@ from trio_gokugen import (
     TaskUpdate,
     open_scheduler,
 )
-from trio_gokugen.abc import ANY_TASK, ClaimTasks, Operation, RecoverAction, TaskFilter
+from trio_gokugen.abc import (
+    ANY_TASK,
+    AddTasks,
+    ClaimTasks,
+    DispatchTask,
+    Operation,
+    RecoverAction,
+    TaskFilter,
+)
 from trio_gokugen.sql import NameTakenError, SQLRepository, open_sql_repository
 
 NEVER = 1e6
@@ -239,6 +247,22 @@ async def test_names_in_memory() -> None:
 
 
 # -- leases ---------------------------------------------------------------------------
+
+
+async def test_a_task_is_added_and_dispatched_in_one_batch(database_url: str) -> None:
+    """
+    A task that is added and dispatched in one batch has its lease, as any other.
+    """
+    async with (
+        open_sql_repository(database_url, name="a") as first,
+        open_sql_repository(database_url, name="b") as second,
+    ):
+        batch: list[Operation] = [AddTasks([stored("x")]), DispatchTask("x", noon())]
+        added, dispatched = await first.apply(batch)
+        assert added.unwrap() is None
+        run = dispatched.unwrap()
+        assert await second.recover(RecoverAction.REVERT, noon(29)) == []
+        assert (await first.renew([run], RecoverAction.REVERT, noon(29))).lost == []
 
 
 async def test_leases_are_judged_by_the_servers_clock(postgresql_url: str) -> None:

@@ -50,6 +50,8 @@ class _Entry:
     sequence: int | None
     owner: str | None
     replanned: bool = False
+    dispatched: bool = False
+    """Whether it has been dispatched by one of the operations."""
 
 
 class Changes:
@@ -158,6 +160,7 @@ class Changes:
                 at, once = operation.at, operation.at_most_once
                 entry.task = _transitions.dispatched(before, at, at_most_once=once)
                 entry.owner = self._ongoing.name
+                entry.dispatched = True
                 return entry.task
         return entry.task, entry.task is not before
 
@@ -191,6 +194,7 @@ class Changes:
         for chunk in chunks(new):
             rows = [_new_row(entry) for entry in chunk]
             self._ongoing.execute_many(self._ongoing.say.add, rows)
+        self._begin_leases([entry for entry in new if entry.dispatched])
         for chunk in chunks(changed):
             self._write_changed(chunk)
         for chunk in chunks(ended):
@@ -204,13 +208,17 @@ class Changes:
             for each in entries
         ]
         ongoing.execute_many(ongoing.say.change, rows)
-        taken = [
-            {"row": each.sequence, **ongoing.leased(each.task.dispatched_at)}
+        self._begin_leases([entry for entry in entries if entry.dispatched])
+
+    def _begin_leases(self, entries: Sequence[_Entry]) -> None:
+        """Write who runs tasks that were dispatched one by one."""
+        rows = [
+            {"task": each.task.id, **self._ongoing.leased(each.task.dispatched_at)}
             for each in entries
             if each.task.state is TaskState.DISPATCHED
             and each.task.dispatched_at is not None
         ]
-        ongoing.execute_many(ongoing.say.take, taken)
+        self._ongoing.execute_many(self._ongoing.say.take, rows)
 
     def _write_ended(self, entries: Sequence[_Entry]) -> None:
         """Write how runs and tasks have ended: those that did alike, by one statement."""

@@ -81,7 +81,7 @@ class Statements:
         )
         self.take: Update = (
             update(TASK)
-            .where(by_row)
+            .where(TASK.c.id == bindparam("task", type_=Text))
             .values(dispatched_by=bindparam("name"), lease_until=dialect.lease_end)
         )
         self.fail: Update = (
