@@ -11,7 +11,7 @@ from broken import breaks
 from stores import ListStore
 
 from trio_gokugen import Task, TaskQuery, TaskState, TaskUpdate
-from trio_gokugen._task import find_order
+from trio_gokugen._query import find_order
 from trio_gokugen.abc import ANY_TASK, Claimed, RecoverAction, TaskFilter
 
 # -- who goes first -------------------------------------------------------------------

@@ -25,8 +25,9 @@ from trio_gokugen import (
     _transitions,
 )
 from trio_gokugen._autojump import autojump_held
+from trio_gokugen._query import find_order
 from trio_gokugen._repository import recover_runs
-from trio_gokugen._task import ENDED, find_order
+from trio_gokugen._task import ENDED
 from trio_gokugen.abc import (
     ANY_TASK,
     DeleteEnded,

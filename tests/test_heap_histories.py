@@ -23,7 +23,8 @@ from trio_gokugen import (
     TaskState,
     TaskUpdate,
 )
-from trio_gokugen._task import ENDED, find_order
+from trio_gokugen._query import find_order
+from trio_gokugen._task import ENDED
 from trio_gokugen.abc import (
     ANY_TASK,
     AddTasks,

@@ -35,7 +35,8 @@ from trio_gokugen import (
     TaskState,
     TaskUpdate,
 )
-from trio_gokugen._task import evolve, find_order, new_task
+from trio_gokugen._query import find_order
+from trio_gokugen._task import evolve, new_task
 from trio_gokugen.abc import TaskFilter
 
 NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)

@@ -31,9 +31,10 @@ from ._errors import (
 from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._json import JSON
+from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
 from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
-from ._task import UNCHANGED, Task, TaskParam, TaskQuery, TaskState, TaskUpdate
+from ._task import UNCHANGED, Task, TaskParam, TaskState, TaskUpdate
 from ._timer import HookTimer, TimedRepository
 from ._work_registry import WorkRegistry
 from ._worker_pool import WorkerPoolDispatcher

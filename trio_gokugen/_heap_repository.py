@@ -29,8 +29,9 @@ import trio
 from . import _transitions
 from ._dump import read_tasks, write_tasks
 from ._errors import TaskExistsError, TaskNotFoundError, shown
+from ._query import TaskQuery, find_order
 from ._repository import BulkRepository, recover_runs
-from ._task import Task, TaskQuery, TaskState, find_order
+from ._task import Task, TaskState
 from ._timer import TimedRepository
 from .abc import (
     ANY_TASK,

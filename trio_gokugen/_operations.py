@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 from ._errors import InvalidTaskError
-from ._task import ENDED, Task, TaskQuery, TaskState, TaskUpdate, as_utc_or_none
+from ._query import TaskQuery
+from ._task import ENDED, Task, TaskState, TaskUpdate, as_utc_or_none
 
 if TYPE_CHECKING:
     from .abc import RepositoryLike

@@ -17,7 +17,8 @@ import outcome
 import trio
 
 from ._errors import RefusedError
-from ._task import ENDED, Task, TaskQuery, TaskState, TaskUpdate
+from ._query import TaskQuery
+from ._task import ENDED, Task, TaskState, TaskUpdate
 from .abc import (
     ANY_TASK,
     AddTasks,

@@ -45,17 +45,8 @@ from ._heap_repository import HeapRepository
 from ._hooks import checked_hooks
 from ._ids import IdMaker
 from ._json import JSON
-from ._task import (
-    ENDED,
-    UNCHANGED,
-    Maybe,
-    Task,
-    TaskParam,
-    TaskQuery,
-    TaskState,
-    TaskUpdate,
-    new_task,
-)
+from ._query import TaskQuery
+from ._task import ENDED, UNCHANGED, Maybe, Task, TaskParam, TaskState, TaskUpdate, new_task
 from ._worker_pool import WorkerPoolDispatcher
 from .abc import (
     AddTasks,

@@ -20,7 +20,7 @@ from ._errors import StopReason, TaskNotFoundError
 from ._hooks import decision
 from ._ledger import Ledger
 from ._observers import Observers
-from ._task import TaskQuery
+from ._query import TaskQuery
 from .abc import (
     Clock,
     Dispatcher,

@@ -1,4 +1,4 @@
-"""Tasks, and what one makes, changes and looks for them with. Knows nothing of Trio.
+"""Tasks, and what one makes and changes them with. Knows nothing of Trio.
 
 A value of these classes cannot be wrong: whatever is not a moment, an id or JSON is
 refused when it is made, with an error that names the field. Nothing downstream checks
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Collection, Mapping, Sized
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias, TypeGuard, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import attrs
 
@@ -65,7 +65,7 @@ def as_utc(value: datetime, field: str) -> datetime:
     """An aware moment in UTC, or an `InvalidTaskError` that names the field."""
     if not isinstance(value, datetime):
         raise InvalidTaskError(
-            field, f"must be an aware datetime, not a value of type {_type(value)}"
+            field, f"must be an aware datetime, not a value of type {kind_of(value)}"
         )
     if value.tzinfo is UTC and type(value) is datetime:
         return value
@@ -104,14 +104,16 @@ def _count(value: int, field: str) -> int:
 
 def _truth(value: object, field: str) -> bool:
     if not isinstance(value, bool):
-        raise InvalidTaskError(field, f"must be a bool, not a value of type {_type(value)}")
+        raise InvalidTaskError(
+            field, f"must be a bool, not a value of type {kind_of(value)}"
+        )
     return value
 
 
 def _state(value: TaskState, field: str) -> TaskState:
     if not isinstance(value, TaskState):
         raise InvalidTaskError(
-            field, f"must be a TaskState, not a value of type {_type(value)}"
+            field, f"must be a TaskState, not a value of type {kind_of(value)}"
         )
     return value
 
@@ -137,11 +139,11 @@ _CHECKS: Mapping[str, Callable[[Any, str], object]] = {
 """What makes of a value given for a field the one that is kept, or refuses it."""
 
 
-def _empty() -> Mapping[str, JSON]:
+def empty() -> Mapping[str, JSON]:
     return {}
 
 
-def _keep(instance: object, field: str, check: Callable[[Any, str], object]) -> None:
+def keep(instance: object, field: str, check: Callable[[Any, str], object]) -> None:
     """Have a field of a frozen instance checked, and hold what is to be kept."""
     value = getattr(instance, field)
     kept = check(value, field)
@@ -158,7 +160,7 @@ def check_deadline(scheduled_at: datetime, deadline: datetime | None) -> None:
         )
 
 
-def _type(value: object) -> str:
+def kind_of(value: object) -> str:
     return type(value).__name__
 
 
@@ -175,7 +177,7 @@ class TaskParam:
     scheduled_at: datetime
     """Earliest moment the work may start. Must be aware; kept in UTC."""
 
-    param: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
+    param: Mapping[str, JSON] = attrs.field(factory=empty, hash=False)
     """What the work is called with, as keyword arguments: a JSON object."""
 
     priority: int = 0
@@ -184,7 +186,7 @@ class TaskParam:
     deadline: datetime | None = None
     """Moment from which on the task must not start, and running work is cancelled."""
 
-    meta: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
+    meta: Mapping[str, JSON] = attrs.field(factory=empty, hash=False)
     """A JSON object of the user's own: searched, never passed to the work."""
 
     id: str | None = None
@@ -192,7 +194,7 @@ class TaskParam:
 
     def __attrs_post_init__(self) -> None:
         for field, check in _PARAM_CHECKS:
-            _keep(self, field, check)
+            keep(self, field, check)
         check_deadline(self.scheduled_at, self.deadline)
 
 
@@ -217,10 +219,10 @@ class Task:
     work_id: str
     """Name the work is registered under. Looked up once a worker is free."""
 
-    param: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
+    param: Mapping[str, JSON] = attrs.field(factory=empty, hash=False)
     """What the work is called with: a private copy, read-only to the type checker."""
 
-    meta: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
+    meta: Mapping[str, JSON] = attrs.field(factory=empty, hash=False)
     """A JSON object of the user's own: searched, never passed to the work."""
 
     priority: int = 0
@@ -258,7 +260,7 @@ class Task:
 
     def __attrs_post_init__(self) -> None:
         for field, check in _CHECKS.items():
-            _keep(self, field, check)
+            keep(self, field, check)
         check_deadline(self.scheduled_at, self.deadline)
 
     @property
@@ -300,7 +302,7 @@ _FIELDS = frozenset(field.name for field in attrs.fields(Task))
 _REQUIRED = frozenset(
     field.name for field in attrs.fields(Task) if field.default is attrs.NOTHING
 )
-_MOMENTS = frozenset(
+MOMENTS = frozenset(
     (
         "scheduled_at",
         "created_at",
@@ -324,7 +326,7 @@ def _read(key: str, value: Any) -> Any:
             return TaskState(value)
         except (ValueError, RecursionError):
             raise InvalidTaskError(key, f"{shown(value)} is not a task's state") from None
-    if key in _MOMENTS and value is not None:
+    if key in MOMENTS and value is not None:
         try:
             return datetime.fromisoformat(value)
         except (ValueError, TypeError):
@@ -388,7 +390,7 @@ class TaskUpdate:
     def __attrs_post_init__(self) -> None:
         for field, value in self.__dict__.items():
             if value is not UNCHANGED:
-                _keep(self, field, _CHECKS[field])
+                keep(self, field, _CHECKS[field])
 
     def changes(self, task: Task) -> dict[str, Any]:
         """The fields of `task` that would get another value, with that value."""
@@ -401,136 +403,3 @@ class TaskUpdate:
 
 def _equal(one: Any, other: Any) -> bool:
     return same(cast("JSON", one), other) if isinstance(one, dict) else bool(one == other)
-
-
-# -- queries ------------------------------------------------------------------------
-
-Moments: TypeAlias = tuple[datetime | None, datetime | None]
-"""Since when (inclusive) and until when (exclusive); `None` leaves an end open."""
-
-
-def _is_pair(value: object) -> TypeGuard[tuple[Any, Any]]:
-    # `Sized`, as the elements of a plain `tuple` are unknown to type checkers.
-    return isinstance(value, tuple) and len(cast("Sized", value)) == 2  # noqa: PLR2004
-
-
-def _range(value: Moments | None, field: str) -> Moments | None:
-    if value is None:
-        return None
-    if not _is_pair(value):
-        raise InvalidTaskError(field, "must be a pair (since, until)")
-    return as_utc_or_none(value[0], field), as_utc_or_none(value[1], field)
-
-
-def _states(value: Collection[TaskState] | None, field: str) -> object:
-    states = _elements(value, field)
-    if states is not None and not all(isinstance(each, TaskState) for each in states):
-        raise InvalidTaskError(field, "must hold only TaskState")
-    return states
-
-
-def _texts(value: Collection[str] | None, field: str) -> object:
-    texts = _elements(value, field)
-    return texts and frozenset(text(each, field) for each in texts)
-
-
-def _elements(value: Collection[T] | None, field: str) -> frozenset[T] | None:
-    if value is None:
-        return None
-    # Text is a collection of letters, which nobody means.
-    if isinstance(value, str) or not isinstance(value, Collection):
-        raise InvalidTaskError(field, f"must be a set, not a value of type {_type(value)}")
-    try:
-        return frozenset(value)
-    except TypeError as error:
-        raise InvalidTaskError(field, str(error)) from None
-
-
-def _priority(value: object, field: str) -> object:
-    if value is None:
-        return None
-    if not _is_pair(value):
-        return int64(value, field)
-    low, high = value
-    return (
-        None if low is None else int64(low, field),
-        None if high is None else int64(high, field),
-    )
-
-
-@attrs.frozen(kw_only=True)
-class TaskQuery:
-    """Which tasks are looked for. A field left out does not narrow the search."""
-
-    ids: Collection[str] | None = None
-    states: Collection[TaskState] | None = None
-    work_ids: Collection[str] | None = None
-    scheduled_at: Moments | None = None
-    created_at: Moments | None = None
-    deadline: Moments | None = None
-    cancelled_at: Moments | None = None
-    dispatched_at: Moments | None = None
-    done_at: Moments | None = None
-
-    priority: int | tuple[int | None, int | None] | None = None
-    """One value, or a pair (low, high) of which low is included and high is not.
-
-    `None` leaves an end open.
-    """
-
-    meta: Mapping[str, JSON] = attrs.field(factory=_empty, hash=False)
-    """Entries that a task's `meta` must have, equal as JSON; it may have others."""
-
-    def __attrs_post_init__(self) -> None:
-        for field in _QUERIED_MOMENTS:
-            _keep(self, field, _range)
-        _keep(self, "states", _states)
-        _keep(self, "ids", _texts)
-        _keep(self, "work_ids", _texts)
-        _keep(self, "priority", _priority)
-        _keep(self, "meta", json_object)
-
-    def matches(self, task: Task) -> bool:
-        """Whether `task` is one of those looked for."""
-        return (
-            (self.ids is None or task.id in self.ids)
-            and (self.states is None or task.state in self.states)
-            and (self.work_ids is None or task.work_id in self.work_ids)
-            and all(
-                _within(getattr(task, field), between)
-                for field in _QUERIED_MOMENTS
-                if (between := getattr(self, field)) is not None
-            )
-            and self._matches_priority(task.priority)
-            and all(
-                key in task.meta and same(value, task.meta[key])
-                for key, value in self.meta.items()
-            )
-        )
-
-    def _matches_priority(self, priority: int) -> bool:
-        if self.priority is None:
-            return True
-        if isinstance(self.priority, int):
-            return priority == self.priority
-        low, high = self.priority
-        return (low is None or low <= priority) and (high is None or priority < high)
-
-
-_QUERIED_MOMENTS = tuple(
-    field.name for field in attrs.fields(TaskQuery) if field.name in _MOMENTS
-)
-
-
-def _within(moment: datetime | None, between: Moments) -> bool:
-    since, until = between
-    return (
-        moment is not None
-        and (since is None or since <= moment)
-        and (until is None or moment < until)
-    )
-
-
-def find_order(task: Task) -> tuple[datetime, int, datetime, str]:
-    """What `find` sorts by: a total order that a snapshot alone gives, for its pages."""
-    return task.scheduled_at, -task.priority, task.created_at, task.id

@@ -21,8 +21,9 @@ import outcome
 import trio
 
 from ._errors import REFUSALS, SchedulerAlreadyRunningError
+from ._query import TaskQuery
 from ._repository import BulkRepository
-from ._task import Task, TaskQuery, TaskState
+from ._task import Task, TaskState
 from .abc import (
     ANY_TASK,
     AddTasks,

@@ -39,7 +39,8 @@ from ._operations import (
     TaskFilter,
     UpdateTask,
 )
-from ._task import ENDED, Task, TaskQuery, TaskState, TaskUpdate, find_order
+from ._query import TaskQuery, find_order
+from ._task import ENDED, Task, TaskState, TaskUpdate
 
 __all__ = [
     "ANY_TASK",

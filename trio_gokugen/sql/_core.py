@@ -23,8 +23,9 @@ from sqlalchemy.pool import StaticPool
 
 from trio_gokugen._autojump import autojump_held
 from trio_gokugen._errors import RepositoryError, TaskNotFoundError
+from trio_gokugen._query import TaskQuery
 from trio_gokugen._repository import BulkRepository
-from trio_gokugen._task import Task, TaskQuery
+from trio_gokugen._task import Task
 from trio_gokugen.abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFilter
 
 from ._changes import LookFirstError

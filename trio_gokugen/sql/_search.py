@@ -16,7 +16,8 @@ from sqlalchemy import (
     select,
 )
 
-from trio_gokugen._task import Task, TaskQuery, TaskState
+from trio_gokugen._query import TaskQuery
+from trio_gokugen._task import Task, TaskState
 
 from ._dialects import Dialect
 from ._rows import COLUMNS

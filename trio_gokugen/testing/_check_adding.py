@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 
 from trio_gokugen._errors import TaskExistsError, TaskNotFoundError
-from trio_gokugen._task import Task, TaskQuery, TaskState, TaskUpdate
+from trio_gokugen._query import TaskQuery
+from trio_gokugen._task import Task, TaskState, TaskUpdate
 from trio_gokugen.abc import TaskRepository
 
 from ._expect import expect_equal, refused

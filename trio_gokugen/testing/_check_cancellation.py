@@ -12,7 +12,8 @@ import attrs
 import outcome
 import trio.testing
 
-from trio_gokugen._task import TaskQuery, TaskState, TaskUpdate
+from trio_gokugen._query import TaskQuery
+from trio_gokugen._task import TaskState, TaskUpdate
 from trio_gokugen.abc import (
     AddTasks,
     CancelTask,

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from trio_gokugen._errors import InvalidTaskError, TaskNotFoundError
-from trio_gokugen._task import TaskQuery, TaskState
+from trio_gokugen._query import TaskQuery
+from trio_gokugen._task import TaskState
 from trio_gokugen.abc import RecoverAction, TaskRepository
 
 from ._expect import expect_equal, refused

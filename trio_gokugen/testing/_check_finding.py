@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trio_gokugen._task import Task, TaskQuery, TaskState, TaskUpdate
+from trio_gokugen._query import TaskQuery
+from trio_gokugen._task import Task, TaskState, TaskUpdate
 from trio_gokugen.abc import TaskRepository
 
 from ._expect import expect, expect_equal

@@ -9,7 +9,8 @@ from typing import Any
 import outcome
 import trio
 
-from trio_gokugen._task import ENDED, Task, TaskQuery, TaskState, TaskUpdate
+from trio_gokugen._query import TaskQuery
+from trio_gokugen._task import ENDED, Task, TaskState, TaskUpdate
 from trio_gokugen.abc import (
     ANY_TASK,
     Claimed,

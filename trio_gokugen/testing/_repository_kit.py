@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from trio_gokugen._task import Task, TaskQuery, TaskState
+from trio_gokugen._query import TaskQuery
+from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import RepositoryLike, TaskRepository
 
 from ._expect import expect_equal, refused
