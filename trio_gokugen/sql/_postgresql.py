@@ -283,7 +283,8 @@ class PostgreSQL(Dialect):
 
     @property
     def now(self) -> ColumnElement[datetime]:
-        return func.clock_timestamp()
+        # Of what may change within the statement, no index would be asked.
+        return func.statement_timestamp()
 
     def has_meta(
         self, connection: Connection, wanted: Mapping[str, JSON]

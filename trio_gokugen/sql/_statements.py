@@ -25,23 +25,32 @@ from ._dialects import AT, PENDING, RUNNING, Dialect
 from ._rows import COLUMNS, END, LIFE, PLAN
 from ._schema import TASK, Moment
 
+_MINE = TASK.c.dispatched_by == bindparam("name", type_=Text)
+_BY_ROW = TASK.c.sequence == bindparam("row", type_=BigInteger)
+
+
+def _values_of(names: Sequence[str]) -> dict[str, BindParameter[Any]]:
+    return {each: bindparam(each, type_=TASK.c[each].type) for each in names}
+
 
 class Statements:
     """What is said to the database, but for searches, which are made as they come."""
 
     def __init__(self, dialect: Dialect) -> None:
-        def values_of(names: Sequence[str]) -> dict[str, BindParameter[Any]]:
-            return {each: bindparam(each, type_=TASK.c[each].type) for each in names}
+        self._make_reading(dialect)
+        self._make_changing()
+        self._make_ending(dialect)
+        self._make_claiming(dialect)
+        self._make_leases(dialect)
 
-        by_row = TASK.c.sequence == bindparam("row", type_=BigInteger)
-        mine = TASK.c.dispatched_by == bindparam("name", type_=Text)
-        among = dialect.among
-
+    def _make_reading(self, dialect: Dialect) -> None:
         self.get: Select[Any] = select(*COLUMNS).where(
             TASK.c.id == bindparam("id", type_=Text)
         )
         self.read: Select[Any] = dialect.locked(
-            select(*COLUMNS).where(among(TASK.c.id, "ids")).order_by(TASK.c.sequence)
+            select(*COLUMNS)
+            .where(dialect.among(TASK.c.id, "ids"))
+            .order_by(TASK.c.sequence)
         )
         self.heads: Select[Any] = dialect.heads(locked=False)
         self.head: Select[Any] = dialect.heads_of_one_work(locked=False)
@@ -50,43 +59,14 @@ class Statements:
             select(TASK.c.work_id, func.count()).where(PENDING).group_by(TASK.c.work_id)
         )
 
+    def _make_changing(self) -> None:
         self.add: Insert = insert(TASK)
-        self.end: Update = (
-            update(TASK)
-            .where(among(TASK.c.sequence, "rows"))
-            .values(
-                **values_of(END),
-                interruptions=TASK.c.interruptions + bindparam("more", type_=BigInteger),
-                lease_until=None,
-            )
-        )
-        self.end_runs: Executable = (
-            update(TASK)
-            .where(
-                among(TASK.c.id, "ids"),
-                TASK.c.attempt == bindparam("run_attempt", type_=BigInteger),
-                mine,
-                # Said by the state, the planner may take the index of what is running.
-                TASK.c.lease_until.is_not(None),
-            )
-            .values(
-                **values_of(END),
-                interruptions=TASK.c.interruptions + bindparam("more", type_=BigInteger),
-                lease_until=None,
-            )
-            .returning(TASK.c.id, TASK.c.created_at, dialect.stamp)
-        )
         self.change: Update = (
-            update(TASK).where(by_row).values(**values_of(LIFE + PLAN), lease_until=None)
-        )
-        self.take: Update = (
-            update(TASK)
-            .where(TASK.c.id == bindparam("task", type_=Text))
-            .values(dispatched_by=bindparam("name"), lease_until=dialect.lease_end)
+            update(TASK).where(_BY_ROW).values(**_values_of(LIFE + PLAN), lease_until=None)
         )
         self.fail: Update = (
             update(TASK)
-            .where(by_row)
+            .where(_BY_ROW)
             .values(
                 state="failed",
                 err=bindparam("err", type_=Text),
@@ -95,10 +75,27 @@ class Statements:
                 lease_until=None,
             )
         )
+
+    def _make_ending(self, dialect: Dialect) -> None:
+        end = update(TASK).values(
+            **_values_of(END),
+            interruptions=TASK.c.interruptions + bindparam("more", type_=BigInteger),
+            lease_until=None,
+        )
+        self.end: Update = end.where(dialect.among(TASK.c.sequence, "rows"))
+        self.end_runs: Executable = end.where(
+            dialect.among(TASK.c.id, "ids"),
+            TASK.c.attempt == bindparam("run_attempt", type_=BigInteger),
+            _MINE,
+            # Said by the state, the planner may take the index of what is running.
+            TASK.c.lease_until.is_not(None),
+        ).returning(TASK.c.id, TASK.c.created_at, dialect.stamp)
+
+    def _make_claiming(self, dialect: Dialect) -> None:
         claim = update(TASK).values(
             state="dispatched",
             attempt=TASK.c.attempt + 1,
-            at_most_once=case((among(TASK.c.work_id, "once"), 1), else_=0),
+            at_most_once=case((dialect.among(TASK.c.work_id, "once"), 1), else_=0),
             dispatched_at=AT,
             dispatched_by=bindparam("name", type_=Text),
             lease_until=dialect.lease_end,
@@ -107,16 +104,22 @@ class Statements:
         self.claim_of_one_work: Select[Any] = dialect.claiming(
             dialect.heads_of_one_work(locked=True), claim
         )
-        self.claim_rows: Update = claim.where(among(TASK.c.sequence, "rows"))
+        self.claim_rows: Update = claim.where(dialect.among(TASK.c.sequence, "rows"))
 
-        # In no order, or SQLite would take the whole table in that order.
-        orphans = select(*COLUMNS).where(RUNNING)
-        expired = TASK.c.lease_until < dialect.now
+    def _make_leases(self, dialect: Dialect) -> None:
+        self.take: Update = (
+            update(TASK)
+            .where(TASK.c.id == bindparam("task", type_=Text))
+            .values(dispatched_by=bindparam("name"), lease_until=dialect.lease_end)
+        )
         self.renew: Executable = (
             update(TASK)
-            .where(RUNNING, mine, among(TASK.c.id, "ids"))
+            .where(RUNNING, _MINE, dialect.among(TASK.c.id, "ids"))
             .values(lease_until=dialect.lease_end)
             .returning(TASK.c.id, TASK.c.attempt, TASK.c.created_at)
         )
+        # In no order, or SQLite would take the whole table in that order.
+        orphans = select(*COLUMNS).where(RUNNING)
+        expired = TASK.c.lease_until < dialect.now
         self.expired: Select[Any] = dialect.locked(orphans.where(expired), skip=True)
-        self.left: Select[Any] = dialect.locked(orphans.where(mine | expired), skip=True)
+        self.left: Select[Any] = dialect.locked(orphans.where(_MINE | expired), skip=True)
