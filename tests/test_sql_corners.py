@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import runpy
 import signal
 import sqlite3
 import subprocess
@@ -23,6 +24,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 from support import at, noon, open_bench, stored
 
+import trio_gokugen.sql
 from trio_gokugen import (
     HookAction,
     InvalidTaskError,
@@ -399,6 +401,16 @@ async def test_without_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         async with open_sql_repository("postgresql://x/y"):
             raise AssertionError
+
+
+def test_without_sqlalchemy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without SQLAlchemy, importing what is for databases says what is to be installed.
+    """
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    assert trio_gokugen.sql.__file__ is not None
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "trio_gokugen\[sql\]"'):
+        runpy.run_path(trio_gokugen.sql.__file__)
 
 
 # -- keeping it small -------------------------------------------------------------------

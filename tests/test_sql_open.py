@@ -28,6 +28,7 @@ from trio_gokugen.sql import SQLCore, open_sql_repository
         ({"url": "mysql://x"}, ValueError, "url"),
         ({"url": "tasks.db"}, ValueError, "url"),
         ({"url": "sqlite://tasks.db"}, ValueError, "url"),
+        ({"url": None}, ValueError, "url"),
         ({"url": Path("tasks.db")}, ValueError, "url"),
         ({"url": "sqlite+aiosqlite:///x"}, ValueError, "url"),
         ({"url": "postgresql+asyncpg://x"}, ValueError, "url"),

@@ -23,6 +23,7 @@ from trio_gokugen import (
     PartialHooks,
     RepositoryError,
     TaskExistsError,
+    TaskQuery,
     TaskState,
     WorkRegistry,
     open_scheduler,
@@ -251,6 +252,33 @@ async def test_a_damaged_end_keeps_nobody_from_deleting(sqlite_url: str) -> None
         # Some are kept, and of those nobody can tell how old they are.
         assert await repository.store.delete_surplus(1, 9) == ["b"]
         assert await repository.delete_ended() == ["a"]
+
+
+async def test_a_repository_that_is_closed(database_url: str) -> None:
+    """
+    After its block, a repository does nothing more: its name may be another's.
+    """
+    async with open_sql_repository(database_url) as repository:
+        await repository.add([stored("a")])
+    closed = pytest.raises(RepositoryError, match=r"^the repository is closed: use it in")
+    with pytest.RaisesGroup(RepositoryError, flatten_subgroups=True):
+        async with open_scheduler(WorkRegistry(), repository):
+            raise AssertionError("it must not start")
+    for call in (
+        lambda: repository.add([stored("b")]),
+        lambda: repository.get("a"),
+        repository.count_pending,
+    ):
+        with closed:
+            await call()
+    with repository.store.engine.connect() as connection:
+        with closed:
+            repository.add_task_in(connection, "note", after=0)
+        with closed:
+            repository.cancel_in(connection, "a")
+    repository.store.engine.dispose()
+    async with open_sql_repository(database_url) as other:
+        assert [task.id for task in await other.find(TaskQuery())] == ["a"]
 
 
 async def test_a_run_cannot_end_another_task_of_its_id(database_url: str) -> None:

@@ -3,6 +3,13 @@
 Needs the extra ``sql``, and for PostgreSQL ``postgresql``.
 """
 
+from importlib.util import find_spec
+
+if find_spec("sqlalchemy") is None:
+    raise ModuleNotFoundError(
+        'trio_gokugen.sql needs SQLAlchemy: pip install "trio_gokugen[sql]"'
+    )
+
 from ._core import SQLCore
 from ._errors import NameTakenError, NotADatabaseError, SchemaError
 from ._migrate import migrate

@@ -83,6 +83,7 @@ class SQLCore(BulkRepository):
         self.name = name
         self._lease = lease
         self._statements = Statements(self.dialect)
+        self._closed = False
         self._writer = trio.CapacityLimiter(1)
         # A database in memory has one connection, which cannot be used by two threads.
         alone = isinstance(engine.pool, StaticPool)
@@ -91,6 +92,21 @@ class SQLCore(BulkRepository):
     @property
     def lease(self) -> float:
         return self._lease
+
+    def close(self) -> None:
+        """Have no more to do with the database: who asks from now on is refused."""
+        self._closed = True
+
+    def check_open(self) -> None:
+        """Raise a `RepositoryError` once it is closed.
+
+        Its name may be another's then, who would take our runs for those of a dead one.
+        """
+        if self._closed:
+            raise RepositoryError(
+                "the repository is closed: use it inside its block, async with"
+                " open_sql_repository(...)"
+            )
 
     # -- reading ----------------------------------------------------------------------
 
@@ -157,6 +173,7 @@ class SQLCore(BulkRepository):
 
     def transaction(self, connection: Connection, *, careful: bool = False) -> Transaction:
         """What is done in a transaction that is under way."""
+        self.check_open()
         ongoing = Ongoing(
             connection,
             self.dialect,
@@ -275,6 +292,7 @@ class SQLCore(BulkRepository):
     async def _in_thread(
         self, function: Callable[[], T], limiter: trio.CapacityLimiter
     ) -> T:
+        self.check_open()
         with autojump_held():
             return await trio.to_thread.run_sync(
                 # True would let a transaction commit whose caller has been cancelled.

@@ -127,11 +127,14 @@ async def open_sql_repository(
         return session
 
     held: _names.HeldName | None = None
+    core: SQLCore | None = None
     try:
         held = await _in_thread(open_in_thread)
         core = SQLCore(engine, name=held.name, lease=lease_seconds)
         yield SQLRepository(core, held, poll=poll_seconds, keep_ended=keep)
     finally:
+        if core is not None:
+            core.close()
 
         def close() -> None:
             if held is not None:
@@ -155,8 +158,7 @@ def _engine(url: str | URL, synchronous: Synchronous) -> Engine:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        # What it is, is not told: it may have a password in it.
-        raise ValueError(f"url: {_FORMS}, not any {type(url).__name__}") from None
+        raise ValueError(f"url: {_FORMS}, {_instead(url)}") from None
     if synchronous not in get_args(Synchronous):
         raise ValueError(
             f"synchronous: must be one of {', '.join(get_args(Synchronous))},"
@@ -167,6 +169,15 @@ def _engine(url: str | URL, synchronous: Synchronous) -> Engine:
     if parsed.drivername in {"postgresql", "postgres", "postgresql+psycopg"}:
         return _postgresql(parsed.set(drivername="postgresql+psycopg"))
     raise ValueError(f"url: {_FORMS}, not {parsed.drivername}://")
+
+
+def _instead(url: object) -> str:
+    """What to say of what is no URL."""
+    if isinstance(url, Path):
+        return f"for this path sqlite:///{url}"
+    if isinstance(url, str):  # which is not told: it may have a password in it
+        return "and not only a path"
+    return f"not {shown(url)}"
 
 
 def _sqlite(url: URL, synchronous: Synchronous) -> Engine:

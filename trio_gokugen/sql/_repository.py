@@ -70,6 +70,7 @@ class SQLRepository(TimedRepository[SQLCore]):
         return self._poll
 
     def start_timer(self, clock: Clock) -> None:
+        self.store.check_open()
         super().start_timer(clock)
         self._clock = clock
 
