@@ -450,7 +450,7 @@ async def test_deleting_goes_on_when_it_can(
         with closing(sqlite3.connect(file)) as other:
             other.execute("BEGIN IMMEDIATE")
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(repository.serve, lambda: None)
+                nursery.start_soon(repository.serve, lambda _: None)
                 await trio.sleep(30)
                 [task] = await repository.find(TaskQuery())
                 assert task.state is TaskState.CANCELLED

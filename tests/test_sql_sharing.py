@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from postgresql import Server
@@ -618,6 +619,15 @@ async def _add_in(other: SQLRepository) -> None:
         other.add_task_in(connection, "note", after=0)
 
 
+async def _add_two(other: SQLRepository) -> None:
+    unknown = attrs.evolve(stored_at("b", now()), work_id="unknown")
+    await other.add([stored_at("a", now()), unknown])
+
+
+async def _add_unknown(other: SQLRepository) -> None:
+    await other.add([attrs.evolve(stored_at("b", now()), work_id="unknown")])
+
+
 async def _add_later(other: SQLRepository) -> None:
     await other.add([stored_at("a", now(60))])
 
@@ -635,10 +645,16 @@ async def _cancel_in(other: SQLRepository) -> None:
         (_add_in, "claim"),
         (_add_later, "look"),
         (_cancel_in, "look"),
+        (_add_two, "look"),
+        (_add_unknown, "look"),
         (lambda other: _notify(other, ""), "look"),
         (lambda other: _notify(other, "somebody"), "look"),
-        (lambda other: _notify(other, "2020-01-01 somebody"), "look"),
-        (lambda other: _notify(other, "2020-01-01T00:00+00:00 somebody"), "claim"),
+        (lambda other: _notify(other, "[" * 3_000), "look"),
+        (lambda other: _notify(other, '["x", "note"]'), "look"),
+        (lambda other: _notify(other, '["x", "note", null]'), "look"),
+        (lambda other: _notify(other, '["x", "note", "2020-01-01"]'), "look"),
+        (lambda other: _notify(other, '["x", [], "2020-01-01T00:00Z"]'), "look"),
+        (lambda other: _notify(other, '["x", "note", "2020-01-01T00:00Z"]'), "claim"),
     ],
     ids=str,
 )

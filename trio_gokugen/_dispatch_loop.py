@@ -183,10 +183,11 @@ class DispatchLoop:
             del self._sleepers[scope]
         return None
 
-    def claim_now(self) -> None:
-        """Claim without a look before: somebody knows that a task is due."""
-        for scope in self._sleepers:
-            scope.cancel()
+    def claim_now(self, work_id: str) -> None:
+        """Claim without a look before: somebody knows that a task of the work is due."""
+        if work_id in self._works.work_ids:
+            for scope in self._sleepers:
+                scope.cancel()
 
     def notice_new_works(self) -> None:
         """If works have been registered since, have their tasks waited for, too.

@@ -214,7 +214,7 @@ class TimedRepository(BulkRepository, Generic[S]):
     def poll(self) -> float:
         return math.inf
 
-    async def serve(self, claim: Callable[[], None]) -> None:
+    async def serve(self, claim: Callable[[str], None]) -> None:
         await trio.sleep_forever()
 
     async def get(self, task_id: str) -> Task:

@@ -331,15 +331,16 @@ class TaskRepository(RepositoryLike, TimerLike, Protocol):
         """
         ...
 
-    async def serve(self, claim: Callable[[], None]) -> None:
+    async def serve(self, claim: Callable[[str], None]) -> None:
         """Do whatever goes on beside the calls, until cancelled: run by the scheduler.
 
         The timer is started then. What others change is noticed here, and ended tasks
         that are not to be kept are deleted. An error ends the scheduler.
 
         Args:
-          claim: To be called, beside resetting the timer, when others have told that a
-            task is due: then the scheduler claims at once, and needs no look before.
+          claim: To be called with the id of a work, beside resetting the timer, when
+            others have told that a task of it is due: then the scheduler, if it knows the
+            work, claims at once, and needs no look before.
         """
         ...
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 import outcome
+from sqlalchemy import Row
 
 from trio_gokugen import _transitions
 from trio_gokugen._errors import REFUSALS, LostRunError, TaskExistsError, TaskNotFoundError
@@ -30,13 +31,9 @@ from trio_gokugen.abc import (
     UpdateTask,
 )
 
-from ._ends import AnotherTaskError, EndRun, after, end_runs
-from ._ongoing import Ongoing, chunks
-from ._rows import END, end_of, life_of, plan_of, task_of
-
-
-class LookFirstError(Exception):
-    """An id is taken: the batch is to be begun anew, carefully."""
+from ._ends import EndRun, after, end_runs
+from ._ongoing import LookFirstError, Ongoing, chunks
+from ._rows import END, end_of, is_unreadable, life_of, plan_of, task_of
 
 
 @attrs.define(eq=False)
@@ -57,7 +54,7 @@ class _Entry:
 class Changes:
     """See above."""
 
-    def __init__(self, ongoing: Ongoing, *, careful: bool) -> None:
+    def __init__(self, ongoing: Ongoing, *, careful: bool = False) -> None:
         self._ongoing = ongoing
         self._careful = careful
         self._entries: dict[str, _Entry] = {}
@@ -68,12 +65,7 @@ class Changes:
         Raises:
           LookFirstError: they are to be carried out carefully.
         """
-        ended: dict[int, Task] = {}
-        if not self._careful:
-            try:
-                ended = end_runs(self._ongoing, operations)
-            except AnotherTaskError as error:
-                raise LookFirstError from error
+        ended = {} if self._careful else end_runs(self._ongoing, operations)
         self._read(each for index, each in enumerate(operations) if index not in ended)
         outcomes: list[outcome.Outcome[Any]] = []
         for index, operation in enumerate(operations):
@@ -97,6 +89,7 @@ class Changes:
 
     def _read(self, operations: Iterable[Operation]) -> None:
         ids: set[str] = set()
+        runs: dict[str, Task] = {}
         for operation in operations:
             match operation:
                 case AddTasks(tasks=tasks):
@@ -105,15 +98,17 @@ class Changes:
                 case UpdateTask() | CancelTask() | DispatchTask():
                     ids.add(operation.task_id)
                 case EndTask() | RevertTask() | CancelRun():
-                    ids.add(operation.run.id)
+                    runs[operation.run.id] = operation.run
                 case _:
                     raise TypeError(f"not an operation on tasks: {operation!r}")
         ongoing = self._ongoing
-        # In the same order everywhere, or two who lock many would wait for each other.
-        for chunk in chunks(sorted(ids)):
+        # In the same order everywhere: two who lock many seldom wait for each other then.
+        for chunk in chunks(sorted(ids | runs.keys())):
             listed = {"ids": ongoing.dialect.listed(chunk)}
             for row in ongoing.execute(ongoing.say.read, listed):
                 task = task_of(row)
+                if is_unreadable(row, task) and _has_its_task(runs.get(task.id), row):
+                    task = runs[task.id]  # as it was claimed: it was damaged since
                 self._entries[task.id] = _Entry(task, task, row.sequence, row.dispatched_by)
 
     def _carry_out(self, operation: Operation) -> Any:
@@ -237,6 +232,12 @@ class Changes:
             for (more, *end), numbers in alike.items()
         ]
         self._ongoing.execute_many(self._ongoing.say.end, rows)
+
+
+def _has_its_task(run: Task | None, row: Row[Any]) -> bool:
+    if run is None or row.state != TaskState.DISPATCHED.value:
+        return False
+    return (row.attempt, row.created_at) == (run.attempt, run.created_at)
 
 
 def _new_row(entry: _Entry) -> dict[str, Any]:

@@ -41,10 +41,14 @@ def _claim_some(ongoing: Ongoing, operation: ClaimTasks, limit: int) -> Claimed:
     to_claim: list[int] = []
     claimed: list[Task] = []
     failed: dict[int, Task] = {}
-    for row in _due(ongoing, say.claim_of_one_work, say.claim, only, at, limit, how):
+    statements = say.claim_of_one_work, say.claim, say.claim_past_locked
+    for row in _due(ongoing, *statements, only, at, limit, how):
         number, stamp = row[0], row[-1]
         task = task_of(row)
         if is_unreadable(row, task):
+            if stamp is not None:  # then it has been claimed before it was read
+                attempt = task.attempt + 1
+                task = attrs.evolve(task, dispatched_at=at, attempt=attempt)
             failed[number] = attrs.evolve(task, done_at=at)
             continue
         task = _transitions.dispatched(
@@ -77,7 +81,7 @@ def fail(ongoing: Ongoing, tasks: Mapping[int, Task]) -> None:
 def first(ongoing: Ongoing, only: TaskFilter) -> Task | None:
     """The first pending task, due or not."""
     say = ongoing.say
-    rows = _due(ongoing, say.head, say.heads, only, LAST, 1, {})
+    rows = _due(ongoing, say.head, say.heads, None, only, LAST, 1, {})
     return task_of(rows[0]) if rows else None
 
 
@@ -85,20 +89,24 @@ def _due(
     ongoing: Ongoing,
     of_one_work: Select[Any],
     of_many: Select[Any],
+    past_locked: Select[Any] | None,
     only: TaskFilter,
     at: datetime,
     limit: int,
     how: Mapping[str, Any],
 ) -> Sequence[Row[Any]]:
-    """The rows of the first pending tasks until a moment, by one of two statements."""
+    """The rows of the first pending tasks until a moment, by one of these statements."""
     works = _works(ongoing, only)
-    parameters = {"at": at, "limit": limit, **how}
+    parameters: dict[str, Any] = {"at": at, "limit": limit, **how}
     if not works:
         return []
     if len(works) == 1:
         return ongoing.execute(of_one_work, {"work": works[0], **parameters}).all()
-    listed = ongoing.dialect.listed(works)
-    return ongoing.execute(of_many, {"works": listed, **parameters}).all()
+    parameters["works"] = ongoing.dialect.listed(works)
+    rows = ongoing.execute(of_many, parameters).all()
+    if not rows and past_locked is not None:
+        rows = ongoing.execute(past_locked, parameters).all()
+    return rows
 
 
 def _works(ongoing: Ongoing, only: TaskFilter) -> list[str]:

@@ -28,11 +28,10 @@ from trio_gokugen._repository import BulkRepository
 from trio_gokugen._task import Task
 from trio_gokugen.abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFilter
 
-from ._changes import LookFirstError
 from ._dialects import Dialect
 from ._engines import dialect_of
 from ._failures import as_failure, failures, given_back
-from ._ongoing import Ongoing
+from ._ongoing import LookFirstError, Ongoing
 from ._rows import task_of
 from ._search import search
 from ._statements import Statements
@@ -88,6 +87,9 @@ class SQLCore(BulkRepository):
         # A database in memory has one connection, which cannot be used by two threads.
         alone = isinstance(engine.pool, StaticPool)
         self._readers = self._writer if alone else trio.CapacityLimiter(READERS)
+        # Where a change may wait for a row, leases must not.
+        shared = not alone and self.dialect.locks_rows
+        self._renewer = trio.CapacityLimiter(1) if shared else self._writer
 
     @property
     def lease(self) -> float:
@@ -157,7 +159,9 @@ class SQLCore(BulkRepository):
     async def renew(
         self, runs: Sequence[Task], action: RecoverAction, at: datetime
     ) -> Renewed:
-        return await self._write("renewing leases", lambda t: t.renew(runs, action, at))
+        return await self._write(
+            "renewing leases", lambda t: t.renew(runs, action, at), self._renewer
+        )
 
     async def delete_surplus(self, keep: int, limit: int) -> list[str]:
         """Delete ended tasks, oldest end first, that are more than so many."""
@@ -190,7 +194,12 @@ class SQLCore(BulkRepository):
 
         return await self._in_thread(in_thread, self._readers)
 
-    async def _write(self, what: str, change: Callable[[Transaction], T]) -> T:
+    async def _write(
+        self,
+        what: str,
+        change: Callable[[Transaction], T],
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> T:
         def in_thread() -> T:
             with failures(what):
                 for _ in range(MOST_REFUSALS):
@@ -204,7 +213,7 @@ class SQLCore(BulkRepository):
                 return self._transact_twice(change)
 
         try:
-            return await self._in_thread(in_thread, self._writer)
+            return await self._in_thread(in_thread, limiter or self._writer)
         except _LostSightError as lost:
             committed = await self._has_committed(lost.seal)
             if committed:

@@ -24,7 +24,7 @@ def delete_ended(ongoing: Ongoing, operation: DeleteEnded) -> list[str]:
     if operation.before is not None:
         which = and_(which, TASK.c.ended_at < operation.before)
     deleted: list[str] = []
-    while left:
+    while left > 0:
         limit = min(left, CHUNK)
         chunk = _delete(ongoing, which, limit)
         deleted += chunk
@@ -55,10 +55,12 @@ def _delete(ongoing: Ongoing, which: ColumnElement[bool], limit: int) -> list[st
         .order_by(TASK.c.ended_at, TASK.c.sequence)
         .limit(limit)
     )
-    oldest = ongoing.dialect.locked(oldest, skip=True)
+    # Found once: PostgreSQL may look into a subquery again for each row of the table, and
+    # then there are always some that are the oldest.
+    found = ongoing.dialect.locked(oldest, skip=True).cte("oldest")
     statement = (
         delete(TASK)
-        .where(TASK.c.sequence.in_(oldest.scalar_subquery()))
+        .where(TASK.c.sequence.in_(select(found.c.sequence)))
         .returning(TASK.c.ended_at, TASK.c.sequence, TASK.c.id)
     )
     rows = [tuple(row) for row in ongoing.execute(statement, {})]

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -53,6 +53,9 @@ LIMIT: BindParameter[int] = bindparam("limit", type_=BigInteger)
 
 class Dialect(ABC):
     """How one kind of database is spoken to."""
+
+    locks_rows: ClassVar[bool]
+    """Whether who writes locks rows, and not all of the database."""
 
     @abstractmethod
     def prepared(self, engine: Engine) -> Engine:
@@ -123,12 +126,12 @@ class Dialect(ABC):
         """A part of a transaction that may fail, and leave the rest as it was."""
 
     @abstractmethod
-    def notify(self, connection: Connection, moment: datetime | None) -> bool:
+    def notify(self, connection: Connection, appeared: Mapping[str, datetime]) -> bool:
         """Have all others look again once the transaction is committed, if possible.
 
         Args:
           connection: In the transaction.
-          moment: For which a task has become pending, if one has.
+          appeared: As for `seal`.
 
         Returns:
           Whether the database tells them.
@@ -152,6 +155,14 @@ class Dialect(ABC):
 
         Those until ``at``; `locked`, nobody else can take them meanwhile.
         """
+
+    def heads_past_locked(self) -> Select[Any] | None:
+        """The same, locked, though others hold as many of the first as are asked for.
+
+        More are locked than are taken, so it is said only if `heads` finds none. None
+        where nobody holds single rows.
+        """
+        return None
 
     def heads_of_one_work(self, *, locked: bool) -> Select[Any]:
         """The same of the one ``work``."""
@@ -182,7 +193,8 @@ class Dialect(ABC):
 
         Returns:
           A statement for the rows as they were found. The last column is the `stamp`
-          if the row has been claimed; if it is null, that is still to do.
+          if the row has been claimed; if it is null, that is still to do, unless it is too
+          late for its deadline.
         """
 
     @abstractmethod

@@ -1,8 +1,8 @@
-"""Runs that end well, which is what a scheduler writes most: without a look before.
+"""Runs that end, which is what a scheduler writes most: without a look before.
 
 Of a dispatched task nothing changes but that it ends: as it was claimed, so it stands. So
 the statement that ends runs tells which of them still had their tasks. What is not among
-these is looked at: see `_changes`.
+these is looked at, and so is what ends in a way of its own: see `_changes`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trio_gokugen.abc import (
     UpdateTask,
 )
 
-from ._ongoing import Ongoing, chunks
+from ._ongoing import LookFirstError, Ongoing, chunks
 from ._rows import end_of
 
 EndRun: TypeAlias = EndTask | RevertTask | CancelRun
@@ -31,8 +31,8 @@ _End: TypeAlias = tuple[int, Task, Task]
 """The number of an operation, the run that it ends, and what becomes of the task."""
 
 
-class AnotherTaskError(Exception):
-    """A run was taken for that of another task of its id. All is to be undone."""
+WAYS = 4
+"""In so many ways runs may end, each of which takes a statement."""
 
 
 def after(operation: EndRun, task: Task) -> Task:
@@ -53,7 +53,7 @@ def end_runs(ongoing: Ongoing, operations: Sequence[Operation]) -> dict[int, Tas
       The tasks, by the number of the operation.
 
     Raises:
-      AnotherTaskError: a run was taken for another's.
+      LookFirstError: a run was taken for that of another task.
     """
     alone = _named_once(operations)
     alike: dict[tuple[Any, ...], dict[str, _End]] = {}
@@ -63,11 +63,10 @@ def end_runs(ongoing: Ongoing, operations: Sequence[Operation]) -> dict[int, Tas
         run = operation.run
         if run.id in alone and run.state is TaskState.DISPATCHED:
             task = after(operation, run)
-            if task.err is None:
-                how = task.state, task.done_at, task.cancelled_at, run.attempt
-                alike.setdefault(how, {})[run.id] = index, run, task
+            how = task.state, task.done_at, task.cancelled_at, task.err, run.attempt
+            alike.setdefault(how, {})[run.id] = index, run, task
     ended: dict[int, Task] = {}
-    for ends in alike.values():
+    for ends in sorted(alike.values(), key=len, reverse=True)[:WAYS]:
         for chunk in chunks(sorted(ends)):
             ended |= _end_alike(ongoing, {each: ends[each] for each in chunk})
     return ended
@@ -86,7 +85,7 @@ def _end_alike(ongoing: Ongoing, ends: Mapping[str, _End]) -> Iterator[tuple[int
     for row in ongoing.execute(ongoing.say.end_runs, parameters):
         index, run, task = ends[row[0]]
         if row[1] != run.created_at:
-            raise AnotherTaskError
+            raise LookFirstError
         if task.state is TaskState.SCHEDULED:
             ongoing.note_pending(task)
         ongoing.seal = row[2]

@@ -49,7 +49,7 @@ def recover(
         else:
             orphans[row.sequence] = task
     fail(ongoing, failed)
-    changes = Changes(ongoing, careful=True)
+    changes = Changes(ongoing)
     found = sorted(orphans.items())
     ends = recovery([task for _, task in found], action, at)
     return [*failed.values(), *changes.end_found(found, ends)]

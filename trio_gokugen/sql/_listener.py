@@ -11,7 +11,6 @@ import logging
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, cast
 
 import psycopg
@@ -23,8 +22,8 @@ from trio_gokugen._errors import RepositoryError
 
 from ._errors import NameTakenError
 from ._failures import as_failure, failures
-from ._names import HeldName
-from ._postgresql import CHANNEL, read_news
+from ._names import HeldName, Told
+from ._postgresql import CHANNEL, News
 
 logger = logging.getLogger("trio_gokugen.sql")
 
@@ -84,9 +83,7 @@ class ListeningSession(HeldName):
 
     # -- in Trio ------------------------------------------------------------------------
 
-    async def listen(
-        self, changed: Callable[[datetime | None], None], patience: float
-    ) -> None:
+    async def listen(self, changed: Callable[[Told | None], None], patience: float) -> None:
         # A connection that is lost is noticed at once, and made anew. What was missed
         # meanwhile may be anything.
         while True:
@@ -102,7 +99,7 @@ class ListeningSession(HeldName):
     async def _hear(
         self,
         connection: psycopg.Connection[Any],
-        changed: Callable[[datetime | None], None],
+        changed: Callable[[Told | None], None],
     ) -> None:
         # Only now: what nobody reads would wait in the server.
         connection.execute(f"LISTEN {CHANNEL}")
@@ -115,15 +112,18 @@ class ListeningSession(HeldName):
     async def _hear_more(
         self,
         connection: psycopg.Connection[Any],
-        changed: Callable[[datetime | None], None],
+        changed: Callable[[Told | None], None],
     ) -> None:
         while True:
             # Before the first wait, too: some may have come while it was connected.
-            heard = [read_news(each.payload) for each in connection.notifies(timeout=0)]
-            moments = [moment for moment, sender in heard if sender != self.name]
-            known = [moment for moment in moments if moment is not None]
-            if moments:
-                changed(min(known) if len(known) == len(moments) else None)
+            heard = [News.read(each.payload) for each in connection.notifies(timeout=0)]
+            for news in heard:
+                if news.sender == self.name:
+                    continue
+                if news.work_id is None or news.first is None:
+                    changed(None)
+                else:
+                    changed((news.work_id, news.first))
             await trio.lowlevel.wait_readable(connection.fileno())
 
     async def _connect_again(self, patience: float) -> None:

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import quote
 
 import trio
@@ -33,6 +34,10 @@ LONGEST = 100
 _FILE = "SELECT file FROM pragma_database_list WHERE name = 'main'"
 
 
+Told: TypeAlias = tuple[str, datetime]
+"""Of which work a task has become pending, and for what moment."""
+
+
 class HeldName(ABC):
     """A name, as long as it is held."""
 
@@ -42,16 +47,14 @@ class HeldName(ABC):
     def release(self) -> None:
         """Let others have it."""
 
-    async def listen(
-        self, changed: Callable[[datetime | None], None], patience: float
-    ) -> None:
+    async def listen(self, changed: Callable[[Told | None], None], patience: float) -> None:
         """Call `changed` whenever the database says that another has changed what is next.
 
         Until cancelled.
 
         Args:
-          changed: Called with the earliest moment for which a task has become pending,
-            or with none if that is not known. Must not block.
+          changed: Called with what has been told, if it is of one work, or with none. Must
+            not block.
           patience: Seconds that a server may take to notice that a lost connection is
             gone, and to let go of the name.
 

@@ -20,6 +20,13 @@ CHUNK = 1_000
 """So many rows go into one statement."""
 
 
+class LookFirstError(Exception):
+    """An id is taken, or a run was taken for that of another task of its id.
+
+    All is to be undone, and begun anew, carefully.
+    """
+
+
 @attrs.define(eq=False)
 class Ongoing:
     """See above. Another begins it, and ends it."""

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from typing import cast as cast_
 
+import attrs
 from sqlalchemy import (
     ARRAY,
     BindParameter,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    column,
     exists,
     func,
     literal,
@@ -54,6 +56,9 @@ ISOLATION = "READ COMMITTED"
 PREPARED = "gokugen_prepared"
 """The option of an engine whose connections all have this isolation from the start."""
 
+SOON = timedelta(seconds=10)
+"""Whatever is due so soon is told: `poll` would find it too late."""
+
 LEASE: BindParameter[timedelta] = bindparam("lease", type_=Interval)
 
 _SCHEMA_LOCK = 0x676F6B7567656E  # "gokugen"
@@ -78,25 +83,46 @@ def _notify_if_first() -> Select[str, Any]:
         TASK.c.scheduled_at < type_coerce(appeared.c.scheduled_at, Moment),
     )
     first = exists(select(1).select_from(appeared).where(~earlier))
-    return select(_XACT_ID, case((first, cast(_PG_NOTIFY, Text))))
+    # An earlier one that is due may be claimed already, by somebody who does not see ours.
+    soon = bindparam("first", type_=Moment) < func.statement_timestamp() + SOON
+    return select(_XACT_ID, case((or_(soon, first), cast(_PG_NOTIFY, Text))))
 
 
 _TRANSACTION_AND_NOTIFY = _notify_if_first()
 
 
-def news(moment: datetime | None, sender: str) -> str:
-    """What is told: the first moment for which a task has become pending, and by whom."""
-    return f"{'' if moment is None else moment.isoformat()} {sender}"
+@attrs.frozen
+class News:
+    """What is told with a commit. Of several works, only that there is something."""
 
+    sender: str
+    work_id: str | None = None
+    first: datetime | None = None
+    """When the first task of the work is due, of those that are told of."""
 
-def read_news(text: str) -> tuple[datetime | None, str]:
-    """The moment, if it is told, and the sender."""
-    told, _, sender = text.partition(" ")
-    try:
-        moment = datetime.fromisoformat(told)
-    except ValueError:
-        return None, sender
-    return (None if moment.tzinfo is None else moment), sender
+    @classmethod
+    def of(cls, sender: str, appeared: Mapping[str, datetime]) -> News:
+        """What is to be told, if these tasks have become pending."""
+        if len(appeared) != 1:
+            return cls(sender)
+        [(work_id, first)] = appeared.items()
+        return cls(sender, work_id, first)
+
+    def text(self) -> str:
+        first = None if self.first is None else self.first.isoformat()
+        return json.dumps([self.sender, self.work_id, first])
+
+    @classmethod
+    def read(cls, text: str) -> News:
+        """What was told. What others have said on the channel may mean anything."""
+        try:
+            sender, work_id, told = json.loads(text)
+            first = None if told is None else datetime.fromisoformat(told)
+        except (ValueError, TypeError, RecursionError):
+            return cls("")
+        if not isinstance(work_id, str) or first is None or first.tzinfo is None:
+            return cls(str(sender))
+        return cls(str(sender), work_id, first)
 
 
 def _careful(loader: type[Any]) -> type[Any]:
@@ -121,6 +147,8 @@ def _careful(loader: type[Any]) -> type[Any]:
 class PostgreSQL(Dialect):
     """Many processes, on many machines."""
 
+    locks_rows = True
+
     def prepared(self, engine: Engine) -> Engine:
         if engine.get_execution_options().get(PREPARED):
             return engine
@@ -144,8 +172,9 @@ class PostgreSQL(Dialect):
         if not appeared:
             return connection.scalar(_TRANSACTION)
         works, moments = list(appeared), list(appeared.values())
-        told = news(min(moments), sender)
-        parameters = {"works": works, "moments": moments, "news": told}
+        first = min(moments)
+        told = {"news": News.of(sender, appeared).text(), "first": first}
+        parameters = {"works": works, "moments": moments, **told}
         return cast_("str | None", connection.scalar(_TRANSACTION_AND_NOTIFY, parameters))
 
     def has_committed(self, connection: Connection, seal: str) -> bool | None:
@@ -185,8 +214,8 @@ class PostgreSQL(Dialect):
         except Error as error:  # as it is, if it is not by way of SQLAlchemy
             raise as_failure("a transaction", error) from error
 
-    def notify(self, connection: Connection, moment: datetime | None) -> bool:
-        connection.execute(select(_PG_NOTIFY), {"news": news(moment, "")})
+    def notify(self, connection: Connection, appeared: Mapping[str, datetime]) -> bool:
+        connection.execute(select(_PG_NOTIFY), {"news": News.of("", appeared).text()})
         return True
 
     def lock_schema(self, connection: Connection) -> None:
@@ -248,6 +277,27 @@ class PostgreSQL(Dialect):
             .select_from(shares)
             .join(mine, true())
             .order_by(mine.c.scheduled_at, mine.c.priority.desc(), mine.c.sequence)
+        )
+
+    def heads_past_locked(self) -> Select[Any]:
+        works = func.unnest(bindparam("works", type_=ARRAY(Text))).table_valued(
+            column("work", Text), name="works"
+        )
+        works = works.render_derived()
+        mine = (
+            select(*COLUMNS)
+            .where(PENDING, TASK.c.work_id == works.c.work, TASK.c.scheduled_at <= AT)
+            .order_by(*ORDER)
+            .limit(LIMIT)
+            .with_for_update(skip_locked=True)
+            .lateral("mine")
+        )
+        return (
+            select(mine)
+            .select_from(works)
+            .join(mine, true())
+            .order_by(mine.c.scheduled_at, mine.c.priority.desc(), mine.c.sequence)
+            .limit(LIMIT)
         )
 
     @property

@@ -25,7 +25,7 @@ from trio_gokugen._timer import TimedRepository
 from trio_gokugen.abc import Clock, Operation
 
 from ._core import SQLCore
-from ._names import HeldName
+from ._names import HeldName, Told
 from ._theirs import Theirs
 
 logger = logging.getLogger("trio_gokugen.sql")
@@ -162,17 +162,19 @@ class SQLRepository(TimedRepository[SQLCore]):
 
     # -- beside the calls ----------------------------------------------------------------
 
-    async def serve(self, claim: Callable[[], None]) -> None:
+    async def serve(self, claim: Callable[[str], None]) -> None:
         """Notice what others change, and delete what is not to be kept, until cancelled."""
 
-        def told(moment: datetime | None) -> None:
+        def hear(told: Told | None) -> None:
             self.timer.reset()
-            if moment is not None and moment <= self._clock.now():
-                claim()
+            if told is not None:
+                work_id, first = told
+                if first <= self._clock.now():
+                    claim(work_id)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._theirs.serve)
-            nursery.start_soon(self._held.listen, told, self.lease)
+            nursery.start_soon(self._held.listen, hear, self.lease)
             if self._poll < math.inf:
                 nursery.start_soon(self._look_for_changes)
             if self._keep_ended is not None:

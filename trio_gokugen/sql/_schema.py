@@ -65,7 +65,7 @@ def _moment(value: Any) -> Any:
     try:
         if type(value) is int:
             return EPOCH + timedelta(microseconds=value)
-        if type(value) is datetime:
+        if isinstance(value, datetime):
             return value if value.tzinfo is UTC else value.astimezone(UTC)
     except OverflowError:
         pass

@@ -59,6 +59,8 @@ def _driver(connection: Connection) -> sqlite3.Connection:
 class SQLite(Dialect):
     """One file, one writer."""
 
+    locks_rows = False
+
     def prepared(self, engine: Engine) -> Engine:
         return engine.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -118,7 +120,7 @@ class SQLite(Dialect):
         if driver.isolation_level is None:
             driver.commit()  # as it does after each statement
 
-    def notify(self, connection: Connection, moment: datetime | None) -> bool:
+    def notify(self, connection: Connection, appeared: Mapping[str, datetime]) -> bool:
         return False
 
     def lock_schema(self, connection: Connection) -> None:

@@ -48,9 +48,7 @@ class Statements:
             TASK.c.id == bindparam("id", type_=Text)
         )
         self.read: Select[Any] = dialect.locked(
-            select(*COLUMNS)
-            .where(dialect.among(TASK.c.id, "ids"))
-            .order_by(TASK.c.sequence)
+            select(*COLUMNS).where(dialect.among(TASK.c.id, "ids")).order_by(TASK.c.id)
         )
         self.heads: Select[Any] = dialect.heads(locked=False)
         self.head: Select[Any] = dialect.heads_of_one_work(locked=False)
@@ -103,6 +101,10 @@ class Statements:
         self.claim: Select[Any] = dialect.claiming(dialect.heads(locked=True), claim)
         self.claim_of_one_work: Select[Any] = dialect.claiming(
             dialect.heads_of_one_work(locked=True), claim
+        )
+        past_locked = dialect.heads_past_locked()
+        self.claim_past_locked: Select[Any] | None = (
+            None if past_locked is None else dialect.claiming(past_locked, claim)
         )
         self.claim_rows: Update = claim.where(dialect.among(TASK.c.sequence, "rows"))
 

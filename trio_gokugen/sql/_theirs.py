@@ -8,7 +8,7 @@ whoever is told of a commit to come, and then gets to write, knows it is through
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
@@ -45,12 +45,12 @@ class Theirs:
         """Write a new task."""
         what = "adding a task"
         with failures(what):
-            connection = _connection(where)
+            connection = self._connection(where)
             try:
                 self._apply(connection, AddTasks([task]), what)
             except IntegrityError:
                 raise TaskExistsError(task.id) from None
-            self._tell(connection, task.scheduled_at, reset)
+            self._tell(connection, {task.work_id: task.scheduled_at}, reset)
 
     def cancel(
         self,
@@ -62,11 +62,26 @@ class Theirs:
         """Cancel a task."""
         what = "cancelling a task"
         with failures(what):
-            connection = _connection(where)
+            connection = self._connection(where)
             _, changed = self._apply(connection, CancelTask(task_id, at), what)
             if changed:
-                self._tell(connection, None, reset)
+                self._tell(connection, {}, reset)
             return bool(changed)
+
+    def _connection(self, where: Session | Connection) -> Connection:
+        if isinstance(where, Session):
+            where = where.connection()
+        if not isinstance(where, Connection):
+            raise TypeError(
+                f"where: must be a SQLAlchemy Session or Connection, not {shown(where)}"
+            )
+        ours = self._core.engine.dialect
+        if (where.dialect.name, where.dialect.driver) != (ours.name, ours.driver):
+            raise ValueError(
+                f"where: is a connection to {where.dialect.name} by {where.dialect.driver},"
+                f" and the repository's database is one of {ours.name} by {ours.driver}"
+            )
+        return where
 
     def _apply(self, connection: Connection, operation: Operation, what: str) -> Any:
         part = self._core.dialect.part_of(connection)
@@ -76,10 +91,13 @@ class Theirs:
             return result.unwrap()  # in here, so that what is refused holds no lock
 
     def _tell(
-        self, connection: Connection, moment: datetime | None, reset: Callable[[], None]
+        self,
+        connection: Connection,
+        appeared: Mapping[str, datetime],
+        reset: Callable[[], None],
     ) -> None:
         self._reset = reset
-        if self._core.dialect.notify(connection, moment):
+        if self._core.dialect.notify(connection, appeared):
             return
         if connection not in self._watched:
             self._watched.add(connection)
@@ -102,13 +120,3 @@ class Theirs:
             with suppress(RepositoryError):  # who looks then will see it, too
                 await self._core.wait_for_writers()
             self._reset()
-
-
-def _connection(where: Session | Connection) -> Connection:
-    if isinstance(where, Session):
-        return where.connection()
-    if not isinstance(where, Connection):
-        raise TypeError(
-            f"where: must be a SQLAlchemy Session or Connection, not {shown(where)}"
-        )
-    return where

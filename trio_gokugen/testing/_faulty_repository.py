@@ -219,7 +219,7 @@ class FaultyRepository:
         renewed: Renewed = await self._call("renew", runs=runs, action=action, at=at)
         return renewed
 
-    async def serve(self, claim: Callable[[], None]) -> None:
+    async def serve(self, claim: Callable[[str], None]) -> None:
         await self._call("serve", claim=claim)
 
     async def delete_ended(
