@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 import trio
-import trio.testing
 from sqlalchemy import Engine, create_engine, make_url
 from support import noon, stored
 
