@@ -12,7 +12,7 @@ import trio
 from sqlalchemy import Engine, create_engine, make_url
 from support import noon, stored
 
-from trio_gokugen import Task, TaskState
+from trio_gokugen import AlreadyDoneError, Task, TaskState
 from trio_gokugen.abc import ClaimTasks, EndTask, RecoverAction, TaskFilter
 from trio_gokugen.sql import SQLRepository, open_sql_repository
 
@@ -138,6 +138,23 @@ async def test_a_run_of_a_row_that_was_damaged_meanwhile(
         with repository.store.engine.connect() as connection:
             rows = connection.exec_driver_sql("SELECT state, err FROM gokugen_task")
             assert {row.err for row in rows} == set(errors)
+
+
+async def test_a_damaged_task_is_not_taken_for_one_that_runs(database_url: str) -> None:
+    """
+    A task that cannot be read has failed, for who wants to cancel it, and for a run of a
+    task of its id that is over.
+    """
+    async with open_sql_repository(database_url) as repository:
+        await repository.add([stored("a")])
+        [run] = (await repository.claim(1, noon())).tasks
+        await repository.revert(run)
+        with repository.store.engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE gokugen_task SET meta = '[1]'")
+        with pytest.raises(AlreadyDoneError):
+            await repository.cancel("a", noon())
+        with pytest.raises(AlreadyDoneError):
+            await repository.mark_done(run, noon())
 
 
 async def test_a_claim_tells_of_a_damaged_task_what_is_stored(database_url: str) -> None:

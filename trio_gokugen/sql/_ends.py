@@ -42,8 +42,8 @@ def after(operation: EndRun, task: Task) -> Task:
             return _transitions.ended(task, run, at, err)
         case RevertTask(run=run):
             return _transitions.reverted(task, run)
-        case CancelRun(run=run, at=at):
-            return _transitions.interrupted(task, run, at)
+        case _:
+            return _transitions.interrupted(task, operation.run, operation.at)
 
 
 def end_runs(ongoing: Ongoing, operations: Sequence[Operation]) -> dict[int, Task]:
