@@ -1,4 +1,4 @@
-"""What several do at the same moment on PostgreSQL, and what they must not do to others."""
+"""What several do at the same moment, or meanwhile, must not do to others."""
 
 from __future__ import annotations
 

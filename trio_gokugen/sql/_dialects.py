@@ -98,7 +98,8 @@ class Dialect(ABC):
         Args:
           connection: In the transaction.
           appeared: By work, the first moment for which tasks have become pending. If
-            that is the first of all for this work, others are told with the commit.
+            that is soon, or the first of all for this work, others are told with the
+            commit.
           sender: Who it is that tells them.
 
         Returns:

@@ -1,8 +1,9 @@
 """Hears what other processes have changed, over a PostgreSQL connection of its own.
 
-Whoever makes a task the first of its work sends a notification with the commit, whichever
-process it is; here it wakes the timer. The same session holds the scheduler's name: if
-the process ends, in whatever way, the server closes the session, and the name is free.
+Whoever makes a task due soon, or the first of its work, sends a notification with the
+commit, whichever process it is; here it wakes the timer. The same session holds the
+scheduler's name: if the process ends, in whatever way, the server closes the session, and
+the name is free.
 """
 
 from __future__ import annotations

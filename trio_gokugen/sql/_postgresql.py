@@ -70,7 +70,7 @@ _PG_NOTIFY = func.pg_notify(CHANNEL, bindparam("news", type_=Text))
 _STATUS = text("SELECT pg_xact_status(CAST(CAST(:seal AS text) AS xid8))")
 
 
-def _notify_if_first() -> Select[str, Any]:
+def _transaction_and_news() -> Select[str, Any]:
     lists = func.unnest(
         bindparam("works", type_=ARRAY(Text)),
         bindparam("moments", type_=ARRAY(TIMESTAMP(timezone=True))),
@@ -88,7 +88,7 @@ def _notify_if_first() -> Select[str, Any]:
     return select(_XACT_ID, case((or_(soon, first), cast(_PG_NOTIFY, Text))))
 
 
-_TRANSACTION_AND_NOTIFY = _notify_if_first()
+_TRANSACTION_AND_NEWS = _transaction_and_news()
 
 
 @attrs.frozen
@@ -175,7 +175,7 @@ class PostgreSQL(Dialect):
         first = min(moments)
         told = {"news": News.of(sender, appeared).text(), "first": first}
         parameters = {"works": works, "moments": moments, **told}
-        return cast_("str | None", connection.scalar(_TRANSACTION_AND_NOTIFY, parameters))
+        return cast_("str | None", connection.scalar(_TRANSACTION_AND_NEWS, parameters))
 
     def has_committed(self, connection: Connection, seal: str) -> bool | None:
         status = connection.scalar(_STATUS, {"seal": seal})
@@ -315,7 +315,7 @@ class PostgreSQL(Dialect):
             .cte("taken")
         )
         return (
-            select(*(found.c[column.name] for column in COLUMNS), taken.c.stamp)
+            select(*(found.c[each.name] for each in COLUMNS), taken.c.stamp)
             .select_from(found)
             .outerjoin(taken, taken.c.sequence == found.c.sequence)
             .order_by(found.c.scheduled_at, found.c.priority.desc(), found.c.sequence)
