@@ -860,7 +860,7 @@ async def test_a_claim_is_written_with_the_results_that_made_room_for_it(
             batches.append(operations)
             return await apply(operations)
 
-        repository.store.apply = count  # type: ignore[method-assign]
+        repository.store.apply = count  # type: ignore[method-assign]  # watched
         await repository.add([stored(str(number)) for number in range(1_000)])
         batches.clear()
         async with open_scheduler(works, repository, max_workers=10) as scheduler:

@@ -84,7 +84,7 @@ async def test_a_running_row_that_cannot_be_read_spoils_nothing(
         await repository.add([run, stored("b")])
         execute(repository, "UPDATE gokugen_task SET param = '{' WHERE id = 'a'")
         ends = 5_000_000 if waits else -5_000_000
-        late = f"UPDATE gokugen_task SET lease_until = lease_until + {ends}"  # noqa: S608
+        late = f"UPDATE gokugen_task SET lease_until = lease_until + {ends}"  # noqa: S608 (ours)
         execute(repository, late)
     async with open_sql_repository(sqlite_url, name="me", lease=3, poll=1) as repository:
         async with open_bench(repository) as (scheduler, bench):

@@ -688,8 +688,8 @@ async def test_what_is_told_as_due_is_claimed_without_a_look(
             answered.set()
             return await apply(operations)
 
-        store.get_next = look  # type: ignore[method-assign]
-        store.apply = claim  # type: ignore[method-assign]
+        store.get_next = look  # type: ignore[method-assign]  # watched
+        store.apply = claim  # type: ignore[method-assign]  # watched
         await change(other)
         with trio.fail_after(PROMPTLY):
             await answered.wait()

@@ -20,7 +20,7 @@ Moments: TypeAlias = tuple[datetime | None, datetime | None]
 
 def _is_pair(value: object) -> TypeGuard[tuple[Any, Any]]:
     # `Sized`, as the elements of a plain `tuple` are unknown to type checkers.
-    return isinstance(value, tuple) and len(cast("Sized", value)) == 2  # noqa: PLR2004
+    return isinstance(value, tuple) and len(cast("Sized", value)) == 2  # noqa: PLR2004 (a pair)
 
 
 def _range(value: Moments | None, field: str) -> Moments | None:
