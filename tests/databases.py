@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from postgresql import Server
+from sqlalchemy import Engine, create_engine
+
+
+def url_for_engine(url: str) -> str:
+    """The URL of a database as SQLAlchemy takes it."""
+    return url.replace("postgresql:", "postgresql+psycopg:")
+
+
+@contextmanager
+def engine_of(url: str) -> Generator[Engine]:
+    """An engine for a database, with no connection left at the end."""
+    engine = create_engine(url_for_engine(url))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 @pytest.fixture(scope="session")

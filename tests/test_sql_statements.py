@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pytest
-from sqlalchemy import Engine, create_engine, event
+import psycopg
+from databases import engine_of
+from sqlalchemy import Engine, event
 
-from trio_gokugen import Task, TaskState
+from trio_gokugen import Task, TaskQuery, TaskState
 from trio_gokugen._task import TaskUpdate
 from trio_gokugen.abc import (
     AddTasks,
@@ -25,10 +26,13 @@ from trio_gokugen.abc import (
     UpdateTask,
 )
 from trio_gokugen.sql import SQLCore, migrate
+from trio_gokugen.sql._search import search
 from trio_gokugen.sql._transaction import Transaction
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 WORKS = frozenset({"a", "b"})
+PARTIAL = "gokugen_task_pending", "gokugen_task_dispatched", "gokugen_task_ended"
+"""The indices of the tasks in some states only."""
 
 
 def a_task(task_id: str, work_id: str = "a") -> Task:
@@ -63,40 +67,72 @@ def live(transaction: Transaction) -> None:
         transaction.apply([DeleteEnded(before, ended, 1)])
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Generator[Engine]:
-    engine = create_engine(f"sqlite:///{tmp_path / 'tasks.db'}")
+def what_is_said(engine: Engine) -> dict[str, Any]:
+    """All that is said of tasks, and with what parameters."""
     migrate(engine)
-    yield engine
-    engine.dispose()
-
-
-def test_no_statement_goes_through_the_whole_table(engine: Engine) -> None:
-    """
-    Whatever is said, its rows are found by an index: with a million rows it takes as long
-    as with a few.
-    """
     core = SQLCore(engine, name="test")
     said: dict[str, Any] = {}
 
     @event.listens_for(engine, "before_cursor_execute")
     def note(_: object, __: object, text: str, given: Any, ___: object, many: bool) -> None:
-        said[text] = given[0] if many else given
+        if "gokugen_task" in text:
+            said[text] = given[0] if many else given
 
     with core.dialect.transaction(core.dialect.prepared(engine)) as connection:
         live(core.transaction(connection))
-
-    assert engine.url.database is not None
-    with closing(sqlite3.connect(engine.url.database)) as file:
-        for text, given in said.items():
-            if "gokugen_task" in text:
-                for *_, step in file.execute(f"EXPLAIN QUERY PLAN {text}", given):
-                    assert not is_whole(step), text
+        running = TaskQuery(states={TaskState.DISPATCHED})
+        for query in TaskQuery(), running, TaskQuery(ids={"0"}):
+            statement, given = search(core.dialect, connection, query, 1, a_task("0"))
+            connection.execute(statement, given)
     assert len(said) > 15
+    return said
+
+
+def test_no_statement_goes_through_the_whole_file(tmp_path: Path) -> None:
+    """
+    Whatever is said, its rows are found by an index: with a million rows it takes as long
+    as with a few.
+    """
+    path = tmp_path / "tasks.db"
+    with engine_of(f"sqlite:///{path}") as engine:
+        said = what_is_said(engine)
+    with closing(sqlite3.connect(path)) as file:
+        for text, given in said.items():
+            for *_, step in file.execute(f"EXPLAIN QUERY PLAN {text}", given):
+                assert not is_whole(step), text
 
 
 def is_whole(step: str) -> bool:
     """Whether a step of a plan goes through all tasks, in whatever state they are."""
-    partial = "gokugen_task_pending", "gokugen_task_dispatched", "gokugen_task_ended"
     through_all = step.startswith(("SCAN gokugen_task", "SCAN head", "SCAN each"))
-    return through_all and not step.endswith(partial)
+    return through_all and not step.endswith(PARTIAL)
+
+
+def test_no_statement_goes_through_the_whole_table(postgresql_url: str) -> None:
+    """
+    There is an index for whatever is said on PostgreSQL, too, if that wants to take it.
+    """
+    with engine_of(postgresql_url) as engine:
+        said = what_is_said(engine)
+    with psycopg.connect(postgresql_url) as connection:
+        connection.execute("SET enable_seqscan = off")
+        for text, given in said.items():
+            explain = f"EXPLAIN (FORMAT JSON) {text}".encode()
+            row = connection.execute(explain, given).fetchone()
+            assert row is not None
+            for step in steps(row[0][0]["Plan"]):
+                assert not goes_through_all(step), (text, step)
+
+
+def steps(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A step of a plan of PostgreSQL, and those below."""
+    yield plan
+    for each in plan.get("Plans", []):
+        yield from steps(each)
+
+
+def goes_through_all(step: dict[str, Any]) -> bool:
+    """Whether a step of a plan goes through all tasks, in whatever state they are."""
+    if "Index Name" in step:
+        return "Index Cond" not in step and step["Index Name"] not in PARTIAL
+    return (step["Node Type"], step.get("Relation Name")) == ("Seq Scan", "gokugen_task")

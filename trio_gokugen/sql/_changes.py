@@ -32,7 +32,7 @@ from trio_gokugen.abc import (
 )
 
 from ._ends import EndRun, after, end_runs
-from ._ongoing import LookFirstError, Ongoing, chunks
+from ._ongoing import Key, LookFirstError, Ongoing, chunks
 from ._rows import END, end_of, is_unreadable, life_of, plan_of, task_of
 
 
@@ -44,7 +44,9 @@ class _Entry:
     stored: Task | None
     """As the database has it; none if it is new."""
 
-    sequence: int | None
+    key: Key | None
+    """What its row is found by; none if it is new."""
+
     owner: str | None
     replanned: bool = False
     dispatched: bool = False
@@ -78,11 +80,11 @@ class Changes:
         return outcomes
 
     def end_found(
-        self, found: Iterable[tuple[int, Task]], operations: Iterable[EndRun]
+        self, found: Iterable[tuple[Key, Task]], operations: Iterable[EndRun]
     ) -> list[Task]:
         """End runs whose tasks have been read, and locked, by row."""
-        for number, task in found:
-            self._entries[task.id] = _Entry(task, task, number, self._ongoing.name)
+        for key, task in found:
+            self._entries[task.id] = _Entry(task, task, key, self._ongoing.name)
         ended = [self._end_run(each) for each in operations]
         self._write()
         return ended
@@ -109,7 +111,8 @@ class Changes:
                 task = task_of(row)
                 if is_unreadable(row, task) and _has_its_task(runs.get(task.id), row):
                     task = runs[task.id]  # as it was claimed: it was damaged since
-                self._entries[task.id] = _Entry(task, task, row.sequence, row.dispatched_by)
+                key, owner = ongoing.key_of(row), row.dispatched_by
+                self._entries[task.id] = _Entry(task, task, key, owner)
 
     def _carry_out(self, operation: Operation) -> Any:
         match operation:
@@ -199,7 +202,7 @@ class Changes:
         """Write whatever may have changed, task by task."""
         ongoing = self._ongoing
         rows = [
-            {"row": each.sequence, **life_of(each.task), **plan_of(each.task)}
+            {"row": each.key, **life_of(each.task), **plan_of(each.task)}
             for each in entries
         ]
         ongoing.execute_many(ongoing.say.change, rows)
@@ -217,19 +220,19 @@ class Changes:
 
     def _write_ended(self, entries: Sequence[_Entry]) -> None:
         """Write how runs and tasks have ended: those that did alike, by one statement."""
-        alike: dict[tuple[Any, ...], list[int | None]] = {}
+        alike: dict[tuple[Any, ...], list[Key | None]] = {}
         for entry in entries:
             assert entry.stored is not None
             more = entry.task.interruptions - entry.stored.interruptions
             how = (more, *end_of(entry.task).values())
-            alike.setdefault(how, []).append(entry.sequence)
+            alike.setdefault(how, []).append(entry.key)
         rows = [
             {
                 "more": more,
                 **dict(zip(END, end, strict=True)),
-                "rows": self._ongoing.dialect.listed(numbers),
+                "rows": self._ongoing.dialect.listed(keys),
             }
-            for (more, *end), numbers in alike.items()
+            for (more, *end), keys in alike.items()
         ]
         self._ongoing.execute_many(self._ongoing.say.end, rows)
 

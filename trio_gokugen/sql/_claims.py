@@ -13,7 +13,7 @@ from trio_gokugen import _transitions
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import Claimed, ClaimTasks, TaskFilter
 
-from ._ongoing import CHUNK, Ongoing
+from ._ongoing import CHUNK, Key, Ongoing
 from ._rows import is_unreadable, task_of
 
 LAST = datetime.max.replace(tzinfo=UTC)
@@ -38,28 +38,28 @@ def _claim_some(ongoing: Ongoing, operation: ClaimTasks, limit: int) -> Claimed:
     at, only, say = operation.at, operation.only, ongoing.say
     once = ongoing.dialect.listed(sorted(only.at_most_once))
     how = {"once": once, **ongoing.leased(at)}
-    to_claim: list[int] = []
+    to_claim: list[Key] = []
     claimed: list[Task] = []
-    failed: dict[int, Task] = {}
+    failed: dict[Key, Task] = {}
     statements = say.claim_of_one_work, say.claim, say.claim_past_locked
     for row in _due(ongoing, *statements, only, at, limit, how):
-        number, stamp = row[0], row[-1]
+        stamp = row[-1]
         task = task_of(row)
         if is_unreadable(row, task):
             if stamp is not None:  # then it has been claimed before it was read
                 attempt = task.attempt + 1
                 task = attrs.evolve(task, dispatched_at=at, attempt=attempt)
-            failed[number] = attrs.evolve(task, done_at=at)
+            failed[ongoing.key_of(row)] = attrs.evolve(task, done_at=at)
             continue
         task = _transitions.dispatched(
             task, at, at_most_once=task.work_id in only.at_most_once
         )
         if task.state is not TaskState.DISPATCHED:
-            failed[number] = task
+            failed[ongoing.key_of(row)] = task
             continue
         claimed.append(task)
         if stamp is None:
-            to_claim.append(number)
+            to_claim.append(ongoing.key_of(row))
         else:
             ongoing.seal = stamp
     if to_claim:
@@ -69,7 +69,7 @@ def _claim_some(ongoing: Ongoing, operation: ClaimTasks, limit: int) -> Claimed:
     return Claimed(claimed, [*failed.values()])
 
 
-def fail(ongoing: Ongoing, tasks: Mapping[int, Task]) -> None:
+def fail(ongoing: Ongoing, tasks: Mapping[Key, Task]) -> None:
     """Write that tasks have failed, by row, and leave the rest of the rows as it is."""
     rows = [
         {"row": row, "err": task.err, "done_at": task.done_at}

@@ -49,8 +49,9 @@ def delete_surplus(ongoing: Ongoing, keep: int, limit: int) -> list[str]:
 
 
 def _delete(ongoing: Ongoing, which: ColumnElement[bool], limit: int) -> list[str]:
+    key = ongoing.dialect.key
     oldest = (
-        select(TASK.c.sequence)
+        select(key.label("key"))
         .where(_ENDED, which)
         .order_by(TASK.c.ended_at, TASK.c.sequence)
         .limit(limit)
@@ -60,7 +61,7 @@ def _delete(ongoing: Ongoing, which: ColumnElement[bool], limit: int) -> list[st
     found = ongoing.dialect.locked(oldest, skip=True).cte("oldest")
     statement = (
         delete(TASK)
-        .where(TASK.c.sequence.in_(select(found.c.sequence)))
+        .where(key.in_(select(found.c.key)))
         .returning(TASK.c.ended_at, TASK.c.sequence, TASK.c.id)
     )
     rows = [tuple(row) for row in ongoing.execute(statement, {})]

@@ -57,6 +57,9 @@ class Dialect(ABC):
     locks_rows: ClassVar[bool]
     """Whether who writes locks rows, and not all of the database."""
 
+    key: ClassVar[ColumnElement[Any]]
+    """The primary key, which rows are found by once they are known."""
+
     @abstractmethod
     def prepared(self, engine: Engine) -> Engine:
         """The engine, with its transactions left to `begin` and `commit`."""

@@ -15,7 +15,7 @@ from trio_gokugen.abc import RecoverAction, TaskFilter
 
 from ._changes import Changes
 from ._claims import fail
-from ._ongoing import Ongoing, chunks
+from ._ongoing import Key, Ongoing, chunks
 from ._rows import is_unreadable, task_of
 
 
@@ -38,16 +38,16 @@ def recover(
     """Recover tasks that nobody runs any more, of all those that a statement finds."""
     if action is RecoverAction.LEAVE:
         return []
-    orphans: dict[int, Task] = {}
-    failed: dict[int, Task] = {}
+    orphans: dict[Key, Task] = {}
+    failed: dict[Key, Task] = {}
     for row in ongoing.execute(left, {"at": at, "name": ongoing.name}):
         task = task_of(row)
         if not only.accepts(task):
             continue
         if is_unreadable(row, task):
-            failed[row.sequence] = attrs.evolve(task, done_at=at)
+            failed[ongoing.key_of(row)] = attrs.evolve(task, done_at=at)
         else:
-            orphans[row.sequence] = task
+            orphans[ongoing.key_of(row)] = task
     fail(ongoing, failed)
     changes = Changes(ongoing)
     found = sorted(orphans.items())

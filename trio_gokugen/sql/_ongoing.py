@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import attrs
-from sqlalchemy import Connection, CursorResult
+from sqlalchemy import Connection, CursorResult, Row
 from sqlalchemy.sql import Executable
 
 from trio_gokugen._task import Task
@@ -18,6 +18,10 @@ from ._statements import Statements
 
 CHUNK = 1_000
 """So many rows go into one statement."""
+
+
+Key: TypeAlias = int | str
+"""What a row is found by; see `Dialect.key`."""
 
 
 class LookFirstError(Exception):
@@ -58,6 +62,10 @@ class Ongoing:
         """Say something of each row."""
         if rows:
             self.connection.execute(statement, [*rows])
+
+    def key_of(self, row: Row[Any]) -> Key:
+        """What this row, which has the columns of a task, is found by."""
+        return cast("Key", getattr(row, self.dialect.key.name))
 
     def leased(self, at: datetime) -> dict[str, Any]:
         """Who runs what is claimed now, and for how long, as parameters."""

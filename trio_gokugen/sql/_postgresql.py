@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from typing import cast as cast_
 
 import attrs
@@ -148,6 +148,7 @@ class PostgreSQL(Dialect):
     """Many processes, on many machines."""
 
     locks_rows = True
+    key: ClassVar[ColumnElement[Any]] = TASK.c.id
 
     def prepared(self, engine: Engine) -> Engine:
         if engine.get_execution_options().get(PREPARED):
@@ -228,6 +229,8 @@ class PostgreSQL(Dialect):
         return list(values)
 
     def heads(self, *, locked: bool) -> Select[Any]:
+        if not locked:
+            return self._of_each_work(lambda first: first)
         work = func.unnest(bindparam("works", type_=ARRAY(Text))).column_valued("work")
         head = TASK.alias("head")
         of_one_work = (
@@ -242,7 +245,7 @@ class PostgreSQL(Dialect):
             .lateral("of_one_work")
         )
         first = (
-            select(work.label("work_id"), of_one_work.c.sequence)
+            select(work.label("work_id"))
             .join(of_one_work, true())
             .order_by(
                 of_one_work.c.scheduled_at,
@@ -252,12 +255,6 @@ class PostgreSQL(Dialect):
             .limit(LIMIT)
             .cte("first")
         )
-        if not locked:
-            return (
-                select(*COLUMNS)
-                .where(TASK.c.sequence.in_(select(first.c.sequence)))
-                .order_by(*ORDER)
-            )
         # How many of each work are to be had; which ones, is seen when they are locked.
         shares = (
             select(first.c.work_id, func.count().label("count"))
@@ -280,18 +277,21 @@ class PostgreSQL(Dialect):
         )
 
     def heads_past_locked(self) -> Select[Any]:
+        return self._of_each_work(lambda first: self.locked(first, skip=True))
+
+    def _of_each_work(self, found: Callable[[Select[Any]], Select[Any]]) -> Select[Any]:
+        """The first of all, of the first of each work, which are found so."""
         works = func.unnest(bindparam("works", type_=ARRAY(Text))).table_valued(
             column("work", Text), name="works"
         )
         works = works.render_derived()
-        mine = (
+        of_one_work = (
             select(*COLUMNS)
             .where(PENDING, TASK.c.work_id == works.c.work, TASK.c.scheduled_at <= AT)
             .order_by(*ORDER)
             .limit(LIMIT)
-            .with_for_update(skip_locked=True)
-            .lateral("mine")
         )
+        mine = found(of_one_work).lateral("mine")
         return (
             select(mine)
             .select_from(works)
@@ -308,16 +308,16 @@ class PostgreSQL(Dialect):
         found = heads.cte("found")
         in_time = or_(found.c.deadline.is_(None), found.c.deadline > AT)
         # As an array, for which the planner always takes the index.
-        rows = func.array(select(found.c.sequence).where(in_time).scalar_subquery())
+        rows = func.array(select(found.c.id).where(in_time).scalar_subquery())
         taken = (
-            claim.where(TASK.c.sequence == any_(rows))
-            .returning(TASK.c.sequence, self.stamp.label("stamp"))
+            claim.where(TASK.c.id == any_(rows))
+            .returning(TASK.c.id, self.stamp.label("stamp"))
             .cte("taken")
         )
         return (
             select(*(found.c[each.name] for each in COLUMNS), taken.c.stamp)
             .select_from(found)
-            .outerjoin(taken, taken.c.sequence == found.c.sequence)
+            .outerjoin(taken, taken.c.id == found.c.id)
             .order_by(found.c.scheduled_at, found.c.priority.desc(), found.c.sequence)
         )
 

@@ -159,6 +159,9 @@ class TaskRow(Base):
     lease_until: Mapped[datetime | None] = mapped_column(Moment)
     """While it is dispatched: until when it is left to that scheduler."""
 
+    # What the ORM finds rows by has an index everywhere: see `Dialect.key`.
+    __mapper_args__ = {"primary_key": [id]}  # noqa: RUF012 (it is an instance's, says the base)
+
 
 TASK = cast_("Table", TaskRow.__table__)
 

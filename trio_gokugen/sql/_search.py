@@ -61,8 +61,8 @@ def search(
     statement = select(*COLUMNS).where(*conditions)
     if query.states == {TaskState.DISPATCHED}:
         # They are few, and better found first and sorted then, than the other way about.
-        running = select(TASK.c.sequence).where(*conditions)
-        statement = select(*COLUMNS).where(TASK.c.sequence.in_(running))
+        running = select(dialect.key).where(*conditions)
+        statement = select(*COLUMNS).where(dialect.key.in_(running))
     statement = statement.order_by(*_FIND_ORDER)
     if limit is not None:
         statement = statement.limit(min(limit, 2**62))

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from typing import cast as cast_
 
 from sqlalchemy import (
@@ -60,6 +60,7 @@ class SQLite(Dialect):
     """One file, one writer."""
 
     locks_rows = False
+    key: ClassVar[ColumnElement[Any]] = TASK.c.sequence
 
     def prepared(self, engine: Engine) -> Engine:
         return engine.execution_options(isolation_level="AUTOCOMMIT")

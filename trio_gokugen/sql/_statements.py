@@ -26,7 +26,6 @@ from ._rows import COLUMNS, END, LIFE, PLAN
 from ._schema import TASK, Moment
 
 _MINE = TASK.c.dispatched_by == bindparam("name", type_=Text)
-_BY_ROW = TASK.c.sequence == bindparam("row", type_=BigInteger)
 
 
 def _values_of(names: Sequence[str]) -> dict[str, BindParameter[Any]]:
@@ -38,7 +37,7 @@ class Statements:
 
     def __init__(self, dialect: Dialect) -> None:
         self._make_reading(dialect)
-        self._make_changing()
+        self._make_changing(dialect)
         self._make_ending(dialect)
         self._make_claiming(dialect)
         self._make_leases(dialect)
@@ -57,14 +56,15 @@ class Statements:
             select(TASK.c.work_id, func.count()).where(PENDING).group_by(TASK.c.work_id)
         )
 
-    def _make_changing(self) -> None:
+    def _make_changing(self, dialect: Dialect) -> None:
+        this_row = dialect.key == bindparam("row", type_=dialect.key.type)
         self.add: Insert = insert(TASK)
         self.change: Update = (
-            update(TASK).where(_BY_ROW).values(**_values_of(LIFE + PLAN), lease_until=None)
+            update(TASK).where(this_row).values(**_values_of(LIFE + PLAN), lease_until=None)
         )
         self.fail: Update = (
             update(TASK)
-            .where(_BY_ROW)
+            .where(this_row)
             .values(
                 state="failed",
                 err=bindparam("err", type_=Text),
@@ -80,7 +80,7 @@ class Statements:
             interruptions=TASK.c.interruptions + bindparam("more", type_=BigInteger),
             lease_until=None,
         )
-        self.end: Update = end.where(dialect.among(TASK.c.sequence, "rows"))
+        self.end: Update = end.where(dialect.among(dialect.key, "rows"))
         self.end_runs: Executable = end.where(
             dialect.among(TASK.c.id, "ids"),
             TASK.c.attempt == bindparam("run_attempt", type_=BigInteger),
@@ -106,7 +106,7 @@ class Statements:
         self.claim_past_locked: Select[Any] | None = (
             None if past_locked is None else dialect.claiming(past_locked, claim)
         )
-        self.claim_rows: Update = claim.where(dialect.among(TASK.c.sequence, "rows"))
+        self.claim_rows: Update = claim.where(dialect.among(dialect.key, "rows"))
 
     def _make_leases(self, dialect: Dialect) -> None:
         self.take: Update = (
