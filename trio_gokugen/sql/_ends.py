@@ -63,7 +63,7 @@ def end_runs(ongoing: Ongoing, operations: Sequence[Operation]) -> dict[int, Tas
         run = operation.run
         if run.id in alone and run.state is TaskState.DISPATCHED:
             task = after(operation, run)
-            how = task.state, task.done_at, task.cancelled_at, task.err, run.attempt
+            how = type(operation), task.done_at, task.cancelled_at, task.err, run.attempt
             alike.setdefault(how, {})[run.id] = index, run, task
     ended: dict[int, Task] = {}
     for ends in sorted(alike.values(), key=len, reverse=True)[:WAYS]:
@@ -82,7 +82,7 @@ def _end_alike(ongoing: Ongoing, ends: Mapping[str, _End]) -> Iterator[tuple[int
         "more": task.interruptions - run.interruptions,
         **end_of(task),
     }
-    for row in ongoing.execute(ongoing.say.end_runs, parameters):
+    for row in ongoing.execute(ongoing.say.end_runs, parameters).all():
         index, run, task = ends[row[0]]
         if row[1] != run.created_at:
             raise LookFirstError

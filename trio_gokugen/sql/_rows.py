@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from trio_gokugen._task import Task, TaskState, evolve
+from trio_gokugen._task import Task, TaskState, evolve, made_of
 
 from ._schema import EPOCH, TASK
 
@@ -61,16 +61,33 @@ _BLANK = Task(id="blank", work_id="blank", scheduled_at=EPOCH, created_at=EPOCH)
 
 def task_of(row: Row[Any]) -> Task:
     """The task of a row that begins with `COLUMNS`. One that can't be read has failed."""
-    fields: dict[str, Any] = dict(zip(FIELDS, row[2:], strict=False))
-    fields["state"] = _STATES.get(fields["state"])
-    fields["at_most_once"] = _FLAGS.get(fields["at_most_once"])
+    values: tuple[Any, ...] = row[2:]
+    # As in `FIELDS`; said one by one, it takes a third less than to go through the names.
+    fields: dict[str, Any] = {
+        "id": values[0],
+        "work_id": values[1],
+        "param": values[2],
+        "meta": values[3],
+        "priority": values[4],
+        "state": _STATES.get(values[5]),
+        "err": values[6],
+        "attempt": values[7],
+        "interruptions": values[8],
+        "at_most_once": _FLAGS.get(values[9]),
+        "scheduled_at": values[10],
+        "created_at": values[11],
+        "deadline": values[12],
+        "cancelled_at": values[13],
+        "dispatched_at": values[14],
+        "done_at": values[15],
+    }
     # There are few ways for all to be as it should: asked of each value, it takes longer.
     types = tuple(map(type, fields.values()))
     if types not in _readable:
         if any(type(value) not in _TYPES[field] for field, value in fields.items()):
             return _unreadable(fields)
         _readable.add(types)
-    return evolve(_BLANK, fields)
+    return made_of(fields)
 
 
 def is_unreadable(row: Row[Any], task: Task) -> bool:
