@@ -309,15 +309,12 @@ class PostgreSQL(Dialect):
         in_time = or_(found.c.deadline.is_(None), found.c.deadline > AT)
         # As an array, for which the planner always takes the index.
         rows = func.array(select(found.c.id).where(in_time).scalar_subquery())
-        taken = (
-            claim.where(TASK.c.id == any_(rows))
-            .returning(TASK.c.id, self.stamp.label("stamp"))
-            .cte("taken")
-        )
+        # Of rows that are locked none escapes, so it need not tell which it has claimed.
+        taken = claim.where(TASK.c.id == any_(rows)).cte("taken")
+        columns = (found.c[each.name] for each in COLUMNS)
         return (
-            select(*(found.c[each.name] for each in COLUMNS), taken.c.stamp)
-            .select_from(found)
-            .outerjoin(taken, taken.c.id == found.c.id)
+            select(*columns, case((in_time, self.stamp)))
+            .add_cte(taken)
             .order_by(found.c.scheduled_at, found.c.priority.desc(), found.c.sequence)
         )
 
