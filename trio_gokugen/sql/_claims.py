@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import Row, Select
+from sqlalchemy import Row
 
 from trio_gokugen import _transitions
 from trio_gokugen._task import Task, TaskState
@@ -15,6 +15,7 @@ from trio_gokugen.abc import Claimed, ClaimTasks, TaskFilter
 
 from ._ongoing import CHUNK, Key, Ongoing
 from ._rows import is_unreadable, task_of
+from ._statements import FirstPending
 
 LAST = datetime.max.replace(tzinfo=UTC)
 
@@ -41,8 +42,7 @@ def _claim_some(ongoing: Ongoing, operation: ClaimTasks, limit: int) -> Claimed:
     to_claim: list[Key] = []
     claimed: list[Task] = []
     failed: dict[Key, Task] = {}
-    statements = say.claim_of_one_work, say.claim, say.claim_past_locked
-    for row in _due(ongoing, *statements, only, at, limit, how):
+    for row in _due(ongoing, say.claim, only, {"at": at, "limit": limit, **how}):
         stamp = row[-1]
         task = task_of(row)
         if is_unreadable(row, task):
@@ -80,32 +80,23 @@ def fail(ongoing: Ongoing, tasks: Mapping[Key, Task]) -> None:
 
 def first(ongoing: Ongoing, only: TaskFilter) -> Task | None:
     """The first pending task, due or not."""
-    say = ongoing.say
-    rows = _due(ongoing, say.head, say.heads, None, only, LAST, 1, {})
+    rows = _due(ongoing, ongoing.say.first, only, {"at": LAST, "limit": 1})
     return task_of(rows[0]) if rows else None
 
 
 def _due(
-    ongoing: Ongoing,
-    of_one_work: Select[Any],
-    of_many: Select[Any],
-    past_locked: Select[Any] | None,
-    only: TaskFilter,
-    at: datetime,
-    limit: int,
-    how: Mapping[str, Any],
+    ongoing: Ongoing, ask: FirstPending, only: TaskFilter, parameters: Mapping[str, Any]
 ) -> Sequence[Row[Any]]:
-    """The rows of the first pending tasks until a moment, by one of these statements."""
+    """The rows of the first pending tasks that a filter accepts."""
     works = _works(ongoing, only)
-    parameters: dict[str, Any] = {"at": at, "limit": limit, **how}
     if not works:
         return []
     if len(works) == 1:
-        return ongoing.execute(of_one_work, {"work": works[0], **parameters}).all()
-    parameters["works"] = ongoing.dialect.listed(works)
-    rows = ongoing.execute(of_many, parameters).all()
-    if not rows and past_locked is not None:
-        rows = ongoing.execute(past_locked, parameters).all()
+        return ongoing.execute(ask.of_one_work, {"work": works[0], **parameters}).all()
+    listed = {"works": ongoing.dialect.listed(works), **parameters}
+    rows = ongoing.execute(ask.of_many, listed).all()
+    if not rows and ask.past_locked is not None:
+        rows = ongoing.execute(ask.past_locked, listed).all()
     return rows
 
 

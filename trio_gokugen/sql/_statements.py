@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 from sqlalchemy import (
     BigInteger,
     BindParameter,
@@ -32,6 +33,16 @@ def _values_of(names: Sequence[str]) -> dict[str, BindParameter[Any]]:
     return {each: bindparam(each, type_=TASK.c[each].type) for each in names}
 
 
+@attrs.frozen
+class FirstPending:
+    """How the first pending tasks of some works are asked for."""
+
+    of_one_work: Select[Any]
+    of_many: Select[Any]
+    past_locked: Select[Any] | None = None
+    """Said if the one for many finds none; see `Dialect.heads_past_locked`."""
+
+
 class Statements:
     """What is said to the database, but for searches, which are made as they come."""
 
@@ -49,8 +60,9 @@ class Statements:
         self.read: Select[Any] = dialect.locked(
             select(*COLUMNS).where(dialect.among(TASK.c.id, "ids")).order_by(TASK.c.id)
         )
-        self.heads: Select[Any] = dialect.heads(locked=False)
-        self.head: Select[Any] = dialect.heads_of_one_work(locked=False)
+        self.first = FirstPending(
+            dialect.heads_of_one_work(locked=False), dialect.heads(locked=False)
+        )
         self.pending_works: Select[Any] = select(TASK.c.work_id).where(PENDING).distinct()
         self.count_pending: Select[Any, int] = (
             select(TASK.c.work_id, func.count()).where(PENDING).group_by(TASK.c.work_id)
@@ -98,13 +110,11 @@ class Statements:
             dispatched_by=bindparam("name", type_=Text),
             lease_until=dialect.lease_end,
         )
-        self.claim: Select[Any] = dialect.claiming(dialect.heads(locked=True), claim)
-        self.claim_of_one_work: Select[Any] = dialect.claiming(
-            dialect.heads_of_one_work(locked=True), claim
-        )
         past_locked = dialect.heads_past_locked()
-        self.claim_past_locked: Select[Any] | None = (
-            None if past_locked is None else dialect.claiming(past_locked, claim)
+        self.claim = FirstPending(
+            dialect.claiming(dialect.heads_of_one_work(locked=True), claim),
+            dialect.claiming(dialect.heads(locked=True), claim),
+            None if past_locked is None else dialect.claiming(past_locked, claim),
         )
         self.claim_rows: Update = claim.where(dialect.among(dialect.key, "rows"))
 
