@@ -30,6 +30,7 @@ from trio_gokugen import (
 )
 from trio_gokugen.abc import AddTasks, CancelTask, RecoverAction
 from trio_gokugen.sql import SQLRepository, open_sql_repository
+from trio_gokugen.sql._rows import FIELDS
 from trio_gokugen.testing import FaultyRepository
 
 PRIVATE = "not-for-everybody"
@@ -434,3 +435,33 @@ async def test_renewals_that_fail_at_the_end_are_nobodys_error(sqlite_url: str) 
                     await trio.sleep(0.01)
             go_on.set()
         assert (await repository.get("t")).state is TaskState.DONE
+
+
+async def test_each_field_comes_back_in_its_place(database_url: str) -> None:
+    """
+    No field of a task is taken for another that is much like it, and none is left out.
+    """
+    full = stored(
+        "full",
+        "work",
+        7,
+        param={"of": "param"},
+        meta={"of": "meta"},
+        priority=3,
+        state=TaskState.FAILED,
+        err="wrong",
+        attempt=5,
+        interruptions=2,
+        at_most_once=True,
+        created_at=noon(1),
+        deadline=noon(9),
+        cancelled_at=noon(2),
+        dispatched_at=noon(4),
+        done_at=noon(6),
+    )
+    values = [repr(value) for value in vars(full).values()]
+    assert len({*values}) == len(values)
+    assert {*FIELDS} == vars(full).keys()
+    async with open_sql_repository(database_url) as repository:
+        await repository.add([full])
+        assert await repository.get("full") == full

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from databases import engine_of
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 
 from trio_gokugen import Task, TaskQuery, TaskState
 from trio_gokugen._task import TaskUpdate
 from trio_gokugen.abc import (
+    ENDED,
     AddTasks,
     CancelTask,
     ClaimTasks,
@@ -62,9 +64,8 @@ def live(transaction: Transaction) -> None:
     transaction.recover(RecoverAction.REVERT, NOW, TaskFilter())
     transaction.apply([CancelTask("5", NOW)])
     transaction.delete_surplus(3, 1)
-    ended = frozenset({TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED})
     for before in None, NOW:
-        transaction.apply([DeleteEnded(before, ended, 1)])
+        transaction.apply([DeleteEnded(before, ENDED, 1)])
 
 
 def what_is_said(engine: Engine) -> dict[str, Any]:
@@ -74,9 +75,9 @@ def what_is_said(engine: Engine) -> dict[str, Any]:
     said: dict[str, Any] = {}
 
     @event.listens_for(engine, "before_cursor_execute")
-    def note(_: object, __: object, text: str, given: Any, ___: object, many: bool) -> None:
-        if "gokugen_task" in text:
-            said[text] = given[0] if many else given
+    def note(_: object, __: object, words: str, given: Any, *rest: bool) -> None:
+        if "gokugen_task" in words:
+            said[words] = given[0] if rest[-1] else given
 
     with core.dialect.transaction(core.dialect.prepared(engine)) as connection:
         live(core.transaction(connection))
@@ -122,6 +123,71 @@ def test_no_statement_goes_through_the_whole_table(postgresql_url: str) -> None:
             assert row is not None
             for step in steps(row[0][0]["Plan"]):
                 assert not goes_through_all(step), (text, step)
+
+
+FILL = """
+    INSERT INTO gokugen_task (
+        id, work_id, state, scheduled_at, priority, created_at, param, meta,
+        attempt, interruptions, at_most_once, lease_until
+    )
+    SELECT 'old ' || n, 'a', 'dispatched', now(), 0, now(), '{}', '{}', 1, 0, 0, now()
+    FROM generate_series(1, 500) AS n
+"""
+FILL_MORE = """
+    INSERT INTO gokugen_task (
+        id, work_id, state, scheduled_at, priority, created_at, param, meta,
+        attempt, interruptions, at_most_once, done_at, ended_at
+    )
+    SELECT 'old ' || n, 'a', 'done', now(), 0, now(), '{}', '{}', 1, 0, 0, now(), now()
+    FROM generate_series(501, 20000) AS n
+"""
+END = """
+    UPDATE gokugen_task SET state = 'done', lease_until = NULL, ended_at = now()
+    WHERE state = 'dispatched'
+"""
+READ = """
+    SELECT seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables
+    WHERE relname = 'gokugen_task'
+"""
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_no_statement_reads_the_whole_table(postgresql_url: str, *, analyzed: bool) -> None:
+    """
+    While thousands of tasks have ended, what is said of a few others reads few rows, even
+    if the planner of PostgreSQL knows nothing of the table yet.
+    """
+    new = [a_task("p0"), a_task("p1"), a_task("p2", "b")]
+    running = TaskQuery(states={TaskState.DISPATCHED}, work_ids={"a"})
+    with (
+        engine_of(postgresql_url) as engine,
+        psycopg.connect(postgresql_url, autocommit=True) as other,
+    ):
+        migrate(engine)
+        core = SQLCore(engine, name="test")
+        other.execute("ALTER TABLE gokugen_task SET (autovacuum_enabled = off)")
+        other.execute(FILL)
+        other.execute(FILL_MORE)
+        if analyzed:  # when there was more to do
+            other.execute("ANALYZE gokugen_task")
+        other.execute(END)
+        with core.dialect.transaction(core.dialect.prepared(engine)) as connection:
+            core.transaction(connection).apply([AddTasks(new)])
+        with other.transaction():
+            other.execute("SELECT id FROM gokugen_task WHERE id = 'p0' FOR UPDATE")
+            with core.dialect.transaction(core.dialect.prepared(engine)) as connection:
+                transaction = core.transaction(connection)
+                claim = ClaimTasks(1, NOW, TaskFilter(WORKS))
+                [past_locked] = transaction.apply([claim])
+                [first] = past_locked.unwrap().tasks
+                assert first.id == "p1"
+                live(transaction)
+                [deleted] = transaction.apply([DeleteEnded(None, ENDED, 500)])
+                assert len(deleted.unwrap()) == 500
+                statement, given = search(core.dialect, connection, running, 1, None)
+                assert connection.execute(statement, given).all() == []
+                read = connection.execute(text(READ)).one()
+    assert sum(read) < 5_000
 
 
 def steps(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

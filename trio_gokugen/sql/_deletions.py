@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, select, tuple_
 
-from trio_gokugen.abc import DeleteEnded
+from trio_gokugen.abc import ENDED, DeleteEnded
 
 from ._ongoing import CHUNK, Ongoing
 from ._schema import EPOCH, TASK
@@ -19,8 +19,12 @@ _ENDED = TASK.c.ended_at.is_not(None)
 def delete_ended(ongoing: Ongoing, operation: DeleteEnded) -> list[str]:
     """Delete ended tasks; return their ids."""
     left = _MANY if operation.limit is None else min(operation.limit, _MANY)
-    states = [state.value for state in operation.states]
-    which: ColumnElement[bool] = TASK.c.state.in_(states)
+    which: ColumnElement[bool] = _ENDED
+    if (
+        not set(operation.states) >= ENDED
+    ):  # said in vain, it would only mislead the planner
+        states = [state.value for state in operation.states]
+        which = and_(which, TASK.c.state.in_(states))
     if operation.before is not None:
         which = and_(which, TASK.c.ended_at < operation.before)
     deleted: list[str] = []
@@ -45,23 +49,20 @@ def delete_surplus(ongoing: Ongoing, keep: int, limit: int) -> list[str]:
         .limit(1)
     )
     surplus = tuple_(TASK.c.ended_at, TASK.c.sequence) <= last.scalar_subquery()
-    return _delete(ongoing, surplus, limit)
+    return _delete(ongoing, and_(_ENDED, surplus), limit)
 
 
 def _delete(ongoing: Ongoing, which: ColumnElement[bool], limit: int) -> list[str]:
-    key = ongoing.dialect.key
+    dialect = ongoing.dialect
     oldest = (
-        select(key.label("key"))
-        .where(_ENDED, which)
+        select(dialect.key)
+        .where(which)
         .order_by(TASK.c.ended_at, TASK.c.sequence)
         .limit(limit)
     )
-    # Found once: PostgreSQL may look into a subquery again for each row of the table, and
-    # then there are always some that are the oldest.
-    found = ongoing.dialect.locked(oldest, skip=True).cte("oldest")
     statement = (
         delete(TASK)
-        .where(key.in_(select(found.c.key)))
+        .where(dialect.is_one_of(dialect.locked(oldest, skip=True)))
         .returning(TASK.c.ended_at, TASK.c.sequence, TASK.c.id)
     )
     rows = [tuple(row) for row in ongoing.execute(statement, {})]

@@ -150,6 +150,10 @@ class Dialect(ABC):
         """Whether a column has one of the values of a list, given by `listed`."""
 
     @abstractmethod
+    def is_one_of(self, keys: Select[Any]) -> ColumnElement[bool]:
+        """Whether a row is one of those that have these keys, which are found before."""
+
+    @abstractmethod
     def listed(self, values: Collection[Any]) -> Any:
         """A list as a parameter."""
 

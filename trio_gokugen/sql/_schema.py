@@ -128,6 +128,7 @@ class TaskRow(Base):
 
     __tablename__ = "gokugen_task"
 
+    # On PostgreSQL the primary key is another: see the migrations, which make the tables.
     sequence: Mapped[int] = mapped_column(_Number, primary_key=True)
     """Its place among the oldest."""
 

@@ -62,7 +62,7 @@ def search(
     if query.states == {TaskState.DISPATCHED}:
         # They are few, and better found first and sorted then, than the other way about.
         running = select(dialect.key).where(*conditions)
-        statement = select(*COLUMNS).where(dialect.key.in_(running))
+        statement = select(*COLUMNS).where(dialect.is_one_of(running))
     statement = statement.order_by(*_FIND_ORDER)
     if limit is not None:
         statement = statement.limit(min(limit, 2**62))

@@ -131,6 +131,9 @@ class SQLite(Dialect):
         values = func.json_each(bindparam(name, type_=Text)).table_valued("value")
         return column.in_(select(values.c.value))
 
+    def is_one_of(self, keys: Select[Any]) -> ColumnElement[bool]:
+        return self.key.in_(keys)
+
     def listed(self, values: Collection[Any]) -> Any:
         return json.dumps(list(values), ensure_ascii=False)
 
