@@ -784,7 +784,7 @@ async def test_drain_waits_for_what_runs_elsewhere(
         await scheduler.add_tasks([at(0, "a", "sleep", param={"seconds": 9})])
         await trio.sleep(0.25)
         await other.drain()
-        assert trio.current_time() == 0.5 + 63 / 64 + 8
+        assert trio.current_time() == 0.5 + 511 / 512 + 8
 
 
 async def test_drain_does_not_wait_for_what_is_left(

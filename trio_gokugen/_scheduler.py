@@ -94,7 +94,7 @@ class SchedulerStatistics:
 
 _DELETED_AT_A_TIME = 1_000
 
-_FIRST_PAUSE = 1 / 64
+_FIRST_PAUSE = 1 / 512
 """Seconds before another look for what others may have ended; longer each time."""
 
 
