@@ -15,9 +15,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from databases import engine_of, url_for_engine
 from sqlalchemy import inspect, text
+from sqlalchemy.orm import Session
+from support import stored
 
 from trio_gokugen import sql
-from trio_gokugen.sql import SchemaError, _migrate, open_sql_repository
+from trio_gokugen.sql import SchemaError, TaskRow, _migrate, open_sql_repository
 from trio_gokugen.sql._schema import Base
 
 MIGRATIONS = Path(sql.__file__).parent / "migrations"
@@ -177,3 +179,15 @@ def test_a_migration_that_fails_leaves_nothing(
     monkeypatch.undo()
     migrate(database_url)
     assert tables(database_url) == {"gokugen_task", "gokugen_version"}
+
+
+async def test_a_row_is_found_by_its_id(database_url: str) -> None:
+    """
+    For the ORM the primary key is the id, on every database.
+    """
+    async with open_sql_repository(database_url) as repository:
+        await repository.add([stored("a"), stored("b")])
+    with engine_of(database_url) as engine, Session(engine) as session:
+        row = session.get(TaskRow, "b")
+        assert row is not None
+        assert (row.id, row.sequence) == ("b", 2)

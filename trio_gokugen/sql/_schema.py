@@ -161,7 +161,7 @@ class TaskRow(Base):
     """While it is dispatched: until when it is left to that scheduler."""
 
     # What the ORM finds rows by has an index everywhere: see `Dialect.key`.
-    __mapper_args__ = {"primary_key": [id]}  # noqa: RUF012 (it is an instance's, says the base)
+    __mapper_args__: Any = {"primary_key": [id]}  # noqa: RUF012 (as the base has it)
 
 
 TASK = cast_("Table", TaskRow.__table__)

@@ -60,7 +60,7 @@ class Statements:
         self.read: Select[Any] = dialect.locked(
             select(*COLUMNS).where(dialect.among(TASK.c.id, "ids")).order_by(TASK.c.id)
         )
-        self.first = FirstPending(
+        self.first: FirstPending = FirstPending(
             dialect.heads_of_one_work(locked=False), dialect.heads(locked=False)
         )
         self.pending_works: Select[Any] = select(TASK.c.work_id).where(PENDING).distinct()
@@ -111,7 +111,7 @@ class Statements:
             lease_until=dialect.lease_end,
         )
         past_locked = dialect.heads_past_locked()
-        self.claim = FirstPending(
+        self.claim: FirstPending = FirstPending(
             dialect.claiming(dialect.heads_of_one_work(locked=True), claim),
             dialect.claiming(dialect.heads(locked=True), claim),
             None if past_locked is None else dialect.claiming(past_locked, claim),
