@@ -17,6 +17,7 @@ from trio_gokugen import (
     DeadlineExceededError,
     GokugenError,
     InvalidTaskError,
+    InvalidTriggerError,
     LeakedCancelledError,
     LostRunError,
     NotDispatchedError,
@@ -44,6 +45,10 @@ EVERY = {
     "invalid of many": (
         InvalidTaskError("id", "must not be empty", 3),
         "task 3: id: must not be empty",
+    ),
+    "invalid trigger": (
+        InvalidTriggerError("expression", "the minute, '61', cannot be used"),
+        "expression: the minute, '61', cannot be used",
     ),
     "no work": (WorkNotFoundError("greet"), "no work is registered as 'greet'"),
     "no work of many": (
@@ -264,7 +269,10 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
             },
         ),
         (LookupError, {TaskNotFoundError, WorkNotFoundError}),
-        (ValueError, {InvalidTaskError, WorkExistsError, DamagedFileError}),
+        (
+            ValueError,
+            {InvalidTaskError, InvalidTriggerError, WorkExistsError, DamagedFileError},
+        ),
         (RuntimeError, {SchedulerNotRunningError, SchedulerAlreadyRunningError}),
         (TimeoutError, {DeadlineExceededError, WorkTimeoutError}),
         (
@@ -296,11 +304,12 @@ def test_errors_are_caught_by_what_they_have_in_common(
     "error",
     [
         InvalidTaskError("\ud800", "is not a field of a task"),
+        InvalidTriggerError("\ud800", "is not a field of a trigger"),
         WorkNotFoundError("\ud800"),
         TaskNotFoundError("\ud800"),
         DamagedFileError("tasks-\udcff.jsonl", 1, "is not JSON"),
     ],
-    ids=["field", "work", "task", "path"],
+    ids=["field", "trigger", "work", "task", "path"],
 )
 def test_an_error_can_always_be_printed(error: GokugenError) -> None:
     """

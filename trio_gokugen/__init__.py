@@ -1,7 +1,9 @@
 """Runs tasks at their appointed times inside a Trio program."""
 
 from ._autojump import autojump_held
+from ._calendar_interval import CalendarInterval
 from ._clock import SystemClock, TrioClock
+from ._cron import Cron
 from ._current_task import current_task
 from ._errors import (
     AlreadyCancelledError,
@@ -11,6 +13,7 @@ from ._errors import (
     DeadlineExceededError,
     GokugenError,
     InvalidTaskError,
+    InvalidTriggerError,
     LeakedCancelledError,
     LostRunError,
     NotDispatchedError,
@@ -30,12 +33,14 @@ from ._errors import (
 )
 from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
+from ._interval import Interval
 from ._json import JSON
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
 from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
 from ._task import UNCHANGED, Task, TaskParam, TaskState, TaskUpdate
 from ._timer import HookTimer, TimedRepository
+from ._triggers import At, Both, Either, Except, trigger_from_data, trigger_from_json
 from ._work_registry import WorkRegistry
 from ._worker_pool import WorkerPoolDispatcher
 from .abc import HookAction, LoopHooks
@@ -48,17 +53,25 @@ __all__ = [
     "AlreadyCancelledError",
     "AlreadyDispatchedError",
     "AlreadyDoneError",
+    "At",
     "BackoffHooks",
+    "Both",
     "BulkRepository",
+    "CalendarInterval",
     "ChainHooks",
+    "Cron",
     "DamagedFileError",
     "DeadlineExceededError",
+    "Either",
+    "Except",
     "GokugenError",
     "HeapRepository",
     "HeapStore",
     "HookAction",
     "HookTimer",
+    "Interval",
     "InvalidTaskError",
+    "InvalidTriggerError",
     "LeakedCancelledError",
     "LoopHooks",
     "LostRunError",
@@ -94,4 +107,6 @@ __all__ = [
     "autojump_held",
     "current_task",
     "open_scheduler",
+    "trigger_from_data",
+    "trigger_from_json",
 ]

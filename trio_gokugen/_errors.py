@@ -69,6 +69,23 @@ class InvalidTaskError(GokugenError, ValueError):
 
 
 @attrs.frozen
+class InvalidTriggerError(GokugenError, ValueError):
+    """A value given for a trigger cannot be used.
+
+    Correct the value named by `field` and make it again.
+    """
+
+    field: str
+    """Which argument."""
+
+    reason: str
+    """What is wrong with it, and what would be right."""
+
+    def __str__(self) -> str:
+        return printable(f"{self.field}: {self.reason}")
+
+
+@attrs.frozen
 class WorkNotFoundError(GokugenError, LookupError):
     """No work is registered under this name. Register it, or correct the name."""
 

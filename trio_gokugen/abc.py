@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 import outcome
@@ -20,6 +20,7 @@ import trio
 
 from . import _transitions as transitions
 from ._errors import StopReason
+from ._json import JSON
 from ._operations import (
     ANY_TASK,
     AddTasks,
@@ -73,6 +74,7 @@ __all__ = [
     "TaskRepository",
     "TaskResult",
     "TimerLike",
+    "Trigger",
     "UpdateTask",
     "Work",
     "WorkRegistry",
@@ -105,6 +107,26 @@ class Clock(Protocol):
         Later than `trio.current_time` for every moment that is still to come, so that
         who sleeps until then and looks again gets on.
         """
+        ...
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """A rule that gives moments: a pure value, which answers the same for ever."""
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first moment that is later, in UTC; or none.
+
+        It is the same for all moments from the given one until the one that is answered.
+        """
+        ...
+
+    def explain(self) -> str:
+        """What it means, in words."""
+        ...
+
+    def to_data(self) -> dict[str, JSON]:
+        """The trigger as JSON values."""
         ...
 
 

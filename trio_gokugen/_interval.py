@@ -1,0 +1,112 @@
+"""Intervals: moments in equal distances, whatever clocks show."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import attrs
+
+from ._errors import InvalidTriggerError, shown
+from ._json import JSON
+from ._task import as_utc, as_utc_or_none
+from ._trigger import BaseTrigger
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_EVERY = re.compile(
+    r"(?:@every\s+)?(?=\d)"
+    r"(?:(\d{1,9})w)?(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?"
+    r"(?:(\d{1,9}(?:\.\d{1,6})?)s)?"
+)
+
+
+def duration(value: object) -> timedelta:
+    """A length of time: a timedelta, seconds, or text such as ``1h30m``."""
+    try:
+        found = _duration(value)
+    except (OverflowError, ValueError):
+        found = None
+    if found is None:
+        raise InvalidTriggerError(
+            "every",
+            f"must be seconds, a timedelta or text like '1h30m', not {shown(value)}",
+        )
+    if found <= timedelta(0):
+        raise InvalidTriggerError("every", f"must be more than nothing, not {shown(value)}")
+    return found
+
+
+def _duration(value: object) -> timedelta | None:
+    if isinstance(value, timedelta):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return timedelta(seconds=value)
+    parts = _EVERY.fullmatch(value.strip()) if isinstance(value, str) else None
+    if parts is None:
+        return None
+    weeks, days, hours, minutes, seconds = (float(each or 0) for each in parts.groups())
+    return timedelta(days, seconds, minutes=minutes, hours=hours, weeks=weeks)
+
+
+def _optional_moment(value: datetime | None) -> datetime | None:
+    return as_utc_or_none(value, "anchor")
+
+
+@attrs.frozen
+class Interval(BaseTrigger):
+    """Moments in equal distances, whatever clocks show.
+
+    Args:
+      every: The distance: seconds, a timedelta, or text such as ``"7s"``, ``"1h30m"`` or
+        ``"@every 7s"``, of weeks, days, hours, minutes and seconds in this order.
+      anchor: The first moment. By default there is none, and one of the moments is
+        midnight of 1 January 1970, UTC: so an hour's interval gives full hours.
+
+    Raises:
+      InvalidTriggerError: `every` cannot be used.
+      InvalidTaskError: `anchor` is not an aware datetime.
+    """
+
+    every: timedelta = attrs.field(converter=duration)
+    anchor: datetime | None = attrs.field(
+        default=None,
+        kw_only=True,
+        converter=_optional_moment,
+    )
+
+    def __str__(self) -> str:
+        since = "" if self.anchor is None else f" from {self.anchor.isoformat()}"
+        return f"@every {_text_of(self.every)}{since}"
+
+    def explain(self) -> str:
+        """What it means, in words."""
+        since = "1970-01-01, UTC" if self.anchor is None else self.anchor.isoformat()
+        return f"Every {_text_of(self.every)}, counted from {since}"
+
+    def to_data(self) -> dict[str, JSON]:
+        """The trigger as JSON values; `trigger_from_data` makes it of them again."""
+        anchor = None if self.anchor is None else self.anchor.isoformat()
+        return {"every": _text_of(self.every), "anchor": anchor}
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first moment that is later, in UTC; none after the year 9999."""
+        moment = as_utc(moment, "moment")
+        if self.anchor is not None and moment < self.anchor:
+            return self.anchor
+        anchor = self.anchor or EPOCH
+        try:
+            return anchor + ((moment - anchor) // self.every + 1) * self.every
+        except OverflowError:
+            return None
+
+
+def _text_of(length: timedelta) -> str:
+    minutes, seconds = divmod(length.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(length.days, "d"), (hours, "h"), (minutes, "m")]
+    text = "".join(f"{number}{unit}" for number, unit in parts if number)
+    if seconds or length.microseconds:
+        exact = f"{seconds}.{length.microseconds:06}".rstrip("0").rstrip(".")
+        text += f"{exact}s"
+    return text

@@ -1,0 +1,309 @@
+"""Triggers made of moments, and of other triggers; and all of them of JSON."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, cast
+
+import attrs
+
+from ._calendar_interval import CalendarInterval, day_of
+from ._cron import Cron
+from ._errors import GokugenError, InvalidTriggerError, shown
+from ._interval import Interval
+from ._json import JSON
+from ._local_time import local_of, settled, zone_of
+from ._task import as_utc
+from ._trigger import BaseTrigger
+from .abc import Trigger
+
+MICROSECOND = timedelta(microseconds=1)
+DAY = timedelta(days=1)
+
+MOST_STEPS = 10_000
+"""So often `Both` looks for a moment that both have."""
+
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def _each(values: object, argument: str) -> list[object]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InvalidTriggerError(argument, f"must be a list, not {shown(values)}")
+    return list(cast("Iterable[object]", values))
+
+
+def _days(values: object) -> frozenset[date]:
+    return frozenset(day_of(each, "calendar") for each in _each(values, "calendar"))
+
+
+def _moments(values: object) -> tuple[datetime, ...]:
+    moments = {
+        as_utc(cast("datetime", each), "moments") for each in _each(values, "moments")
+    }
+    if not moments:
+        raise InvalidTriggerError("moments", "is empty: give at least one moment")
+    return tuple(sorted(moments))
+
+
+def _checked(triggers: Sequence[object]) -> tuple[Trigger, ...]:
+    for each in triggers:
+        if isinstance(each, type) or not isinstance(each, Trigger):
+            raise InvalidTriggerError("triggers", f"{shown(each)} is not a trigger")
+    if not triggers:
+        raise InvalidTriggerError("triggers", "is empty: give at least one trigger")
+    return tuple(cast("Sequence[Trigger]", triggers))
+
+
+def _trigger(value: object) -> Trigger:
+    return _checked((value,))[0]
+
+
+def _within(trigger: Trigger) -> str:
+    return f"({trigger})"
+
+
+@attrs.frozen
+class At(BaseTrigger):
+    """Single moments.
+
+    Args:
+      moments: The moments, in any order.
+
+    Raises:
+      InvalidTaskError: a moment is not an aware datetime.
+      InvalidTriggerError: there is none.
+    """
+
+    moments: tuple[datetime, ...] = attrs.field(converter=_moments)
+
+    def __str__(self) -> str:
+        return f"at {', '.join(each.isoformat() for each in self.moments)}"
+
+    def explain(self) -> str:
+        """What it means, in words."""
+        if len(self.moments) == 1:
+            return f"Once, at {self.moments[0].isoformat()}"
+        return f"{len(self.moments)} times, first at {self.moments[0].isoformat()}"
+
+    def to_data(self) -> dict[str, JSON]:
+        """The trigger as JSON values; `trigger_from_data` makes it of them again."""
+        return {"at": [each.isoformat() for each in self.moments]}
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first moment that is later, in UTC; or none.
+
+        Raises:
+          InvalidTaskError: the moment is not aware.
+        """
+        index = bisect_right(self.moments, as_utc(moment, "moment"))
+        return self.moments[index] if index < len(self.moments) else None
+
+
+@attrs.frozen(init=False)
+class Either(BaseTrigger):
+    """The moments of all of some triggers.
+
+    Args:
+      triggers: One or more triggers.
+    """
+
+    triggers: tuple[Trigger, ...]
+
+    def __init__(self, *triggers: Trigger) -> None:
+        object.__setattr__(self, "triggers", _checked(triggers))
+
+    def __str__(self) -> str:
+        return " or ".join(map(_within, self.triggers))
+
+    def explain(self) -> str:
+        """What it means, in words."""
+        return "; or: ".join(each.explain() for each in self.triggers)
+
+    def to_data(self) -> dict[str, JSON]:
+        """The trigger as JSON values; `trigger_from_data` makes it of them again."""
+        return {"either": [each.to_data() for each in self.triggers]}
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first moment that is later, in UTC; or none.
+
+        Raises:
+          InvalidTaskError: the moment is not aware.
+        """
+        found = [each.next_after(moment) for each in self.triggers]
+        return min((each for each in found if each is not None), default=None)
+
+
+@attrs.frozen(init=False)
+class Both(BaseTrigger):
+    """The moments that all of some triggers have.
+
+    Args:
+      triggers: One or more triggers.
+
+    Raises:
+      InvalidTriggerError: they have none after 2000 that is found in `MOST_STEPS`.
+    """
+
+    triggers: tuple[Trigger, ...]
+
+    def __init__(self, *triggers: Trigger) -> None:
+        object.__setattr__(self, "triggers", _checked(triggers))
+        if self.next_after(_LONG_AGO) is None:
+            raise InvalidTriggerError("triggers", "have no moment that is found in all")
+
+    def __str__(self) -> str:
+        return " and ".join(map(_within, self.triggers))
+
+    def explain(self) -> str:
+        """What it means, in words."""
+        return "; and at the same time: ".join(each.explain() for each in self.triggers)
+
+    def to_data(self) -> dict[str, JSON]:
+        """The trigger as JSON values; `trigger_from_data` makes it of them again."""
+        return {"both": [each.to_data() for each in self.triggers]}
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first moment that is later, in UTC; or none.
+
+        After `MOST_STEPS` moments that not all have, it is none, too.
+
+        Raises:
+          InvalidTaskError: the moment is not aware.
+        """
+        latest = self.triggers[0].next_after(moment)
+        agreed = 1
+        for step in range(1, MOST_STEPS):
+            if latest is None or agreed == len(self.triggers):
+                return latest
+            trigger = self.triggers[step % len(self.triggers)]
+            found = trigger.next_after(latest - MICROSECOND)
+            agreed = agreed + 1 if found == latest else 1
+            latest = found
+        return None
+
+
+@attrs.frozen
+class Except(BaseTrigger):
+    """The moments of a trigger, but for those on some days.
+
+    Args:
+      trigger: Another trigger.
+      calendar: The days that are left out: holidays, for example.
+      tz: The zone in which it must be one of these days.
+
+    Raises:
+      InvalidTriggerError: an argument cannot be used.
+    """
+
+    trigger: Trigger = attrs.field(converter=_trigger)
+    calendar: frozenset[date] = attrs.field(converter=_days)
+    tz: str = "UTC"
+
+    def __attrs_post_init__(self) -> None:
+        zone_of(self.tz)
+
+    def __str__(self) -> str:
+        return f"{_within(self.trigger)} except on {len(self.calendar)} days ({self.tz})"
+
+    def explain(self) -> str:
+        """What it means, in words."""
+        days = ", ".join(each.isoformat() for each in sorted(self.calendar))
+        return f"{self.trigger.explain()}; but not on {days} ({self.tz})"
+
+    def to_data(self) -> dict[str, JSON]:
+        """The trigger as JSON values; `trigger_from_data` makes it of them again."""
+        days = [each.isoformat() for each in sorted(self.calendar)]
+        return {"except": days, "of": self.trigger.to_data(), "tz": self.tz}
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first moment that is later, in UTC; or none.
+
+        Raises:
+          InvalidTaskError: the moment is not aware.
+        """
+        zone = zone_of(self.tz)
+        found = self.trigger.next_after(moment)
+        while found is not None:
+            try:
+                day = local_of(found, zone)[0].date()
+                if day not in self.calendar:
+                    return found
+                following = settled(datetime.combine(day + DAY, time()), zone)
+            except OverflowError:
+                return None
+            found = self.trigger.next_after(following - MICROSECOND)
+        return None
+
+
+# -- from JSON ----------------------------------------------------------------------
+
+
+def trigger_from_json(text: str) -> Trigger:
+    """The trigger that `to_json` made the text of.
+
+    Raises:
+      InvalidTriggerError: it is not what a trigger makes.
+      InvalidTaskError: a moment in it is not aware.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidTriggerError("text", f"{shown(text)} is not JSON") from None
+    return trigger_from_data(data)
+
+
+def trigger_from_data(data: object) -> Trigger:
+    """The trigger that `to_data` made these values of. Raises as `trigger_from_json`."""
+    what = shown(data)
+    values = dict(cast("Mapping[str, Any]", data)) if isinstance(data, Mapping) else {}
+    for kind, made_of in _KINDS.items():
+        if kind not in values:
+            continue
+        try:
+            return made_of(values.pop(kind), **values)
+        except GokugenError:
+            raise
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidTriggerError(kind, f"cannot be read: {error}") from None
+    raise InvalidTriggerError("trigger", f"{what} is not what a trigger makes")
+
+
+def _interval(every: str, *, anchor: str | None = None) -> Trigger:
+    return Interval(
+        every, anchor=None if anchor is None else datetime.fromisoformat(anchor)
+    )
+
+
+def _calendar_interval(every: Mapping[str, Any], **values: Any) -> Trigger:
+    return CalendarInterval(**every, **values)
+
+
+def _at(moments: Iterable[str]) -> Trigger:
+    return At([datetime.fromisoformat(each) for each in moments])
+
+
+def _either(triggers: Iterable[object]) -> Trigger:
+    return Either(*map(trigger_from_data, triggers))
+
+
+def _both(triggers: Iterable[object]) -> Trigger:
+    return Both(*map(trigger_from_data, triggers))
+
+
+def _except(days: Iterable[str], *, of: object, tz: str = "UTC") -> Trigger:
+    return Except(trigger_from_data(of), days, tz)
+
+
+_KINDS: dict[str, Callable[..., Trigger]] = {
+    "cron": Cron,
+    "every": _interval,
+    "calendar_interval": _calendar_interval,
+    "either": _either,
+    "both": _both,
+    "except": _except,
+    "at": _at,
+}
+"""By the key that a trigger of this kind alone has; `at` is also a calendar's."""
