@@ -119,6 +119,7 @@ def test_the_ends_of_the_calendar(tz: str) -> None:
         ("*" * (LONGEST + 1), "is longer than 1000 characters"),
         (5, "must be a string, not 5"),
         (None, "must be a string, not None"),
+        (["* * * * *"], r"must be a string, not \['"),
     ],
 )
 def test_expressions_that_are_refused(expression: str, field: str) -> None:
@@ -131,7 +132,7 @@ def test_expressions_that_are_refused(expression: str, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "tz", ["Mars/Phobos", "", "../etc/passwd", "Europe", "\0", None, 5]
+    "tz", ["Mars/Phobos", "", "../etc/passwd", "Europe", "\0", None, 5, ["UTC"]]
 )
 def test_zones_that_are_not_known(tz: str) -> None:
     """

@@ -85,6 +85,10 @@ class Cron(BaseTrigger):
             raise InvalidTriggerError(
                 "dst", f"must be 'debian' or 'match', not {shown(self.dst)}"
             )
+        if not isinstance(self.expression, str):
+            raise InvalidTriggerError(
+                "expression", f"must be a string, not {shown(self.expression)}"
+            )
         _rule(self.expression)
 
     def __str__(self) -> str:
@@ -166,10 +170,6 @@ class _Rule:
 
 @lru_cache(maxsize=1_000)
 def _rule(expression: str) -> _Rule:
-    if not isinstance(expression, str):
-        raise InvalidTriggerError(
-            "expression", f"must be a string, not {shown(expression)}"
-        )
     if len(expression) > LONGEST:
         raise InvalidTriggerError("expression", f"is longer than {LONGEST} characters")
     nickname = expression.strip().lower()

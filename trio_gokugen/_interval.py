@@ -90,7 +90,11 @@ class Interval(BaseTrigger):
         return {"every": _text_of(self.every), "anchor": anchor}
 
     def next_after(self, moment: datetime) -> datetime | None:
-        """The first moment that is later, in UTC; none after the year 9999."""
+        """The first moment that is later, in UTC; none after the year 9999.
+
+        Raises:
+          InvalidTaskError: the moment is not aware.
+        """
         moment = as_utc(moment, "moment")
         if self.anchor is not None and moment < self.anchor:
             return self.anchor

@@ -49,23 +49,27 @@ Occurrence: TypeAlias = datetime | Never | Twice
 """When a local time comes: nearly always it is a single moment."""
 
 
-@lru_cache(maxsize=1_000)
 def zone_of(name: str) -> ZoneInfo:
     """A zone by its name in the tz database.
 
     Raises:
       InvalidTriggerError: there is none of this name.
     """
-    from zoneinfo import ZoneInfo  # noqa: PLC0415 (slow to import, and not always wanted)
-
     try:
-        return ZoneInfo(name)
+        return _zone(name)
     except (ValueError, TypeError, AttributeError, OSError, LookupError):
         raise InvalidTriggerError(
             "tz",
             f"{shown(name)} is not known here: give the name of a zone, such as"
             ' "Europe/Berlin"; where the system has no tz database, install tzdata',
         ) from None
+
+
+@lru_cache(maxsize=1_000)
+def _zone(name: str) -> ZoneInfo:
+    from zoneinfo import ZoneInfo  # noqa: PLC0415 (slow to import, and not always wanted)
+
+    return ZoneInfo(name)
 
 
 def local_of(moment: datetime, zone: tzinfo) -> tuple[datetime, bool]:

@@ -20,9 +20,8 @@ def delete_ended(ongoing: Ongoing, operation: DeleteEnded) -> list[str]:
     """Delete ended tasks; return their ids."""
     left = _MANY if operation.limit is None else min(operation.limit, _MANY)
     which: ColumnElement[bool] = _ENDED
-    if (
-        not set(operation.states) >= ENDED
-    ):  # said in vain, it would only mislead the planner
+    # All of them need not be named: without statistics it would mislead the planner.
+    if not set(operation.states) >= ENDED:
         states = [state.value for state in operation.states]
         which = and_(which, TASK.c.state.in_(states))
     if operation.before is not None:

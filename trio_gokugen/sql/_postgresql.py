@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -226,9 +226,9 @@ class PostgreSQL(Dialect):
         return column == any_(bindparam(name, type_=ARRAY(column.type)))
 
     def is_one_of(self, keys: Select[Any]) -> ColumnElement[bool]:
-        # As an array, they are found once, and then asked for by the primary key, whatever
-        # the planner knows of the table. With IN it may go through all rows, and for each
-        # of them look again, by when there are others.
+        # As an array, the keys are found once, and their rows by the primary key, whatever
+        # the planner knows of the table. With IN it may go through the table, and look for
+        # the keys again at each row: of a limited deletion that would leave nothing.
         return self.key == any_(func.array(keys.scalar_subquery()))
 
     def listed(self, values: Collection[Any]) -> Any:
@@ -236,7 +236,7 @@ class PostgreSQL(Dialect):
 
     def heads(self, *, locked: bool) -> Select[Any]:
         if not locked:
-            return self._of_each_work(lambda first: first)
+            return self._of_each_work(locked=False)
         work = func.unnest(bindparam("works", type_=ARRAY(Text))).column_valued("work")
         head = TASK.alias("head")
         of_one_work = (
@@ -283,10 +283,10 @@ class PostgreSQL(Dialect):
         )
 
     def heads_past_locked(self) -> Select[Any]:
-        return self._of_each_work(lambda first: self.locked(first, skip=True))
+        return self._of_each_work(locked=True)
 
-    def _of_each_work(self, found: Callable[[Select[Any]], Select[Any]]) -> Select[Any]:
-        """The first of all, of the first of each work, which are found so."""
+    def _of_each_work(self, *, locked: bool) -> Select[Any]:
+        """The first of all, of the first of each work."""
         works = func.unnest(bindparam("works", type_=ARRAY(Text))).table_valued(
             column("work", Text), name="works"
         )
@@ -297,7 +297,9 @@ class PostgreSQL(Dialect):
             .order_by(*ORDER)
             .limit(LIMIT)
         )
-        mine = found(of_one_work).lateral("mine")
+        if locked:
+            of_one_work = self.locked(of_one_work, skip=True)
+        mine = of_one_work.lateral("mine")
         return (
             select(mine)
             .select_from(works)
