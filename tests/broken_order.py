@@ -12,7 +12,7 @@ from stores import ListStore
 
 from trio_gokugen import Task, TaskQuery, TaskState, TaskUpdate
 from trio_gokugen._query import find_order
-from trio_gokugen.abc import ANY_TASK, Claimed, RecoverAction, TaskFilter
+from trio_gokugen.abc import ANY_TASK, ENDED, Claimed, RecoverAction, TaskFilter
 
 # -- who goes first -------------------------------------------------------------------
 
@@ -250,6 +250,18 @@ class ForgetsAField(Searching):
         if query.states is not None and query.work_ids is not None:
             return attrs.evolve(query, work_ids=None)
         return query
+
+
+@breaks("any_search_finds_what_matches")
+class ForgetsTheWorksOfWhatIsPending(ListStore):
+    def do_find(
+        self, query: TaskQuery, limit: int | None, after: Task | None
+    ) -> list[Task]:
+        states = frozenset(TaskState) if query.states is None else query.states
+        found = super().do_find(attrs.evolve(query, states=ENDED & {*states}), limit, after)
+        pending = attrs.evolve(query, states={*states} - ENDED, work_ids=None)
+        found += super().do_find(pending, limit, after)
+        return sorted(found, key=find_order)[:limit]
 
 
 @breaks("find_by_meta")

@@ -5,22 +5,26 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from databases import engine_of, url_for_engine
-from sqlalchemy import inspect, text
+from sqlalchemy import bindparam, inspect, text
 from sqlalchemy.orm import Session
-from support import stored
+from support import NOON, noon, stored
 
-from trio_gokugen import sql
+from trio_gokugen import TaskQuery, TaskState, sql
+from trio_gokugen.abc import ClaimTasks, RecoverAction
 from trio_gokugen.sql import SchemaError, TaskRow, _migrate, open_sql_repository
-from trio_gokugen.sql._schema import Base
+from trio_gokugen.sql._schema import Base, Moment
 
 MIGRATIONS = Path(sql.__file__).parent / "migrations"
 
@@ -158,6 +162,89 @@ async def test_tables_may_be_made_by_somebody_else(database_url: str) -> None:
     migrate(database_url)
     async with open_sql_repository(database_url, migrate=False) as repository:
         assert await repository.get_next() is None
+
+
+def upgrade_to(revision: str, url: str) -> None:
+    """Make the tables as they were once."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["version_table"] = "gokugen_version"
+    with engine_of(url) as engine, engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+OF_0001 = """
+    INSERT INTO gokugen_task (
+        id, work_id, state, scheduled_at, priority, created_at, deadline, param, meta, err,
+        attempt, interruptions, at_most_once, cancelled_at, dispatched_at, done_at,
+        ended_at, dispatched_by, lease_until
+    ) VALUES
+        ('later', 'note', 'scheduled', :noon, -1, :noon, :later, '{"k": 1e22}', '{"m": ""}',
+            NULL, 2, 1, 0, NULL, NULL, NULL, NULL, 'dead', NULL),
+        ('first', 'note', 'scheduled', :noon, 0, :noon, NULL, '{}', '{}',
+            NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL),
+        ('run', 'note', 'dispatched', :noon, 0, :noon, NULL, '{}', '{}',
+            NULL, 1, 0, 1, NULL, :noon, NULL, NULL, 'dead', :past),
+        ('done', 'note', 'done', :noon, 0, :noon, NULL, '{}', '{}',
+            NULL, 1, 0, 0, NULL, :noon, :later, :later, 'dead', NULL),
+        ('failed', 'note', 'failed', :noon, 0, :noon, NULL, '{}', '{}',
+            'wrong', 1, 0, 0, NULL, :noon, :later, :later, 'dead', NULL),
+        ('gone', 'note', 'cancelled', :noon, 0, :noon, NULL, '{}', '{}',
+            NULL, 0, 0, 0, :later, NULL, NULL, :later, NULL, NULL)
+"""
+"""What the first version may have left."""
+
+LEFT = [
+    stored("done", state=TaskState.DONE, attempt=1, dispatched_at=NOON, done_at=noon(9)),
+    stored(
+        "failed",
+        state=TaskState.FAILED,
+        attempt=1,
+        dispatched_at=NOON,
+        done_at=noon(9),
+        err="wrong",
+    ),
+    stored("first"),
+    stored("gone", state=TaskState.CANCELLED, cancelled_at=noon(9)),
+    stored(
+        "run", state=TaskState.DISPATCHED, attempt=1, dispatched_at=NOON, at_most_once=True
+    ),
+    stored(
+        "later",
+        priority=-1,
+        deadline=noon(9),
+        param={"k": 1e22},
+        meta={"m": ""},
+        attempt=2,
+        interruptions=1,
+    ),
+]
+"""The same as tasks, in the order of `find`."""
+
+
+async def test_tables_of_the_first_version_are_brought_up_to_date(
+    database_url: str,
+) -> None:
+    """
+    Nothing is lost that the first version had written: the tasks are found as they were,
+    the pending ones come in order, and what a dead scheduler was running is recovered.
+    """
+    upgrade_to("0001", database_url)
+    moment = Moment()
+    with engine_of(database_url) as engine, engine.begin() as connection:
+        moments = {"past": datetime(2020, 1, 1, tzinfo=UTC), "noon": NOON, "later": noon(9)}
+        values = (bindparam(name, at, moment) for name, at in moments.items())
+        said = text(OF_0001).bindparams(*values)
+        connection.execute(said)
+    async with open_sql_repository(database_url) as repository:
+        assert await repository.find(TaskQuery()) == LEFT
+        [recovered] = await repository.recover(RecoverAction.FAIL, noon(10))
+        assert recovered.id == "run"
+        [claimed] = await repository.apply([ClaimTasks(9, noon(1))])
+        assert [task.id for task in claimed.unwrap().tasks] == ["first", "later"]
+        await repository.add([stored("new")])
+    assert tables(database_url) == {"gokugen_task", "gokugen_version"}
 
 
 def test_a_migration_that_fails_leaves_nothing(

@@ -26,6 +26,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    FromClause,
     Select,
     Text,
     Update,
@@ -34,6 +35,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import TypeEngine
 
 from trio_gokugen._json import JSON
 
@@ -44,11 +46,13 @@ from ._schema import TASK, Moment
 # A partial index is used for what a statement says, not for what it is told.
 PENDING = TASK.c.state == literal_column("'scheduled'")
 RUNNING = TASK.c.state == literal_column("'dispatched'")
-ORDER = TASK.c.scheduled_at, TASK.c.priority.desc(), TASK.c.sequence
-"""The order of dispatch."""
-
 AT: BindParameter[datetime] = bindparam("at", type_=Moment)
 LIMIT: BindParameter[int] = bindparam("limit", type_=BigInteger)
+
+
+def dispatch_order(rows: FromClause = TASK) -> tuple[ColumnElement[Any], ...]:
+    """The order of dispatch."""
+    return rows.c.scheduled_at, rows.c.priority.desc(), rows.c.sequence
 
 
 class Dialect(ABC):
@@ -158,11 +162,29 @@ class Dialect(ABC):
         """A list as a parameter."""
 
     @abstractmethod
+    def rows_of(self, name: str, type_: TypeEngine[Any]) -> FromClause:
+        """A list, given by `listed`, as a table with one column, ``value``."""
+
+    @abstractmethod
+    def of_each(self, values: FromClause, first: Select[Any]) -> Select[Any]:
+        """The first rows for each of some values, without order.
+
+        Args:
+          values: A table with a column ``value``.
+          first: Selects `COLUMNS` of `TASK` for one of the values, which it names by that
+            column; in an order, and limited.
+        """
+
     def heads(self, *, locked: bool) -> Select[Any]:
         """The first pending tasks of the listed ``works``, at most ``limit``.
 
         Those until ``at``; `locked`, nobody else can take them meanwhile.
         """
+        works = self.rows_of("works", Text())
+        heads = self.of_each(works, self.due(works.c.value, locked=locked)).subquery(
+            "heads"
+        )
+        return select(heads).order_by(*dispatch_order(heads)).limit(LIMIT)
 
     def heads_past_locked(self) -> Select[Any] | None:
         """The same, locked, though others hold as many of the first as are asked for.
@@ -174,17 +196,17 @@ class Dialect(ABC):
 
     def heads_of_one_work(self, *, locked: bool) -> Select[Any]:
         """The same of the one ``work``."""
-        heads = (
+        return self.due(bindparam("work", type_=Text), locked=locked)
+
+    def due(self, work_id: ColumnElement[str], *, locked: bool) -> Select[Any]:
+        """The first pending tasks of a work until ``at``, at most ``limit``."""
+        due = (
             select(*COLUMNS)
-            .where(
-                PENDING,
-                TASK.c.work_id == bindparam("work", type_=Text),
-                TASK.c.scheduled_at <= AT,
-            )
-            .order_by(*ORDER)
+            .where(PENDING, TASK.c.work_id == work_id, TASK.c.scheduled_at <= AT)
+            .order_by(*dispatch_order())
             .limit(LIMIT)
         )
-        return self.locked(heads, skip=True) if locked else heads
+        return self.locked(due, skip=True) if locked else due
 
     @property
     @abstractmethod

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    FromClause,
     Interval,
     Select,
     Text,
@@ -29,7 +30,6 @@ from sqlalchemy import (
     exists,
     func,
     literal,
-    literal_column,
     or_,
     select,
     text,
@@ -38,10 +38,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.exc import DataError
+from sqlalchemy.types import TypeEngine
 
 from trio_gokugen._json import JSON
 
-from ._dialects import AT, LIMIT, ORDER, PENDING, Dialect
+from ._dialects import AT, LIMIT, PENDING, Dialect, dispatch_order
 from ._failures import FAILURES, as_failure
 from ._rows import COLUMNS
 from ._schema import TASK, Damaged, Moment
@@ -234,32 +235,24 @@ class PostgreSQL(Dialect):
     def listed(self, values: Collection[Any]) -> Any:
         return list(values)
 
+    def rows_of(self, name: str, type_: TypeEngine[Any]) -> FromClause:
+        values = func.unnest(bindparam(name, type_=ARRAY(type_)))
+        return values.table_valued(column("value", type_), name=name).render_derived()
+
+    def of_each(self, values: FromClause, first: Select[Any]) -> Select[Any]:
+        of_one = first.lateral("of_one")
+        return select(of_one).select_from(values).join(of_one, true())
+
     def heads(self, *, locked: bool) -> Select[Any]:
         if not locked:
-            return self._of_each_work(locked=False)
-        work = func.unnest(bindparam("works", type_=ARRAY(Text))).column_valued("work")
-        head = TASK.alias("head")
-        of_one_work = (
-            select(head.c.scheduled_at, head.c.priority, head.c.sequence)
-            .where(
-                head.c.state == literal_column("'scheduled'"),
-                head.c.work_id == work,
-                head.c.scheduled_at <= AT,
-            )
-            .order_by(head.c.scheduled_at, head.c.priority.desc(), head.c.sequence)
-            .limit(LIMIT)
-            .lateral("of_one_work")
-        )
+            return super().heads(locked=False)
+        works = self.rows_of("works", Text())
+        heads = self.of_each(works, self.due(works.c.value, locked=False)).subquery("heads")
         first = (
-            select(work.label("work_id"))
-            .join(of_one_work, true())
-            .order_by(
-                of_one_work.c.scheduled_at,
-                of_one_work.c.priority.desc(),
-                of_one_work.c.sequence,
-            )
+            select(heads.c.work_id)
+            .order_by(*dispatch_order(heads))
             .limit(LIMIT)
-            .cte("first")
+            .subquery("first")
         )
         # How many of each work are to be had; which ones, is seen when they are locked.
         shares = (
@@ -267,46 +260,13 @@ class PostgreSQL(Dialect):
             .group_by(first.c.work_id)
             .subquery("shares")
         )
-        mine = (
-            select(*COLUMNS)
-            .where(PENDING, TASK.c.work_id == shares.c.work_id, TASK.c.scheduled_at <= AT)
-            .order_by(*ORDER)
-            .limit(shares.c.count)
-            .with_for_update(skip_locked=True)
-            .lateral("mine")
-        )
-        return (
-            select(mine)
-            .select_from(shares)
-            .join(mine, true())
-            .order_by(mine.c.scheduled_at, mine.c.priority.desc(), mine.c.sequence)
-        )
+        due = self.due(shares.c.work_id, locked=True).limit(shares.c.count)
+        mine = due.lateral("mine")
+        found = select(mine).select_from(shares).join(mine, true())
+        return found.order_by(*dispatch_order(mine))
 
     def heads_past_locked(self) -> Select[Any]:
-        return self._of_each_work(locked=True)
-
-    def _of_each_work(self, *, locked: bool) -> Select[Any]:
-        """The first of all, of the first of each work."""
-        works = func.unnest(bindparam("works", type_=ARRAY(Text))).table_valued(
-            column("work", Text), name="works"
-        )
-        works = works.render_derived()
-        of_one_work = (
-            select(*COLUMNS)
-            .where(PENDING, TASK.c.work_id == works.c.work, TASK.c.scheduled_at <= AT)
-            .order_by(*ORDER)
-            .limit(LIMIT)
-        )
-        if locked:
-            of_one_work = self.locked(of_one_work, skip=True)
-        mine = of_one_work.lateral("mine")
-        return (
-            select(mine)
-            .select_from(works)
-            .join(mine, true())
-            .order_by(mine.c.scheduled_at, mine.c.priority.desc(), mine.c.sequence)
-            .limit(LIMIT)
-        )
+        return super().heads(locked=True)
 
     @property
     def stamp(self) -> ColumnElement[Any]:

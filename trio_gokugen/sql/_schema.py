@@ -174,6 +174,9 @@ Index(
     TaskRow.scheduled_at,
     TaskRow.priority.desc(),
     TaskRow.sequence,
+    # For `find`, whose order has these among tasks of one moment.
+    TaskRow.created_at,
+    TaskRow.id,
     sqlite_where=_pending,
     postgresql_where=_pending,
 )
@@ -192,10 +195,15 @@ Index(
     sqlite_where=_ended,
     postgresql_where=_ended,
 )
+# Of pending tasks there may be many, at moments far apart: each added would cost a page of
+# this, too.
+_not_pending = text("state <> 'scheduled'")
 Index(
     "gokugen_task_find",
     TaskRow.scheduled_at,
     TaskRow.priority.desc(),
     TaskRow.created_at,
     TaskRow.id,
+    sqlite_where=_not_pending,
+    postgresql_where=_not_pending,
 )

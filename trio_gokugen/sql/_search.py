@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     Select,
+    Text,
     and_,
     false,
     literal_column,
     or_,
     select,
+    union_all,
 )
 
 from trio_gokugen._query import TaskQuery
 from trio_gokugen._task import Task, TaskState
 
-from ._dialects import Dialect
+from ._dialects import PENDING, Dialect
 from ._rows import COLUMNS
 from ._schema import TASK
+from ._statements import pending_works
 
 _MOMENTS = (
     "scheduled_at",
@@ -31,12 +35,12 @@ _MOMENTS = (
     "dispatched_at",
     "done_at",
 )
-_FIND_ORDER = (
-    TASK.c.scheduled_at,
-    TASK.c.priority.desc(),
-    TASK.c.created_at,
-    TASK.c.id,
-)
+_PENDING = frozenset({TaskState.SCHEDULED})
+_RUNNING = frozenset({TaskState.DISPATCHED})
+
+
+def _find_order(rows: FromClause = TASK) -> tuple[ColumnElement[Any], ...]:
+    return rows.c.scheduled_at, rows.c.priority.desc(), rows.c.created_at, rows.c.id
 
 
 def search(
@@ -49,29 +53,60 @@ def search(
     """What `RepositoryLike.find` is asked for, as a statement and its parameters."""
     parameters: dict[str, Any] = {}
     conditions = [*_conditions(query)]
-    for column, values in ((TASK.c.id, query.ids), (TASK.c.work_id, query.work_ids)):
+    for name, values in ("ids", query.ids), ("works", query.work_ids):
         if values is not None:
-            name = f"{column.name}_list"
-            conditions.append(dialect.among(column, name))
             parameters[name] = dialect.listed(values)
     if query.meta:
         conditions.append(dialect.has_meta(connection, query.meta))
     if after is not None:
         conditions.append(_follows(after))
-    statement = select(*COLUMNS).where(*conditions)
-    if query.states == {TaskState.DISPATCHED}:
-        # They are few, and better found first and sorted then, than the other way about.
-        running = select(dialect.key).where(*conditions)
-        statement = select(*COLUMNS).where(dialect.is_one_of(running))
-    statement = statement.order_by(*_FIND_ORDER)
-    if limit is not None:
-        statement = statement.limit(min(limit, 2**62))
-    return statement, parameters
+    most = None if limit is None else min(limit, 2**62)
+    if query.ids is not None or query.states == _RUNNING:
+        statement = _few(dialect, query, conditions)
+    else:
+        statement = _many(dialect, query, conditions, most)
+    return statement.limit(most), parameters
+
+
+def _few(
+    dialect: Dialect, query: TaskQuery, conditions: Sequence[ColumnElement[bool]]
+) -> Select[Any]:
+    """They are better found first, and sorted then, than the other way about."""
+    found = select(dialect.key).where(*conditions, *_states_and_works(dialect, query))
+    if query.ids is not None:
+        found = found.where(dialect.among(TASK.c.id, "ids"))
+    return select(*COLUMNS).where(dialect.is_one_of(found)).order_by(*_find_order())
+
+
+def _many(
+    dialect: Dialect,
+    query: TaskQuery,
+    conditions: Sequence[ColumnElement[bool]],
+    limit: int | None,
+) -> Select[Any]:
+    """Those that are pending, each work's by the index of these, and those that are not."""
+    first = select(*COLUMNS).where(*conditions).order_by(*_find_order()).limit(limit)
+    found: list[Select[Any]] = []
+    if query.states is None or TaskState.SCHEDULED in query.states:
+        every = query.work_ids is None
+        works = pending_works() if every else dialect.rows_of("works", Text())
+        of_one_work = first.where(PENDING, TASK.c.work_id == works.c.value)
+        found.append(dialect.of_each(works, of_one_work))
+    if query.states != _PENDING:
+        not_pending = TASK.c.state != literal_column("'scheduled'")
+        found.append(first.where(not_pending, *_states_and_works(dialect, query)))
+    rows = union_all(*(select(each.subquery()) for each in found)).subquery("found")
+    return select(rows).order_by(*_find_order(rows))
+
+
+def _states_and_works(dialect: Dialect, query: TaskQuery) -> Iterator[ColumnElement[bool]]:
+    if query.states is not None:
+        yield _in_states(query.states)
+    if query.work_ids is not None:
+        yield dialect.among(TASK.c.work_id, "works")
 
 
 def _conditions(query: TaskQuery) -> Iterator[ColumnElement[bool]]:
-    if query.states is not None:
-        yield _in_states(query.states)
     for field in _MOMENTS:
         if (between := getattr(query, field)) is not None:
             yield from _within(TASK.c[field], between)

@@ -14,22 +14,24 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    FromClause,
     LargeBinary,
     Select,
     Text,
     Update,
     bindparam,
     cast,
+    column,
     func,
-    literal_column,
     null,
     select,
 )
 from sqlalchemy.exc import InvalidRequestError, OperationalError
+from sqlalchemy.types import TypeEngine
 
 from trio_gokugen._json import JSON, same
 
-from ._dialects import AT, LIMIT, ORDER, Dialect
+from ._dialects import AT, Dialect
 from ._failures import FAILURES
 from ._rows import COLUMNS
 from ._schema import TASK, Damaged, Moment
@@ -128,8 +130,7 @@ class SQLite(Dialect):
         pass  # whoever writes has locked the whole file
 
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-        values = func.json_each(bindparam(name, type_=Text)).table_valued("value")
-        return column.in_(select(values.c.value))
+        return column.in_(select(self.rows_of(name, column.type).c.value))
 
     def is_one_of(self, keys: Select[Any]) -> ColumnElement[bool]:
         return self.key.in_(keys)
@@ -137,27 +138,16 @@ class SQLite(Dialect):
     def listed(self, values: Collection[Any]) -> Any:
         return json.dumps(list(values), ensure_ascii=False)
 
-    def heads(self, *, locked: bool) -> Select[Any]:
-        works = func.json_each(bindparam("works", type_=Text)).table_valued("value")
-        head, each = TASK.alias("head"), TASK.alias("each")
-        of_one_work = (
-            select(each.c.sequence)
-            .where(
-                each.c.state == literal_column("'scheduled'"),
-                each.c.work_id == works.c.value,
-                each.c.scheduled_at <= AT,
-            )
-            .order_by(each.c.scheduled_at, each.c.priority.desc(), each.c.sequence)
-            .limit(LIMIT)
-            .correlate(works)
-        )
-        first = (
-            select(head.c.sequence)
-            .select_from(works.join(head, head.c.sequence.in_(of_one_work)))
-            .order_by(head.c.scheduled_at, head.c.priority.desc(), head.c.sequence)
-            .limit(LIMIT)
-        )
-        return select(*COLUMNS).where(TASK.c.sequence.in_(first)).order_by(*ORDER)
+    def rows_of(self, name: str, type_: TypeEngine[Any]) -> FromClause:
+        values = column("value", type_)
+        return func.json_each(bindparam(name, type_=Text)).table_valued(values, name=name)
+
+    def of_each(self, values: FromClause, first: Select[Any]) -> Select[Any]:
+        each = TASK.alias("each")
+        keys = first.with_only_columns(self.key).correlate(values)
+        columns = (each.c[column.name] for column in COLUMNS)
+        found = values.join(each, each.c.sequence.in_(keys))
+        return select(*columns).select_from(found)
 
     @property
     def stamp(self) -> ColumnElement[Any]:

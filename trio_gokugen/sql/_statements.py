@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 from sqlalchemy import (
+    CTE,
     BigInteger,
     BindParameter,
     Executable,
@@ -43,6 +44,20 @@ class FirstPending:
     """Said if the one for many finds none; see `Dialect.heads_past_locked`."""
 
 
+def pending_works() -> CTE:
+    """The works that have pending tasks, in the column ``value``.
+
+    Each is found by the index from the one before, however many tasks it has.
+    """
+    first = select(func.min(TASK.c.work_id).label("value")).where(PENDING)
+    works = first.cte("pending_works", recursive=True)
+    next_ = select(func.min(TASK.c.work_id)).where(PENDING, TASK.c.work_id > works.c.value)
+    more = select(next_.correlate(works).scalar_subquery()).where(
+        works.c.value.is_not(None)
+    )
+    return works.union_all(more)
+
+
 class Statements:
     """What is said to the database, but for searches, which are made as they come."""
 
@@ -63,7 +78,7 @@ class Statements:
         self.first: FirstPending = FirstPending(
             dialect.heads_of_one_work(locked=False), dialect.heads(locked=False)
         )
-        self.pending_works: Select[Any] = select(TASK.c.work_id).where(PENDING).distinct()
+        self.pending_works: Select[Any] = select(pending_works())
         self.count_pending: Select[Any, int] = (
             select(TASK.c.work_id, func.count()).where(PENDING).group_by(TASK.c.work_id)
         )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
-from trio_gokugen._query import TaskQuery
+import attrs
+
+from trio_gokugen._query import TaskQuery, find_order
 from trio_gokugen._task import Task, TaskState, TaskUpdate
 from trio_gokugen.abc import TaskRepository
 
@@ -222,6 +225,52 @@ async def pages_are_complete(repository: TaskRepository) -> None:
         for size in (1, 2, 3, 7):
             pages = await _pages(repository, query, size)
             expect_equal(f"{query} in pages of {size}", pages, everything)
+
+
+def _many_tasks(random: Random) -> list[Task]:
+    return [
+        attrs.evolve(
+            random.choice(_TASKS),
+            id=f"t{n}",
+            work_id=random.choice("abc"),
+            scheduled_at=moment(random.randrange(4)),
+            priority=random.randrange(2),
+            created_at=moment(-random.randrange(3)),
+        )
+        for n in random.sample(range(100), 60)
+    ]
+
+
+def _any_query(random: Random) -> TaskQuery:
+    low, high = sorted(random.sample(range(5), 2))
+    return TaskQuery(
+        states=random.choice([None, set(random.sample([*_S], random.randrange(5)))]),
+        work_ids=random.choice([None, None, {"a"}, {"c", "b", "?"}]),
+        scheduled_at=random.choice([None, (moment(low), moment(high))]),
+        priority=random.choice([None, None, 1]),
+        meta=random.choice([{}, {}, {"k": 1}]),
+    )
+
+
+@checks
+async def any_search_finds_what_matches(repository: TaskRepository) -> None:
+    """Whatever is asked for together, with a limit or as a page, it is found in order."""
+    random = Random(0)
+    tasks = sorted(_many_tasks(random), key=find_order)
+    await repository.add(tasks)
+    for _ in range(100):
+        query = _any_query(random)
+        limit = random.choice([None, 1, 5, 100])
+        after = random.choice([None, random.choice(tasks)])
+        expected = [
+            task
+            for task in tasks
+            if query.matches(task)
+            and (after is None or find_order(task) > find_order(after))
+        ][:limit]
+        found = _ids(await repository.find(query, limit, after))
+        where = f"{query}, at most {limit}, after {after and after.id}"
+        expect_equal(f"the tasks found by {where}", found, _ids(expected))
 
 
 @checks
