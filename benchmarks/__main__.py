@@ -27,8 +27,11 @@ from . import (
     notified,
     postgresql,
     rivals,
+    schedules,
     sqlite,
     throughput,
+    triggers,
+    year,
 )
 from ._measure import Row, Scale
 
@@ -41,6 +44,9 @@ SUBJECTS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "adding": adding.measure,
     "mix": mix.measure,
     "memory": memory.measure,
+    "triggers": triggers.measure,
+    "schedules": schedules.measure,
+    "year": year.measure,
     "lateness": lateness.measure,
     "idle": idle.measure,
     "sqlite": sqlite.measure,

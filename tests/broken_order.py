@@ -209,6 +209,12 @@ class FindsAllIfNoIdIsGiven(Searching):
         return attrs.evolve(query, ids=query.ids or None)
 
 
+@breaks("find_by_schedule_ids")
+class FindsTasksOfAnySchedule(Searching):
+    def changed(self, query: TaskQuery) -> TaskQuery:
+        return attrs.evolve(query, schedule_ids=None)
+
+
 @breaks("find_by_work_ids")
 class FindsWorksInAnyCase(Searching):
     def changed(self, query: TaskQuery) -> TaskQuery:

@@ -26,7 +26,7 @@ from trio_gokugen import (
 )
 from trio_gokugen._autojump import autojump_held
 from trio_gokugen._query import find_order
-from trio_gokugen._repository import recover_runs
+from trio_gokugen._repository import NoSchedules, recover_runs
 from trio_gokugen._task import ENDED
 from trio_gokugen.abc import (
     ANY_TASK,
@@ -184,7 +184,7 @@ class ListStore(SimpleRepository):
         )
 
 
-class ThreadedStore(BulkRepository):
+class ThreadedStore(NoSchedules, BulkRepository):
     """Works in threads, one at a time, as a store on a disk does."""
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import broken_order
+import broken_schedules
 import broken_steps
 import broken_stores
 import broken_timers
@@ -21,7 +22,7 @@ from trio_gokugen import HeapRepository, Task, TimedRepository
 from trio_gokugen.abc import TaskRepository
 from trio_gokugen.testing import REPOSITORY_CHECKS, FaultyRepository, check_repository
 
-LISTED = (broken_order, broken_steps, broken_stores, broken_timers)
+LISTED = (broken_order, broken_schedules, broken_steps, broken_stores, broken_timers)
 """To be imported is what they are there for."""
 
 # -- right ones -----------------------------------------------------------------------

@@ -20,11 +20,14 @@ from trio_gokugen import (
     InvalidTriggerError,
     LeakedCancelledError,
     LostRunError,
+    NoSchedulesError,
     NotDispatchedError,
     NotDueError,
     NotRunningHereError,
     RefusedError,
     RepositoryError,
+    ScheduleExistsError,
+    ScheduleNotFoundError,
     SchedulerAlreadyRunningError,
     SchedulerNotRunningError,
     StopReason,
@@ -60,6 +63,12 @@ EVERY = {
         "a work is already registered as 'greet'",
     ),
     "no task": (TaskNotFoundError("t1"), "there is no task 't1'"),
+    "no schedule": (ScheduleNotFoundError("s1"), "there is no schedule 's1'"),
+    "schedule exists": (ScheduleExistsError("s1"), "schedule 's1' exists already"),
+    "no schedules": (
+        NoSchedulesError(),
+        "the repository keeps no schedules: use another, or add single tasks",
+    ),
     "task exists": (TaskExistsError("t1"), "task 't1' exists already"),
     "dispatched": (
         AlreadyDispatchedError("t1"),
@@ -242,6 +251,9 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
             RepositoryError,
             {
                 RefusedError,
+                ScheduleNotFoundError,
+                ScheduleExistsError,
+                NoSchedulesError,
                 TaskNotFoundError,
                 TaskExistsError,
                 AlreadyDispatchedError,
@@ -257,6 +269,9 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
         (
             RefusedError,
             {
+                ScheduleNotFoundError,
+                ScheduleExistsError,
+                NoSchedulesError,
                 TaskNotFoundError,
                 TaskExistsError,
                 AlreadyDispatchedError,
@@ -268,7 +283,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 NotRunningHereError,
             },
         ),
-        (LookupError, {TaskNotFoundError, WorkNotFoundError}),
+        (LookupError, {ScheduleNotFoundError, TaskNotFoundError, WorkNotFoundError}),
         (
             ValueError,
             {InvalidTaskError, InvalidTriggerError, WorkExistsError, DamagedFileError},

@@ -18,12 +18,18 @@ import trio.testing
 from trio_gokugen import (
     DamagedFileError,
     HeapRepository,
+    Interval,
+    InvalidTriggerError,
+    Late,
+    Schedule,
+    ScheduleExistsError,
     Task,
     TaskExistsError,
     TaskQuery,
     TaskState,
     TrioClock,
 )
+from trio_gokugen._schedule import PutSchedule
 
 NOON = datetime(2030, 6, 1, 12, tzinfo=UTC)
 
@@ -348,3 +354,86 @@ async def test_links_that_go_round_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "two").symlink_to("one")
     with pytest.raises(OSError, match="symbolic links"):
         await HeapRepository().dump(tmp_path / "one")
+
+
+# -- schedules --------------------------------------------------------------------------
+
+
+def a_schedule(trigger: Any, schedule_id: str = "s") -> PutSchedule:
+    schedule = Schedule(
+        id=schedule_id,
+        trigger=trigger,
+        work_id="note",
+        param={"刻": [1.5]},
+        created_at=NOON,
+        jitter=0.5,
+        deadline_after=7,
+        late=Late(window=20, run="all", limit=3),
+        overlap="replace",
+    )
+    return PutSchedule(schedule, NOON)
+
+
+async def test_schedules_are_dumped_with_their_tasks(tmp_path: Path) -> None:
+    """
+    A file brings schedules back as they stood, with their next occurrences and runs.
+    """
+    before = HeapRepository()
+    for schedule_id in "ba":
+        await before.change_schedule(a_schedule(Interval(10), schedule_id))
+    await before.claim(1, noon(11))
+    await before.dump(tmp_path / "file")
+    after = HeapRepository()
+    await after.load(tmp_path / "file")
+    assert await after.find_schedules() == await before.find_schedules()
+    assert after.store.snapshot() == before.store.snapshot()
+    # What was running is known to run: the next occurrence takes its place.
+    claimed = await after.claim(2, noon(21))
+    assert len(claimed.tasks) == 2
+    assert len(claimed.replaced) == 1
+    with pytest.raises(ScheduleExistsError, match="schedule 'a' exists already"):
+        await after.load(tmp_path / "file")
+
+
+async def test_a_trigger_that_could_not_be_read_again(tmp_path: Path) -> None:
+    """
+    A trigger of somebody's own can be kept in memory, and not in a file, which says so.
+    """
+
+    class Own(Interval):
+        pass
+
+    repository = HeapRepository()
+    await repository.change_schedule(a_schedule(Own(10)))
+    with pytest.raises(InvalidTriggerError, match="cannot be kept outside of memory"):
+        await repository.dump(tmp_path / "file")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"every":"10s"', '"every":"soon"'),
+        ('"run":"all"', '"run":"any"'),
+        ('"limit":3', '"most":3'),
+        ("2030-06-01T12:00:10", "noon"),
+        ('"runs":0', '"runs":0,"walks":1'),
+        ('"runs":0', '"runs"'),
+    ],
+)
+async def test_a_damaged_schedule(tmp_path: Path, old: str, new: str) -> None:
+    """
+    A line that is no schedule is named, and nothing is loaded.
+    """
+    repository = HeapRepository()
+    await repository.change_schedule(a_schedule(Interval(10)))
+    path = tmp_path / "file"
+    await repository.dump(path)
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "utf-8")
+    after = HeapRepository()
+    with pytest.raises(DamagedFileError) as caught:
+        await after.load(path)
+    assert caught.value.line == 1
+    assert after.store.snapshot() == []

@@ -13,6 +13,7 @@ from trio.testing import MockClock, assert_checkpoints, assert_no_checkpoints
 from trio_gokugen import (
     BackoffHooks,
     ChainHooks,
+    Dropped,
     GokugenError,
     HookAction,
     InvalidTaskError,
@@ -29,12 +30,14 @@ NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
 TASK = Task(id="t1", work_id="greet", scheduled_at=NOON, created_at=NOON)
 OPERATIONS = (CancelTask("t1", NOON), CancelTask("t2", NOON))
 DOWN = RepositoryError("disk full")
+DROPPED = Dropped(schedule_id="s", reason="late", count=1, first=NOON, last=NOON)
 
 # Every hook, and what it is called with.
 WATCHING: dict[str, tuple[Any, ...]] = {
     "on_get_next": (TASK,),
     "on_dispatch": (TASK,),
     "on_update": (OPERATIONS[0], TASK),
+    "on_dropped": (DROPPED,),
     "on_task_done": (TASK,),
 }
 DECIDING: dict[str, tuple[Any, ...]] = {
@@ -88,6 +91,9 @@ class Recording(PassThroughHooks):
 
     async def on_update(self, operation: Operation, task: Task) -> None:
         self.calls.append((self.name, "on_update", operation, task))
+
+    async def on_dropped(self, dropped: Dropped) -> None:
+        self.calls.append((self.name, "on_dropped", dropped))
 
     async def on_task_done(self, task: Task) -> None:
         self.calls.append((self.name, "on_task_done", task))

@@ -536,7 +536,12 @@ async def test_a_settled_result_is_not_kept_for_the_last_write() -> None:
     """
     ledger = Ledger()
     loop = UpdateLoop(
-        HeapRepository(), TrioClock(NOON), PassThroughHooks(), Observers(None, []), ledger
+        HeapRepository(),
+        TrioClock(NOON),
+        PassThroughHooks(),
+        Observers(None, []),
+        ledger,
+        WorkerPoolDispatcher(WorkRegistry()),
     )
     settled, other = (
         TaskResult(stored(each, state=TaskState.DISPATCHED), outcome.Value(None))

@@ -252,7 +252,7 @@ def test_any_statement_that_makes_a_postgresql(postgresql_server: Server) -> Non
             opened(url, fault)
             if fault.struck_at is None:
                 break
-            admin.execute("DROP TABLE gokugen_task, gokugen_version")
+            admin.execute("DROP TABLE gokugen_task, gokugen_schedule, gokugen_version")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from trio_gokugen.sql import SchemaError, TaskRow, _migrate, open_sql_repository
 from trio_gokugen.sql._schema import Base, Moment
 
 MIGRATIONS = Path(sql.__file__).parent / "migrations"
+TABLES = {"gokugen_schedule", "gokugen_task", "gokugen_version"}
 
 
 def migrate(url: str) -> None:
@@ -118,7 +119,7 @@ sys.exit(str(failed) if failed else 0)
         assert process.stdin is not None
         process.stdin.close()  # all at once
     assert [process.wait(60) for process in processes] == [0, 0, 0]
-    assert tables(database_url) == {"gokugen_task", "gokugen_version"}
+    assert tables(database_url) == TABLES
 
 
 def test_threads_of_one_process_migrate_several_databases(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_threads_of_one_process_migrate_several_databases(tmp_path: Path) -> Non
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(tables(url) == {"gokugen_task", "gokugen_version"} for url in urls)
+    assert all(tables(url) == TABLES for url in urls)
 
 
 async def test_a_newer_database_is_refused(database_url: str) -> None:
@@ -244,7 +245,7 @@ async def test_tables_of_the_first_version_are_brought_up_to_date(
         [claimed] = await repository.apply([ClaimTasks(9, noon(1))])
         assert [task.id for task in claimed.unwrap().tasks] == ["first", "later"]
         await repository.add([stored("new")])
-    assert tables(database_url) == {"gokugen_task", "gokugen_version"}
+    assert tables(database_url) == TABLES
 
 
 def test_a_migration_that_fails_leaves_nothing(
@@ -265,7 +266,7 @@ def test_a_migration_that_fails_leaves_nothing(
     assert tables(database_url) == set()
     monkeypatch.undo()
     migrate(database_url)
-    assert tables(database_url) == {"gokugen_task", "gokugen_version"}
+    assert tables(database_url) == TABLES
 
 
 async def test_a_row_is_found_by_its_id(database_url: str) -> None:

@@ -12,7 +12,7 @@ import trio.testing
 from postgresql import Server
 from sqlalchemy import Connection, create_engine, delete, event
 
-from trio_gokugen.sql import SQLRepository, TaskRow, open_sql_repository
+from trio_gokugen.sql import ScheduleRow, SQLRepository, TaskRow, open_sql_repository
 from trio_gokugen.testing import REPOSITORY_CHECKS, check_repository
 
 
@@ -32,6 +32,7 @@ class Databases:
         async with open_sql_repository(url) as repository:
             with repository.store.engine.begin() as connection:
                 connection.execute(delete(TaskRow))
+                connection.execute(delete(ScheduleRow))
             yield repository
         self.free.append(url)
 

@@ -458,6 +458,8 @@ async def test_each_field_comes_back_in_its_place(database_url: str) -> None:
         cancelled_at=noon(2),
         dispatched_at=noon(4),
         done_at=noon(6),
+        schedule_id="schedule",
+        nominal_at=noon(3),
     )
     values = [repr(value) for value in vars(full).values()]
     assert len({*values}) == len(values)

@@ -62,6 +62,8 @@ FULL = Task(
     cancelled_at=NOON + 2 * SECOND,
     dispatched_at=NOON + 3 * SECOND,
     done_at=NOON + 4 * SECOND,
+    schedule_id="daily",
+    nominal_at=NOON - 2 * SECOND,
 )
 MOMENTS = (
     "scheduled_at",
@@ -69,6 +71,7 @@ MOMENTS = (
     "deadline",
     "cancelled_at",
     "dispatched_at",
+    "nominal_at",
     "done_at",
 )
 
@@ -437,6 +440,7 @@ OTHERS: dict[str, Any] = {
     "attempt": 9,
     "interruptions": 9,
     "at_most_once": True,
+    "schedule_id": "s9",
     **dict.fromkeys(MOMENTS, NOON + timedelta(days=1)),
     "deadline": NOON + timedelta(days=9),
 }
@@ -599,7 +603,8 @@ def test_json_reads_well() -> None:
         '"deadline":"2024-02-29T12:00:01+00:00",'
         '"cancelled_at":"2024-02-29T12:00:02+00:00",'
         '"dispatched_at":"2024-02-29T12:00:03+00:00",'
-        '"done_at":"2024-02-29T12:00:04+00:00"}'
+        '"done_at":"2024-02-29T12:00:04+00:00",'
+        '"schedule_id":"daily","nominal_at":"2024-02-29T11:59:58+00:00"}'
     )
 
 
@@ -642,6 +647,8 @@ BAD_JSON: dict[str, list[Any]] = {
     "deadline": [*BAD_JSON_MOMENTS, "2024-02-29T12:00:00", "2024-02-29T12:00:00Z"],
     "cancelled_at": [*BAD_JSON_MOMENTS, "0001-01-01T00:00:00+14:00"],
     "dispatched_at": [*BAD_JSON_MOMENTS, "9999-12-31T23:59:59-14:00"],
+    "nominal_at": [*BAD_JSON_MOMENTS, "9999-12-31T23:59:59-14:00"],
+    "schedule_id": [7, "", "nul\0"],
     "done_at": [*BAD_JSON_MOMENTS, "20240229"],
     "owner": ["me", None],
     "": [1],

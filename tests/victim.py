@@ -31,6 +31,8 @@ import trio
 from sqlalchemy import Connection, event
 
 from trio_gokugen import (
+    Interval,
+    Late,
     RefusedError,
     Scheduler,
     TaskParam,
@@ -122,6 +124,11 @@ class Victim:
         """Lead past the spots in the library."""
         for spot, (owner, function) in SPOTS.items():
             setattr(owner, function, self._led_past(spot, getattr(owner, function)))
+        event.listen(
+            sqlalchemy.Engine,
+            "after_cursor_execute",
+            lambda *_: self.pass_by("after a statement"),
+        )
         upgrade = _migrate._upgrade
 
         def watched_upgrade(connection: Connection) -> None:
@@ -222,6 +229,8 @@ class Victim:
                     "short": self.short,
                     "stopped": self.stopped,
                     "last": self.last,
+                    "schedule": self.schedule,
+                    "schedule's end": self.end_schedule,
                 }
                 await plays[order.play](scheduler)
 
@@ -262,6 +271,26 @@ class Victim:
             task_id = await self._add(scheduler, name, work, 0, 0)
             await self._started.setdefault(task_id, trio.Event()).wait()
         await self._add(scheduler, "waits", "work", 0, 0)
+
+    async def schedule(self, scheduler: Scheduler) -> None:
+        """A schedule, of which nothing is dropped, for some time."""
+        await scheduler.add_schedule(
+            "s",
+            Interval(0.02),
+            "work",
+            late=Late(run="all", limit=100_000),
+            overlap="skip" if self._order.number % 2 else "allow",
+        )
+        await trio.sleep(0.07)
+        await scheduler.pause_schedule("s")
+        await scheduler.drain()
+
+    async def end_schedule(self, scheduler: Scheduler) -> None:
+        """The same schedule, once more."""
+        with suppress(RefusedError):  # it may not have been added
+            await scheduler.resume_schedule("s", catch_up=True)
+            await scheduler.trigger_schedule("s")
+        await self.schedule(scheduler)
 
     async def last(self, scheduler: Scheduler) -> None:
         """All that is left, at once."""

@@ -16,11 +16,14 @@ from ._errors import (
     InvalidTriggerError,
     LeakedCancelledError,
     LostRunError,
+    NoSchedulesError,
     NotDispatchedError,
     NotDueError,
     NotRunningHereError,
     RefusedError,
     RepositoryError,
+    ScheduleExistsError,
+    ScheduleNotFoundError,
     SchedulerAlreadyRunningError,
     SchedulerNotRunningError,
     StopReason,
@@ -35,8 +38,10 @@ from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._interval import Interval
 from ._json import JSON
+from ._plan import Plan, Planned, plan
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
+from ._schedule import Dropped, Late, Schedule
 from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
 from ._task import UNCHANGED, Task, TaskParam, TaskState, TaskUpdate
 from ._timer import HookTimer, TimedRepository
@@ -62,6 +67,7 @@ __all__ = [
     "Cron",
     "DamagedFileError",
     "DeadlineExceededError",
+    "Dropped",
     "Either",
     "Except",
     "GokugenError",
@@ -72,16 +78,23 @@ __all__ = [
     "Interval",
     "InvalidTaskError",
     "InvalidTriggerError",
+    "Late",
     "LeakedCancelledError",
     "LoopHooks",
     "LostRunError",
+    "NoSchedulesError",
     "NotDispatchedError",
     "NotDueError",
     "NotRunningHereError",
     "PartialHooks",
     "PassThroughHooks",
+    "Plan",
+    "Planned",
     "RefusedError",
     "RepositoryError",
+    "Schedule",
+    "ScheduleExistsError",
+    "ScheduleNotFoundError",
     "Scheduler",
     "SchedulerAlreadyRunningError",
     "SchedulerNotRunningError",
@@ -107,6 +120,7 @@ __all__ = [
     "autojump_held",
     "current_task",
     "open_scheduler",
+    "plan",
     "trigger_from_data",
     "trigger_from_json",
 ]

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from ._errors import InvalidTaskError, shown
 from ._json import JSON, name
+from ._schedule import Schedule
 from ._task import Task, TaskParam, as_utc
 from .abc import RecoverAction
 
@@ -80,11 +81,12 @@ def _hint(part: object, argument: str) -> str:
     return ""
 
 
-def checked_id(task_id: object) -> str:
-    """The id of a task."""
-    if isinstance(task_id, Task):
-        raise InvalidTaskError("task_id", "must be the id of a task: give task.id")
-    return name(task_id, "task_id")
+def checked_id(value: object, field: str = "task_id") -> str:
+    """The id of a task, or of a schedule."""
+    if isinstance(value, Task | Schedule):
+        what = type(value).__name__.lower()
+        raise InvalidTaskError(field, f"must be the id of a {what}: give {what}.id")
+    return name(value, field)
 
 
 def checked_grace(grace: float | timedelta) -> float:

@@ -141,8 +141,7 @@ class CalendarInterval(BaseTrigger):
         try:
             # By so much a zone's day may begin sooner than the UTC one, or be lost.
             nearly = max(moment.toordinal() - 3, 1)
-            numbers = range(date.max.toordinal())
-            number = bisect_left(numbers, nearly, key=self._ordinal)
+            number = self._first_from(nearly)
             while True:
                 found = self._moment(number, zone)
                 if found is not None and found > moment:
@@ -150,6 +149,15 @@ class CalendarInterval(BaseTrigger):
                 number += 1
         except OverflowError:
             return None
+
+    def _first_from(self, ordinal: int) -> int:
+        """The number of the first day that is not before another."""
+        months, days = self.years * 12 + self.months, self.weeks * 7 + self.days
+        distance = max(0, ordinal - self.start.toordinal())
+        low = distance // (months * 31 + days)
+        high = -(-distance // (months * 28 + days))
+        numbers = range(date.max.toordinal() + 1)
+        return bisect_left(numbers, ordinal, low, high, key=self._ordinal)
 
     def _moment(self, number: int, zone: ZoneInfo) -> datetime | None:
         """The moment of this number; none if it is left out, or before the year 1."""

@@ -1,4 +1,4 @@
-"""Tasks in a file of JSON lines, written whole or not at all."""
+"""Schedules and tasks in a file of JSON lines, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from typing import TypeVar
 import trio
 
 from ._autojump import autojump_held
-from ._errors import DamagedFileError, InvalidTaskError
+from ._errors import DamagedFileError, InvalidTaskError, InvalidTriggerError
+from ._schedule import Schedule
+from ._schedule_json import BEGINNING, schedule_from_json, schedule_to_json
 from ._task import Task
 
 T = TypeVar("T")
 
 
-async def write_tasks(path: Path, tasks: Sequence[Task]) -> None:
-    """Replace the file by one with these tasks. Cancellation waits for the thread."""
-    await _in_thread(lambda: _write(path, tasks))
+async def write_file(
+    path: Path, schedules: Sequence[Schedule], tasks: Sequence[Task]
+) -> None:
+    """Replace the file by one with these. Cancellation waits for the thread."""
+    await _in_thread(lambda: _write(path, schedules, tasks))
 
 
-async def read_tasks(path: Path) -> list[Task]:
-    """The tasks of a file, or a `DamagedFileError` that names the line."""
+async def read_file(path: Path) -> tuple[list[Schedule], list[Task]]:
+    """What a file holds, or a `DamagedFileError` that names the line."""
     return await _in_thread(lambda: _read(path))
 
 
@@ -34,7 +38,7 @@ async def _in_thread(function: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(function, abandon_on_cancel=False)
 
 
-def _write(path: Path, tasks: Sequence[Task]) -> None:
+def _write(path: Path, schedules: Sequence[Schedule], tasks: Sequence[Task]) -> None:
     # Beside the file, as a rename is atomic only within one file system. Through links,
     # so that the file they lead to is replaced, and not the link.
     try:
@@ -47,9 +51,10 @@ def _write(path: Path, tasks: Sequence[Task]) -> None:
     try:
         temporary.touch(mode, exist_ok=False)
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for schedule in schedules:
+                file.write(f"{schedule_to_json(schedule)}\n")
             for task in tasks:
-                file.write(task.to_json())
-                file.write("\n")
+                file.write(f"{task.to_json()}\n")
             file.flush()
             # The rename must not reach the disk before what it gives a name to.
             os.fsync(file.fileno())
@@ -76,12 +81,21 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> list[Task]:
+def _read(path: Path) -> tuple[list[Schedule], list[Task]]:
+    schedules: list[Schedule] = []
     tasks: list[Task] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                tasks.append(Task.from_json(line.decode("utf-8")))
-            except (InvalidTaskError, UnicodeDecodeError) as error:
+                text = line.decode("utf-8")
+                if text.startswith(BEGINNING):
+                    schedules.append(schedule_from_json(text))
+                else:
+                    tasks.append(Task.from_json(text))
+            except (
+                InvalidTaskError,
+                InvalidTriggerError,
+                UnicodeDecodeError,
+            ) as error:
                 raise DamagedFileError(str(path), number, str(error)) from error
-    return tasks
+    return schedules, tasks

@@ -48,7 +48,9 @@ class Engine:
         self.clock = clock
         self.ledger = Ledger()
         self.observers = Observers(hooks, listeners)
-        self.updates = UpdateLoop(repository, clock, deciding, self.observers, self.ledger)
+        self.updates = UpdateLoop(
+            repository, clock, deciding, self.observers, self.ledger, dispatcher
+        )
         self.dispatches = DispatchLoop(
             works,
             repository,

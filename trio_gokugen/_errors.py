@@ -137,6 +137,34 @@ class TaskNotFoundError(RefusedError, LookupError):
 
 
 @attrs.frozen
+class ScheduleNotFoundError(RefusedError, LookupError):
+    """There is no such schedule: never added, or removed since."""
+
+    schedule_id: str
+
+    def __str__(self) -> str:
+        return f"there is no schedule {self.schedule_id!r}"
+
+
+@attrs.frozen
+class ScheduleExistsError(RefusedError):
+    """A schedule of this id is there already, where a file was to be loaded."""
+
+    schedule_id: str
+
+    def __str__(self) -> str:
+        return f"schedule {self.schedule_id!r} exists already"
+
+
+@attrs.frozen
+class NoSchedulesError(RefusedError):
+    """The repository keeps tasks only. Use a `HeapRepository`, or one in a database."""
+
+    def __str__(self) -> str:
+        return "the repository keeps no schedules: use another, or add single tasks"
+
+
+@attrs.frozen
 class TaskExistsError(RefusedError):
     """A task of this id is there already. An add repeated to be safe has succeeded."""
 
@@ -246,7 +274,7 @@ class DamagedFileError(RepositoryError, ValueError):
         return printable(f"{self.path}, line {self.line}: {self.reason}")
 
 
-REFUSALS = (RefusedError, InvalidTaskError)
+REFUSALS = (RefusedError, InvalidTaskError, InvalidTriggerError)
 """What a store may say about one operation, having changed nothing."""
 
 
@@ -289,6 +317,9 @@ class StopReason(enum.Enum):
 
     SHUTDOWN = "shutdown"
     """The scheduler is stopping; the task goes back to scheduled."""
+
+    REPLACED = "replaced"
+    """The next occurrence of its schedule has taken its place; the task ends cancelled."""
 
     LOST_LEASE = "lost lease"
     """The store could not be told in time that the run goes on, or has taken the task."""

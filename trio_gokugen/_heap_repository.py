@@ -26,11 +26,20 @@ from typing import Any, TypeAlias
 import outcome
 import trio
 
-from . import _transitions
-from ._dump import read_tasks, write_tasks
-from ._errors import TaskExistsError, TaskNotFoundError, shown
+from . import _recurrence, _schedule_changes, _transitions
+from ._dump import read_file, write_file
+from ._errors import (
+    ScheduleExistsError,
+    ScheduleNotFoundError,
+    TaskExistsError,
+    TaskNotFoundError,
+    shown,
+)
+from ._ids import IdMaker
 from ._query import TaskQuery, find_order
+from ._recurrence import Step
 from ._repository import BulkRepository, recover_runs
+from ._schedule import Schedule, ScheduleChanged
 from ._task import Task, TaskState
 from ._timer import TimedRepository
 from .abc import (
@@ -43,6 +52,7 @@ from .abc import (
     DeleteEnded,
     DispatchTask,
     EndTask,
+    OnSchedule,
     Operation,
     RecoverAction,
     RevertTask,
@@ -50,6 +60,7 @@ from .abc import (
     UpdateTask,
 )
 
+_SCHEDULED = TaskState.SCHEDULED
 _DISPATCHED = TaskState.DISPATCHED
 
 _Entry: TypeAlias = tuple[datetime, int, int, int, Task]
@@ -101,7 +112,13 @@ class HeapStore(BulkRepository):
             RevertTask: self._revert,
             CancelRun: self._cancel_run,
             DeleteEnded: self._delete_ended,
+            OnSchedule: self._change_schedule,
         }
+        self._schedules: dict[str, Schedule] = {}
+        self._runs: dict[str, dict[str, None]] = {}
+        """By schedule, the tasks of it that are dispatched."""
+
+        self._make_id = IdMaker()
 
     # -- reading ----------------------------------------------------------------------
 
@@ -138,9 +155,27 @@ class HeapStore(BulkRepository):
         await trio.lowlevel.checkpoint()
         return {work_id: len(heap) for work_id, heap in self._heaps.items() if len(heap)}
 
+    async def get_schedule(self, schedule_id: str) -> Schedule:
+        await trio.lowlevel.checkpoint()
+        try:
+            return self._schedules[schedule_id]
+        except KeyError:
+            raise ScheduleNotFoundError(schedule_id) from None
+
+    async def find_schedules(
+        self, limit: int | None = None, after: str | None = None
+    ) -> list[Schedule]:
+        await trio.lowlevel.checkpoint()
+        ids = sorted(each for each in self._schedules if after is None or each > after)
+        return [self._schedules[each] for each in ids[:limit]]
+
     def snapshot(self) -> list[Task]:
         """All tasks in the order they were added."""
         return [entry[4] for entry in sorted(self._entries.values(), key=_by_age)]
+
+    def schedules(self) -> list[Schedule]:
+        """All schedules by id."""
+        return [self._schedules[each] for each in sorted(self._schedules)]
 
     # -- changing ---------------------------------------------------------------------
 
@@ -173,6 +208,8 @@ class HeapStore(BulkRepository):
         ended: list[str] = []
         for task in operation.tasks:
             self._put(task, next(self._sequence), 0)
+            if task.schedule_id is not None:
+                self._note_run(task)
             if task.state.ended:
                 ended.append(task.id)
         if ended:
@@ -185,6 +222,8 @@ class HeapStore(BulkRepository):
             return task, False
         self._put(task, entry[2], entry[3] + 1)
         self._bury(entry)
+        if task.schedule_id is not None:
+            self._follow(task)
         return task, True
 
     def _cancel(self, operation: CancelTask) -> tuple[Task, bool]:
@@ -195,6 +234,8 @@ class HeapStore(BulkRepository):
         self._replace(entry, task)
         self._bury(entry)
         self._keep(task.id)
+        if task.schedule_id is not None:
+            self._follow(task)
         return task, True
 
     def _dispatch(self, operation: DispatchTask) -> Task:
@@ -205,25 +246,30 @@ class HeapStore(BulkRepository):
         self._bury(entry)
         if task.state.ended:
             self._keep(task.id)
+        if task.schedule_id is not None:
+            self._follow(task)
         return task
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
         at, limit, once = operation.at, operation.limit, operation.only.at_most_once
-        tasks: list[Task] = []
-        expired: list[Task] = []
+        claimed = Claimed([], [])
+        tasks, expired = claimed.tasks, claimed.expired
         heads = self._heads(operation.only)
         heapq.heapify(heads)
         while heads and len(tasks) < limit:
             entry, work_id = heads[0]
             if entry[0] > at:
                 break
-            task = _transitions.dispatched(entry[4], at, at_most_once=work_id in once)
             heap = self._heaps[work_id]
             heapq.heappop(heap.entries)
-            self._replace(entry, task)
+            if entry[4].schedule_id is None:
+                task = _transitions.dispatched(entry[4], at, at_most_once=work_id in once)
+                self._replace(entry, task)
+            else:
+                task = self._take(entry, at, claimed, at_most_once=work_id in once)
             if task.state is _DISPATCHED:
                 tasks.append(task)
-            else:
+            elif task.state is not _SCHEDULED:
                 expired.append(task)
                 self._keep(task.id)
             if len(heap):
@@ -231,19 +277,23 @@ class HeapStore(BulkRepository):
             else:
                 del self._heaps[work_id]
                 heapq.heappop(heads)
-        return Claimed(tasks, expired)
+        return claimed
 
     def _end(self, operation: EndTask) -> Task:
         entry = self._entry(operation.run.id)
         task = _transitions.ended(entry[4], operation.run, operation.at, operation.err)
         self._replace(entry, task)
         self._keep(task.id)
+        if task.schedule_id is not None:
+            self._follow(task)
         return task
 
     def _revert(self, operation: RevertTask) -> Task:
         entry = self._entry(operation.run.id)
         task = _transitions.reverted(entry[4], operation.run)
         self._put(task, entry[2], entry[3] + 1)
+        if task.schedule_id is not None:
+            self._note_run(task)
         return task
 
     def _cancel_run(self, operation: CancelRun) -> Task:
@@ -251,6 +301,8 @@ class HeapStore(BulkRepository):
         task = _transitions.interrupted(entry[4], operation.run, operation.at)
         self._replace(entry, task)
         self._keep(task.id)
+        if task.schedule_id is not None:
+            self._follow(task)
         return task
 
     def _delete_ended(self, operation: DeleteEnded) -> list[str]:
@@ -266,6 +318,115 @@ class HeapStore(BulkRepository):
         for task_id in deleted:
             del self._ended[task_id], self._entries[task_id]
         return deleted
+
+    # -- schedules --------------------------------------------------------------------
+
+    def _change_schedule(self, operation: OnSchedule) -> ScheduleChanged:
+        change = operation.change
+        schedule = self._schedules.get(change.schedule_id)
+        head: _Entry | None = None
+        if schedule is not None and schedule.pending_id is not None:
+            head = self._entries[schedule.pending_id]
+        head_task = None if head is None else head[4]
+        step = _schedule_changes.change(schedule, head_task, change, self._make_id)
+        if step is None:
+            return ScheduleChanged(schedule, changed=False)
+        if step.task is not None and head is not None:
+            self._move(head, step.task)
+            self._bury(head)
+            if step.task.state is not _SCHEDULED:
+                self._keep(step.task.id)
+        if step.schedule is None:
+            del self._schedules[change.schedule_id]
+        self._keep_step(step)
+        return ScheduleChanged(
+            step.schedule,
+            changed=True,
+            task=step.task,
+            made=step.successor,
+            dropped=[*step.dropped],
+        )
+
+    def check_new(self, schedules: Sequence[Schedule]) -> None:
+        """Raise a `ScheduleExistsError` if one of them is there already."""
+        for schedule in schedules:
+            if schedule.id in self._schedules:
+                raise ScheduleExistsError(schedule.id)
+
+    def put_schedules(self, schedules: Sequence[Schedule]) -> None:
+        """Keep schedules as they stand, whose tasks are there."""
+        self._schedules |= {schedule.id: schedule for schedule in schedules}
+
+    def _take(
+        self, entry: _Entry, at: datetime, claimed: Claimed, *, at_most_once: bool
+    ) -> Task:
+        """Take a due task of a schedule, whose entry has left the heap."""
+        task = entry[4]
+        schedule = self._schedules.get(task.schedule_id or "")
+        if schedule is None:  # removed since
+            task = _transitions.dispatched(task, at, at_most_once=at_most_once)
+            self._replace(entry, task)
+            self._note_run(task)
+            return task
+        step = _recurrence.take(
+            schedule, task, at, self._make_id, at_most_once=at_most_once
+        )
+        assert step.task is not None
+        task = step.task
+        self._move(entry, task)
+        self._keep_step(step)
+        if task.state is _SCHEDULED:
+            claimed.made.append(task)
+        if step.successor is not None:
+            claimed.made.append(step.successor)
+        claimed.dropped += step.dropped
+        if _recurrence.replaces(schedule, task):
+            claimed.replace(self._cancel_runs(schedule.id, at))
+        self._note_run(task)
+        return task
+
+    def _cancel_runs(self, schedule_id: str, at: datetime) -> list[Task]:
+        """Cancel all that runs of a schedule."""
+        cancelled: list[Task] = []
+        for task_id in self._runs.pop(schedule_id, ()):
+            entry = self._entries[task_id]
+            task = _transitions.interrupted(entry[4], entry[4], at)
+            self._replace(entry, task)
+            self._keep(task.id)
+            cancelled.append(task)
+        return cancelled
+
+    def _move(self, entry: _Entry, task: Task) -> None:
+        """Hold a task of a schedule in place of a pending one that is in no heap."""
+        if task.state is _SCHEDULED:
+            self._put(task, entry[2], entry[3] + 1)
+        else:
+            self._replace(entry, task)
+
+    def _follow(self, task: Task) -> None:
+        """Have the schedule of a task follow what became of it."""
+        self._note_run(task)
+        schedule = self._schedules.get(task.schedule_id or "")
+        if schedule is not None:
+            self._keep_step(_recurrence.follow(schedule, task, self._make_id))
+
+    def _keep_step(self, step: Step | None) -> None:
+        if step is None:
+            return
+        if step.schedule is not None:
+            self._schedules[step.schedule.id] = step.schedule
+        if step.successor is not None:
+            self._put(step.successor, next(self._sequence), 0)
+
+    def _note_run(self, task: Task) -> None:
+        """Keep in mind which tasks of a schedule run."""
+        assert task.schedule_id is not None
+        if task.state is _DISPATCHED:
+            self._runs.setdefault(task.schedule_id, {})[task.id] = None
+        elif runs := self._runs.get(task.schedule_id):
+            runs.pop(task.id, None)
+            if not runs:
+                del self._runs[task.schedule_id]
 
     # -- entries ----------------------------------------------------------------------
 
@@ -361,25 +522,31 @@ class HeapRepository(TimedRepository[HeapStore]):
         super().__init__(HeapStore(keep_ended))
 
     async def dump(self, path: str | Path) -> None:
-        """Write all tasks to a file, one a line as JSON, in the order they were added.
+        """Write schedules and tasks to a file, one a line as JSON.
 
-        The file is replaced as a whole: after a crash it is the old one or the new.
+        Tasks are in the order in which they were added. The file is replaced as a whole:
+        after a crash it is the old one or the new.
         Cancellation waits for the file, which is then written or as it was.
 
         Raises:
           OSError: if it cannot be written; what was there stays.
+          InvalidTriggerError: a trigger of somebody's own could not be read again.
         """
-        await write_tasks(Path(path), self.store.snapshot())
+        schedules = self.store.schedules()
+        await write_file(Path(path), schedules, self.store.snapshot())
 
     async def load(self, path: str | Path) -> None:
-        """Add the tasks of a dumped file, in the states they had.
+        """Add the schedules and tasks of a dumped file, in the states they had.
 
         Call it before the scheduler runs, which then recovers those that were
         dispatched. Either all are loaded or none.
 
         Raises:
-          DamagedFileError: if a line is not a task.
-          TaskExistsError: if an id is there already.
+          DamagedFileError: if a line is neither a schedule nor a task.
+          TaskExistsError, ScheduleExistsError: if an id is there already.
           OSError: if the file cannot be read.
         """
-        await self.add(await read_tasks(Path(path)))
+        schedules, tasks = await read_file(Path(path))
+        self.store.check_new(schedules)
+        await self.add(tasks)
+        self.store.put_schedules(schedules)

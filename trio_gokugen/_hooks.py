@@ -12,6 +12,7 @@ import trio
 
 from ._callables import check_async
 from ._errors import RepositoryError, shown
+from ._schedule import Dropped
 from ._task import Task
 from ._users_code import call
 from .abc import HookAction, LoopHooks, Operation
@@ -25,6 +26,7 @@ HOOKS = (
     "on_dispatch",
     "on_update_error",
     "on_update",
+    "on_dropped",
     "on_task_done",
 )
 
@@ -87,6 +89,9 @@ class PassThroughHooks:
     async def on_update(self, operation: Operation, task: Task) -> None:
         pass
 
+    async def on_dropped(self, dropped: Dropped) -> None:
+        pass
+
     async def on_task_done(self, task: Task) -> None:
         pass
 
@@ -110,6 +115,7 @@ class PartialHooks(PassThroughHooks):
             | None
         ) = None,
         on_update: Callable[[Operation, Task], Awaitable[None]] | None = None,
+        on_dropped: Callable[[Dropped], Awaitable[None]] | None = None,
         on_task_done: Callable[[Task], Awaitable[None]] | None = None,
     ) -> None:
         given: dict[str, Any] = {
@@ -119,6 +125,7 @@ class PartialHooks(PassThroughHooks):
             "on_dispatch": on_dispatch,
             "on_update_error": on_update_error,
             "on_update": on_update,
+            "on_dropped": on_dropped,
             "on_task_done": on_task_done,
         }
         for name, hook in given.items():
@@ -170,6 +177,10 @@ class ChainHooks:
     async def on_update(self, operation: Operation, task: Task) -> None:
         for hooks in self._hooks:
             await hooks.on_update(operation, task)
+
+    async def on_dropped(self, dropped: Dropped) -> None:
+        for hooks in self._hooks:
+            await hooks.on_dropped(dropped)
 
     async def on_task_done(self, task: Task) -> None:
         for hooks in self._hooks:

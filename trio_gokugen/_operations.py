@@ -17,6 +17,7 @@ import attrs
 
 from ._errors import InvalidTaskError
 from ._query import TaskQuery
+from ._schedule import ChangeSchedule, Dropped, ScheduleChanged
 from ._task import ENDED, Task, TaskState, TaskUpdate, as_utc_or_none
 
 if TYPE_CHECKING:
@@ -80,7 +81,31 @@ class Claimed:
     """Dispatched, in the order they are to start."""
 
     expired: list[Task]
-    """Past their deadline, and so ended as failed instead of dispatched."""
+    """Ended instead of dispatched: failed, past their deadline.
+
+    Or cancelled: occurrences that are not to run, of schedules that have no more.
+    """
+
+    made: list[Task] = attrs.field(factory=list[Task])
+    """Next occurrences of schedules, now pending."""
+
+    replaced: list[Task] = attrs.field(factory=list[Task])
+    """Runs whose place the next occurrences of their schedules take: cancelled.
+
+    They may go on until they are told so; their tasks have ended.
+    """
+
+    dropped: list[Dropped] = attrs.field(factory=list[Dropped])
+    """Occurrences of schedules that do not run."""
+
+    def replace(self, runs: Sequence[Task]) -> None:
+        """Note runs that were cancelled, among them maybe some of this very claim."""
+        ended = {run.id for run in runs}
+        mine = {task.id for task in self.tasks if task.id in ended}
+        if mine:
+            self.tasks[:] = [task for task in self.tasks if task.id not in mine]
+        for run in runs:
+            (self.expired if run.id in mine else self.replaced).append(run)
 
 
 @attrs.define(eq=False)
@@ -196,6 +221,16 @@ class DeleteEnded:
         return await repository.delete_ended(self.before, self.states, self.limit)
 
 
+@attrs.define(eq=False)
+class OnSchedule:
+    """Add, change or remove a schedule."""
+
+    change: ChangeSchedule
+
+    async def carry_out(self, repository: RepositoryLike) -> ScheduleChanged:
+        return await repository.change_schedule(self.change)
+
+
 Operation: TypeAlias = (
     AddTasks
     | UpdateTask
@@ -206,6 +241,7 @@ Operation: TypeAlias = (
     | RevertTask
     | CancelRun
     | DeleteEnded
+    | OnSchedule
 )
 
 Free: TypeAlias = Callable[[], int]

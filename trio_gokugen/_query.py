@@ -76,12 +76,14 @@ class TaskQuery:
     ids: Collection[str] | None = None
     states: Collection[TaskState] | None = None
     work_ids: Collection[str] | None = None
+    schedule_ids: Collection[str] | None = None
     scheduled_at: Moments | None = None
     created_at: Moments | None = None
     deadline: Moments | None = None
     cancelled_at: Moments | None = None
     dispatched_at: Moments | None = None
     done_at: Moments | None = None
+    nominal_at: Moments | None = None
 
     priority: int | tuple[int | None, int | None] | None = None
     """One value, or a pair (low, high) of which low is included and high is not.
@@ -98,6 +100,7 @@ class TaskQuery:
         keep(self, "states", _states)
         keep(self, "ids", _texts)
         keep(self, "work_ids", _texts)
+        keep(self, "schedule_ids", _texts)
         keep(self, "priority", _priority)
         keep(self, "meta", json_object)
 
@@ -107,6 +110,7 @@ class TaskQuery:
             (self.ids is None or task.id in self.ids)
             and (self.states is None or task.state in self.states)
             and (self.work_ids is None or task.work_id in self.work_ids)
+            and (self.schedule_ids is None or task.schedule_id in self.schedule_ids)
             and all(
                 _within(getattr(task, field), between)
                 for field in _QUERIED

@@ -16,8 +16,9 @@ from typing import Any, cast
 import outcome
 import trio
 
-from ._errors import RefusedError
+from ._errors import NoSchedulesError, RefusedError
 from ._query import TaskQuery
+from ._schedule import ChangeSchedule, Schedule, ScheduleChanged
 from ._task import ENDED, Task, TaskState, TaskUpdate
 from .abc import (
     ANY_TASK,
@@ -29,6 +30,7 @@ from .abc import (
     DeleteEnded,
     DispatchTask,
     EndTask,
+    OnSchedule,
     Operation,
     RecoverAction,
     Renewed,
@@ -81,6 +83,24 @@ class Unshared:
         return Renewed([], [])
 
 
+class NoSchedules:
+    """What a store answers that keeps tasks only."""
+
+    async def change_schedule(self, change: ChangeSchedule) -> ScheduleChanged:
+        await trio.lowlevel.checkpoint()
+        raise NoSchedulesError
+
+    async def get_schedule(self, schedule_id: str) -> Schedule:
+        await trio.lowlevel.checkpoint()
+        raise NoSchedulesError
+
+    async def find_schedules(
+        self, limit: int | None = None, after: str | None = None
+    ) -> list[Schedule]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+
 class BulkRepository(Unshared, ABC):
     """Single operations, made from `apply`."""
 
@@ -130,8 +150,11 @@ class BulkRepository(Unshared, ABC):
         operation = DeleteEnded(before, states, limit)
         return cast("list[str]", await self._apply_one(operation))
 
+    async def change_schedule(self, change: ChangeSchedule) -> ScheduleChanged:
+        return cast("ScheduleChanged", await self._apply_one(OnSchedule(change)))
 
-class SimpleRepository(Unshared, ABC):
+
+class SimpleRepository(Unshared, NoSchedules, ABC):
     """Bulk operations, made from the single ones, which a subclass writes.
 
     Slow, as every operation is a write of its own, and without the atomicity of a

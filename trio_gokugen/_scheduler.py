@@ -46,6 +46,7 @@ from ._hooks import checked_hooks
 from ._ids import IdMaker
 from ._json import JSON
 from ._query import TaskQuery
+from ._schedules import Schedules
 from ._task import ENDED, UNCHANGED, Maybe, Task, TaskParam, TaskState, TaskUpdate, new_task
 from ._worker_pool import WorkerPoolDispatcher
 from .abc import (
@@ -98,7 +99,7 @@ _FIRST_PAUSE = 1 / 512
 """Seconds before another look for what others may have ended; longer each time."""
 
 
-class Scheduler:
+class Scheduler(Schedules):
     """Runs tasks at their appointed times.
 
     Made for ``await nursery.start(scheduler.run)``; `open_scheduler` does that, and

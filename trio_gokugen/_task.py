@@ -121,6 +121,8 @@ def _state(value: TaskState, field: str) -> TaskState:
 _CHECKS: Mapping[str, Callable[[Any, str], object]] = {
     "id": name,
     "work_id": name,
+    "schedule_id": _name_or_none,
+    "nominal_at": as_utc_or_none,
     "param": json_object,
     "meta": json_object,
     "priority": int64,
@@ -258,6 +260,12 @@ class Task:
     done_at: datetime | None = None
     """When the task ended, done or failed."""
 
+    schedule_id: str | None = None
+    """The schedule that it is a run of."""
+
+    nominal_at: datetime | None = None
+    """The moment that the schedule meant; none if it was told to run now."""
+
     def __attrs_post_init__(self) -> None:
         for field, check in _CHECKS.items():
             keep(self, field, check)
@@ -310,6 +318,7 @@ MOMENTS = frozenset(
         "cancelled_at",
         "dispatched_at",
         "done_at",
+        "nominal_at",
     )
 )
 
@@ -404,9 +413,10 @@ class TaskUpdate:
         return {
             field: new
             for field, new in self.__dict__.items()
-            if new is not UNCHANGED and not _equal(new, getattr(task, field))
+            if new is not UNCHANGED and not equal(new, getattr(task, field))
         }
 
 
-def _equal(one: Any, other: Any) -> bool:
+def equal(one: Any, other: Any) -> bool:
+    """Whether two values of a field are the same: as JSON, if they are that."""
     return same(cast("JSON", one), other) if isinstance(one, dict) else bool(one == other)

@@ -23,15 +23,19 @@ import trio
 from ._errors import REFUSALS, SchedulerAlreadyRunningError
 from ._query import TaskQuery
 from ._repository import BulkRepository
+from ._schedule import Schedule
 from ._task import Task, TaskState
 from .abc import (
     ANY_TASK,
     AddTasks,
+    CancelRun,
     CancelTask,
     Claimed,
     ClaimTasks,
     Clock,
     DispatchTask,
+    EndTask,
+    OnSchedule,
     Operation,
     RecoverAction,
     Renewed,
@@ -142,6 +146,8 @@ class HookTimer:
     def observe(self, operation: Operation, result: Any) -> None:
         """The operation took effect, and returned this."""
         match operation, result:
+            case OnSchedule(), _:
+                self.reset()
             case AddTasks(tasks=tasks), _:
                 pending = [t for t in tasks if t.state is TaskState.SCHEDULED]
                 if pending:
@@ -149,15 +155,29 @@ class HookTimer:
             case UpdateTask(), (Task() as task, True):
                 self.vanished(task.id)
                 self.appeared(task.scheduled_at)
-            case CancelTask() | DispatchTask(), Task() | (Task(), True):
+                self._next_appeared(task)
+            case CancelTask() | DispatchTask(), (Task() as task) | (Task() as task, True):
                 self.vanished(operation.task_id)
-            case ClaimTasks(), Claimed(tasks=tasks, expired=expired):
-                for task in (*tasks, *expired):
-                    self.vanished(task.id)
+                self._next_appeared(task)
+            case ClaimTasks(), Claimed() as claimed:
+                self._claimed(claimed)
+            case EndTask() | CancelRun(), Task() as task:
+                self._next_appeared(task)
             case RevertTask(), Task() as task:
                 self.appeared(task.scheduled_at)
             case _:
                 pass  # ended tasks, ended or deleted, are nobody's next
+
+    def _claimed(self, claimed: Claimed) -> None:
+        for task in (*claimed.tasks, *claimed.expired, *claimed.made):
+            self.vanished(task.id)
+        if claimed.made:
+            self.appeared(min(task.scheduled_at for task in claimed.made))
+
+    def _next_appeared(self, task: Task) -> None:
+        """With a task of a schedule the next one may have become pending."""
+        if task.schedule_id is not None:
+            self.reset()
 
 
 class TimedRepository(BulkRepository, Generic[S]):
@@ -230,6 +250,14 @@ class TimedRepository(BulkRepository, Generic[S]):
 
     async def count_pending(self) -> Mapping[str, int]:
         return await self.store.count_pending()
+
+    async def get_schedule(self, schedule_id: str) -> Schedule:
+        return await self.store.get_schedule(schedule_id)
+
+    async def find_schedules(
+        self, limit: int | None = None, after: str | None = None
+    ) -> list[Schedule]:
+        return await self.store.find_schedules(limit, after)
 
     def start_timer(self, clock: Clock) -> None:
         self.timer.start_timer(clock)

@@ -1,12 +1,33 @@
-"""What all triggers of this library have in common."""
+"""Triggers: what they promise, and what those of this library have in common."""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
 from datetime import datetime
+from typing import Protocol, runtime_checkable
 
 from ._json import JSON
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """A rule that gives moments: a pure value, which answers the same for ever."""
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first moment that is later, in UTC; or none.
+
+        It is the same for all moments from the given one until the one that is answered.
+        """
+        ...
+
+    def explain(self) -> str:
+        """What it means, in words."""
+        ...
+
+    def to_data(self) -> dict[str, JSON]:
+        """The trigger as JSON values."""
+        ...
 
 
 class BaseTrigger(ABC):

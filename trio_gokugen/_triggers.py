@@ -17,8 +17,7 @@ from ._interval import Interval
 from ._json import JSON
 from ._local_time import local_of, settled, zone_of
 from ._task import as_utc
-from ._trigger import BaseTrigger
-from .abc import Trigger
+from ._trigger import BaseTrigger, Trigger
 
 MICROSECOND = timedelta(microseconds=1)
 DAY = timedelta(days=1)
@@ -269,6 +268,20 @@ def trigger_from_data(data: object) -> Trigger:
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidTriggerError(kind, f"cannot be read: {error}") from None
     raise InvalidTriggerError("trigger", f"{what} is not what a trigger makes")
+
+
+def check_readable(trigger: Trigger) -> None:
+    """Raise an `InvalidTriggerError` for one that cannot be made of its data again."""
+    try:
+        found: object = trigger_from_data(trigger.to_data())
+    except GokugenError:
+        found = None
+    if found != trigger:
+        raise InvalidTriggerError(
+            "trigger",
+            f"{shown(trigger)} cannot be kept outside of memory: use the triggers of"
+            " trio_gokugen, or combine them",
+        )
 
 
 def _interval(every: str, *, anchor: str | None = None) -> Trigger:

@@ -41,12 +41,15 @@ from .abc import (
     Claimed,
     ClaimTasks,
     Clock,
+    Dispatcher,
     EndTask,
     HookAction,
     LoopHooks,
+    OnSchedule,
     Operation,
     RepositoryLike,
     RevertTask,
+    ScheduleChanged,
     TaskResult,
     UpdateTask,
 )
@@ -70,9 +73,11 @@ class UpdateLoop:
         hooks: LoopHooks,
         observers: Observers,
         ledger: Ledger,
+        dispatcher: Dispatcher,
     ) -> None:
         self.queue = UpdateQueue()
         self._repository = repository
+        self._dispatcher = dispatcher
         self._clock = clock
         self._hooks = hooks
         self._observers = observers
@@ -269,12 +274,10 @@ class UpdateLoop:
     def _settle_request(self, request: Request, operation: Operation, result: Any) -> None:
         ledger, observers = self._ledger, self._observers
         match operation, result:
-            case ClaimTasks(), Claimed(tasks=tasks, expired=expired):
-                for task in expired:
-                    ledger.ended(task)
-                    observers.tell_done(task)
-                ledger.claimed(tasks, self._began)
-                self._start(request, tasks)
+            case ClaimTasks(), Claimed() as claimed:
+                self._settle_claim(request, claimed)
+            case OnSchedule(), ScheduleChanged() as change:
+                self._settle_change(change)
             case CancelTask(), (Task() as task, True):
                 ledger.ended(task)
                 observers.tell("on_update", operation, task)
@@ -288,6 +291,23 @@ class UpdateLoop:
             case _:
                 pass  # nothing changed, or ended tasks were deleted
         request.settle(outcome.Value(result))
+
+    def _settle_claim(self, request: Request, claimed: Claimed) -> None:
+        for task in claimed.expired:
+            self._ledger.ended(task)
+            self._observers.tell_done(task)
+        for dropped in claimed.dropped:
+            self._observers.tell("on_dropped", dropped)
+        self._ledger.claimed(claimed.tasks, self._began)
+        for run in claimed.replaced:
+            self._dispatcher.cancel(run, StopReason.REPLACED)
+        self._start(request, claimed.tasks)
+
+    def _settle_change(self, change: ScheduleChanged) -> None:
+        if change.task is not None and change.task.state.ended:
+            self._ledger.ended(change.task)
+        for dropped in change.dropped:
+            self._observers.tell("on_dropped", dropped)
 
     def _start(self, claim: Request, tasks: Sequence[Task]) -> None:
         """Have claimed tasks run, in the same step in which they are noted."""
@@ -310,7 +330,8 @@ class UpdateLoop:
             item.settle(result)
             return
         # Somebody has taken the task from its run: what the run reports is void.
-        logger.warning("the outcome of %r is dropped: %s", item.run.id, result.error)
+        if not _was_replaced(item):
+            logger.warning("the outcome of %r is dropped: %s", item.run.id, result.error)
         self._ledger.lost(item.run)
         self._void.append(item.run)
         self._note_leaving(item)
@@ -394,6 +415,13 @@ class UpdateLoop:
             raise BaseExceptionGroup("works were left by", leaving)
 
 
+def _was_replaced(result: TaskResult) -> bool:
+    if not isinstance(result.outcome, outcome.Error):
+        return False
+    error = result.outcome.error
+    return isinstance(error, WorkStoppedError) and error.reason is StopReason.REPLACED
+
+
 def _as_one(failed: _Failed) -> Exception:
     """The error, or a group of them, if there are several."""
     errors = list({id(error): error for _, error in failed}.values())
@@ -410,7 +438,7 @@ def _operation_for(result: TaskResult, now: datetime) -> Operation:
     error = result.outcome.error
     if not isinstance(error, WorkStoppedError):
         return EndTask(result.run, now, describe(error))
-    if error.reason is StopReason.INTERRUPT:
+    if error.reason in {StopReason.INTERRUPT, StopReason.REPLACED}:
         return CancelRun(result.run, now)
     if result.run.at_most_once and error.started:
         return EndTask(result.run, now, describe(error))

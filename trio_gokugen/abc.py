@@ -12,15 +12,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 import outcome
 import trio
 
+from . import _recurrence as recurrence
+from . import _schedule_changes as schedule_changes
 from . import _transitions as transitions
 from ._errors import StopReason
-from ._json import JSON
 from ._operations import (
     ANY_TASK,
     AddTasks,
@@ -32,6 +33,7 @@ from ._operations import (
     DispatchTask,
     EndTask,
     Free,
+    OnSchedule,
     Operation,
     RecoverAction,
     Renewed,
@@ -41,7 +43,21 @@ from ._operations import (
     UpdateTask,
 )
 from ._query import TaskQuery, find_order
+from ._schedule import (
+    ChangeSchedule,
+    Dropped,
+    PauseSchedule,
+    PutSchedule,
+    RemoveSchedule,
+    ResumeSchedule,
+    Schedule,
+    ScheduleChanged,
+    ScheduleUpdate,
+    TriggerSchedule,
+    UpdateSchedule,
+)
 from ._task import ENDED, Task, TaskState, TaskUpdate
+from ._trigger import Trigger
 
 __all__ = [
     "ANY_TASK",
@@ -49,6 +65,7 @@ __all__ = [
     "AddTasks",
     "CancelRun",
     "CancelTask",
+    "ChangeSchedule",
     "ClaimTasks",
     "Claimed",
     "Clock",
@@ -62,12 +79,19 @@ __all__ = [
     "HookAction",
     "Listener",
     "LoopHooks",
+    "OnSchedule",
     "Operation",
+    "PauseSchedule",
+    "PutSchedule",
     "RecoverAction",
+    "RemoveSchedule",
     "Renewed",
     "RepositoryLike",
     "ResultChannel",
+    "ResumeSchedule",
     "RevertTask",
+    "ScheduleChanged",
+    "ScheduleUpdate",
     "Start",
     "StopReason",
     "TaskFilter",
@@ -75,10 +99,14 @@ __all__ = [
     "TaskResult",
     "TimerLike",
     "Trigger",
+    "TriggerSchedule",
+    "UpdateSchedule",
     "UpdateTask",
     "Work",
     "WorkRegistry",
     "find_order",
+    "recurrence",
+    "schedule_changes",
     "transitions",
 ]
 
@@ -107,26 +135,6 @@ class Clock(Protocol):
         Later than `trio.current_time` for every moment that is still to come, so that
         who sleeps until then and looks again gets on.
         """
-        ...
-
-
-@runtime_checkable
-class Trigger(Protocol):
-    """A rule that gives moments: a pure value, which answers the same for ever."""
-
-    def next_after(self, moment: datetime) -> datetime | None:
-        """The first moment that is later, in UTC; or none.
-
-        It is the same for all moments from the given one until the one that is answered.
-        """
-        ...
-
-    def explain(self) -> str:
-        """What it means, in words."""
-        ...
-
-    def to_data(self) -> dict[str, JSON]:
-        """The trigger as JSON values."""
         ...
 
 
@@ -315,6 +323,29 @@ class RepositoryLike(Protocol):
 
     async def count_pending(self) -> Mapping[str, int]:
         """How many tasks are scheduled, by work id."""
+        ...
+
+    async def change_schedule(self, change: ChangeSchedule) -> ScheduleChanged:
+        """Add, change or remove a schedule, together with its next occurrence.
+
+        From then on whatever happens to a task that is the next occurrence of a schedule
+        makes the one after, in the same step: see `recurrence` and `schedule_changes`.
+
+        Raises:
+          ScheduleNotFoundError: there is no such schedule.
+          InvalidTaskError, InvalidTriggerError: it would not be one that can be.
+          NoSchedulesError: this store keeps none.
+        """
+        ...
+
+    async def get_schedule(self, schedule_id: str) -> Schedule:
+        """The schedule as it stands. Raises `ScheduleNotFoundError`, `NoSchedulesError`."""
+        ...
+
+    async def find_schedules(
+        self, limit: int | None = None, after: str | None = None
+    ) -> list[Schedule]:
+        """Schedules by id; with `after`, those whose id is greater than this."""
         ...
 
 
@@ -549,6 +580,10 @@ class LoopHooks(Protocol):
 
     async def on_update(self, operation: Operation, task: Task) -> None:
         """The operation took effect; `task` is how it left the task."""
+        ...
+
+    async def on_dropped(self, dropped: Dropped) -> None:
+        """Occurrences of a schedule do not run: too late, or one ran still."""
         ...
 
     async def on_task_done(self, task: Task) -> None:

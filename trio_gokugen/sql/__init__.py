@@ -11,17 +11,19 @@ if find_spec("sqlalchemy") is None:
     )
 
 from ._core import SQLCore
-from ._errors import NameTakenError, NotADatabaseError, SchemaError
+from ._errors import DamagedScheduleError, NameTakenError, NotADatabaseError, SchemaError
 from ._migrate import migrate
 from ._open import open_sql_repository
 from ._repository import SQLRepository
-from ._schema import TaskRow
+from ._schema import ScheduleRow, TaskRow
 
 __all__ = [
+    "DamagedScheduleError",
     "NameTakenError",
     "NotADatabaseError",
     "SQLCore",
     "SQLRepository",
+    "ScheduleRow",
     "SchemaError",
     "TaskRow",
     "migrate",

@@ -32,8 +32,9 @@ from trio_gokugen.abc import (
 )
 
 from ._ends import EndRun, after, end_runs
+from ._occurrences import follow
 from ._ongoing import Key, LookFirstError, Ongoing, chunks
-from ._rows import END, end_of, is_unreadable, life_of, plan_of, task_of
+from ._rows import END, end_of, is_unreadable, life_of, new_row, plan_of, task_of
 
 
 @attrs.define(eq=False)
@@ -77,6 +78,7 @@ class Changes:
             except REFUSALS as error:
                 outcomes.append(outcome.Error(error))
         self._write()
+        self._follow(ended.values())
         return outcomes
 
     def end_found(
@@ -87,6 +89,7 @@ class Changes:
             self._entries[task.id] = _Entry(task, task, key, self._ongoing.name)
         ended = [self._end_run(each) for each in operations]
         self._write()
+        self._follow(())
         return ended
 
     def _read(self, operations: Iterable[Operation]) -> None:
@@ -190,13 +193,22 @@ class Changes:
                 ended.append(entry)
         # Rows are made as they are written: there may be very many.
         for chunk in chunks(new):
-            rows = [_new_row(entry) for entry in chunk]
+            rows = [new_row(entry.task, entry.owner) for entry in chunk]
             self._ongoing.execute_many(self._ongoing.say.add, rows)
         self._begin_leases([entry for entry in new if entry.dispatched])
         for chunk in chunks(changed):
             self._write_changed(chunk)
         for chunk in chunks(ended):
             self._write_ended(chunk)
+
+    def _follow(self, ended: Iterable[Task]) -> None:
+        """Have schedules follow what became of their tasks."""
+        changed = [
+            entry.task
+            for entry in self._entries.values()
+            if entry.stored is not None and entry.task is not entry.stored
+        ]
+        follow(self._ongoing, [*ended, *changed])
 
     def _write_changed(self, entries: Sequence[_Entry]) -> None:
         """Write whatever may have changed, task by task."""
@@ -241,17 +253,3 @@ def _has_its_task(run: Task | None, row: Row[Any]) -> bool:
     if run is None or row.state != TaskState.DISPATCHED.value:
         return False
     return (row.attempt, row.created_at) == (run.attempt, run.created_at)
-
-
-def _new_row(entry: _Entry) -> dict[str, Any]:
-    task = entry.task
-    # Nobody knows how long what was added as running has been: its lease is over.
-    running = task.state is TaskState.DISPATCHED
-    return {
-        "id": task.id,
-        "created_at": task.created_at,
-        **plan_of(task),
-        **life_of(task),
-        "dispatched_by": entry.owner,
-        "lease_until": task.scheduled_at if running else None,
-    }

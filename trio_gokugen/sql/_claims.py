@@ -13,36 +13,38 @@ from trio_gokugen import _transitions
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import Claimed, ClaimTasks, TaskFilter
 
+from ._occurrences import follow
 from ._ongoing import CHUNK, Key, Ongoing
 from ._rows import is_unreadable, task_of
 from ._statements import FirstPending
+from ._taking import Taking
 
 LAST = datetime.max.replace(tzinfo=UTC)
 
 
 def claim(ongoing: Ongoing, operation: ClaimTasks) -> Claimed:
     """Claim due tasks."""
-    claimed: list[Task] = []
-    expired: list[Task] = []
+    claimed = Claimed([], [])
     # So many that are past their deadline are enough for one transaction.
-    while len(claimed) < operation.limit and len(expired) < CHUNK:
-        limit = min(operation.limit - len(claimed), CHUNK)
-        found = _claim_some(ongoing, operation, limit)
-        claimed += found.tasks
-        expired += found.expired
-        if len(found.tasks) + len(found.expired) < limit:
+    while len(claimed.tasks) < operation.limit and len(claimed.expired) < CHUNK:
+        limit = min(operation.limit - len(claimed.tasks), CHUNK)
+        if not _claim_some(ongoing, operation, limit, claimed):
             break
-    return Claimed(claimed, expired)
+    return claimed
 
 
-def _claim_some(ongoing: Ongoing, operation: ClaimTasks, limit: int) -> Claimed:
+def _claim_some(
+    ongoing: Ongoing, operation: ClaimTasks, limit: int, claimed: Claimed
+) -> bool:
+    """Claim some due tasks; return whether there may be more."""
     at, only, say = operation.at, operation.only, ongoing.say
     once = ongoing.dialect.listed(sorted(only.at_most_once))
     how = {"once": once, **ongoing.leased(at)}
     to_claim: list[Key] = []
-    claimed: list[Task] = []
     failed: dict[Key, Task] = {}
-    for row in _due(ongoing, say.claim, only, {"at": at, "limit": limit, **how}):
+    rows = _due(ongoing, say.claim, only, {"at": at, "limit": limit, **how})
+    taking = Taking(ongoing, rows, at)
+    for row in rows:
         stamp = row[-1]
         task = task_of(row)
         if is_unreadable(row, task):
@@ -51,22 +53,30 @@ def _claim_some(ongoing: Ongoing, operation: ClaimTasks, limit: int) -> Claimed:
                 task = attrs.evolve(task, dispatched_at=at, attempt=attempt)
             failed[ongoing.key_of(row)] = attrs.evolve(task, done_at=at)
             continue
-        task = _transitions.dispatched(
-            task, at, at_most_once=task.work_id in only.at_most_once
-        )
+        at_most_once = task.work_id in only.at_most_once
+        if task.schedule_id is not None:
+            taking.take(row, task, at_most_once=at_most_once)
+            continue
+        task = _transitions.dispatched(task, at, at_most_once=at_most_once)
         if task.state is not TaskState.DISPATCHED:
             failed[ongoing.key_of(row)] = task
             continue
-        claimed.append(task)
+        taking.claimed.tasks.append(task)
         if stamp is None:
             to_claim.append(ongoing.key_of(row))
         else:
             ongoing.seal = stamp
     if to_claim:
-        rows = ongoing.dialect.listed(to_claim)
-        ongoing.execute(say.claim_rows, {"rows": rows, "at": at, **how})
+        keys = ongoing.dialect.listed(to_claim)
+        ongoing.execute(say.claim_rows, {"rows": keys, "at": at, **how})
     fail(ongoing, failed)
-    return Claimed(claimed, [*failed.values()])
+    found = taking.write()
+    claimed.tasks += found.tasks
+    claimed.expired += [*failed.values(), *found.expired]
+    claimed.made += found.made
+    claimed.replace(found.replaced)
+    claimed.dropped += found.dropped
+    return len(rows) == limit or any(task.scheduled_at <= at for task in found.made)
 
 
 def fail(ongoing: Ongoing, tasks: Mapping[Key, Task]) -> None:
@@ -76,6 +86,7 @@ def fail(ongoing: Ongoing, tasks: Mapping[Key, Task]) -> None:
         for row, task in tasks.items()
     ]
     ongoing.execute_many(ongoing.say.fail, rows)
+    follow(ongoing, tasks.values())
 
 
 def first(ongoing: Ongoing, only: TaskFilter) -> Task | None:

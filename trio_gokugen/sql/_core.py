@@ -8,6 +8,7 @@ way returns what became of it. While a thread is at work, Trio's mock clock does
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,9 +23,15 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from trio_gokugen._autojump import autojump_held
-from trio_gokugen._errors import RepositoryError, TaskNotFoundError
+from trio_gokugen._errors import (
+    RepositoryError,
+    ScheduleNotFoundError,
+    TaskNotFoundError,
+)
+from trio_gokugen._ids import IdMaker
 from trio_gokugen._query import TaskQuery
 from trio_gokugen._repository import BulkRepository
+from trio_gokugen._schedule import Schedule
 from trio_gokugen._task import Task
 from trio_gokugen.abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFilter
 
@@ -33,6 +40,7 @@ from ._engines import dialect_of
 from ._failures import as_failure, failures, given_back
 from ._ongoing import LookFirstError, Ongoing
 from ._rows import task_of
+from ._schedule_rows import schedule_of
 from ._search import search
 from ._statements import Statements
 from ._transaction import Transaction
@@ -44,6 +52,8 @@ READERS = 4
 
 FIND_OUT = 10.0
 """Seconds to find out what became of a commit in which the connection was lost."""
+
+_MANY = 2**62
 
 LONGEST_WAIT = 0.05
 """Seconds, before a transaction is begun anew that was in another's way."""
@@ -83,6 +93,8 @@ class SQLCore(BulkRepository):
         self._lease = lease
         self._statements = Statements(self.dialect)
         self._closed = False
+        self._make_id = IdMaker()
+        self._id_lock = threading.Lock()
         self._writer = trio.CapacityLimiter(1)
         # A database in memory has one connection, which cannot be used by two threads.
         alone = isinstance(engine.pool, StaticPool)
@@ -144,6 +156,28 @@ class SQLCore(BulkRepository):
 
         return await self._read("counting tasks", count)
 
+    async def get_schedule(self, schedule_id: str) -> Schedule:
+        def get(connection: Connection) -> Schedule | None:
+            found = connection.execute(self._statements.get_schedule, {"id": schedule_id})
+            row = found.mappings().one_or_none()
+            return None if row is None else schedule_of(row)
+
+        schedule = await self._read("reading a schedule", get)
+        if schedule is None:
+            raise ScheduleNotFoundError(schedule_id)
+        return schedule
+
+    async def find_schedules(
+        self, limit: int | None = None, after: str | None = None
+    ) -> list[Schedule]:
+        which = {"after": after or "", "limit": _MANY if limit is None else limit}
+
+        def find(connection: Connection) -> list[Schedule]:
+            rows = connection.execute(self._statements.find_schedules, which)
+            return [schedule_of(row) for row in rows.mappings()]
+
+        return await self._read("reading schedules", find)
+
     # -- changing ---------------------------------------------------------------------
 
     async def apply(
@@ -184,8 +218,13 @@ class SQLCore(BulkRepository):
             self._statements,
             self.name,
             timedelta(seconds=self._lease),
+            self._new_id,
         )
         return Transaction(ongoing, careful=careful)
+
+    def _new_id(self, moment: datetime) -> str:
+        with self._id_lock:  # leases are renewed in a thread of their own
+            return self._make_id(moment)
 
     async def _read(self, what: str, read: Callable[[Connection], T]) -> T:
         def in_thread() -> T:

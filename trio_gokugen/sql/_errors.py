@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from trio_gokugen._errors import RepositoryError, printable
+from trio_gokugen._errors import RefusedError, RepositoryError, printable
 
 
 @attrs.frozen
@@ -42,3 +42,17 @@ class SchemaError(RepositoryError):
 
 class NotADatabaseError(RepositoryError):
     """The file is damaged, or is no database at all. It was left as it is."""
+
+
+@attrs.frozen
+class DamagedScheduleError(RefusedError):
+    """A stored schedule cannot be read. Remove it, and add it again."""
+
+    schedule_id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return printable(
+            f"the stored schedule {self.schedule_id!r} cannot be read, {self.reason}:"
+            " remove it, and add it again"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, TypeAlias, cast
@@ -43,6 +43,9 @@ class Ongoing:
 
     lease: timedelta
     """For how long."""
+
+    new_id: Callable[[datetime], str]
+    """Makes ids of tasks."""
 
     appeared: dict[str, datetime] = attrs.field(factory=dict[str, datetime])
     """By work, the first moment for which a task has become pending."""

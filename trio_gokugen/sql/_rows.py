@@ -28,6 +28,8 @@ FIELDS = (
     "cancelled_at",
     "dispatched_at",
     "done_at",
+    "schedule_id",
+    "nominal_at",
 )
 """The fields of a task, each a column."""
 
@@ -50,8 +52,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "scheduled_at": (datetime,),
     "created_at": (datetime,),
     **dict.fromkeys(
-        ("deadline", "cancelled_at", "dispatched_at", "done_at"), (datetime, type(None))
+        ("deadline", "cancelled_at", "dispatched_at", "done_at", "nominal_at"),
+        (datetime, type(None)),
     ),
+    "schedule_id": (str, type(None)),
 }
 _readable: set[tuple[type, ...]] = set()
 """The types of the fields of tasks that could be read."""
@@ -80,6 +84,8 @@ def task_of(row: Row[Any]) -> Task:
         "cancelled_at": values[13],
         "dispatched_at": values[14],
         "done_at": values[15],
+        "schedule_id": values[16],
+        "nominal_at": values[17],
     }
     # There are few ways for all to be as it should: asked of each value, it takes longer.
     types = tuple(map(type, fields.values()))
@@ -114,6 +120,22 @@ def plan_of(task: Task) -> dict[str, Any]:
         "deadline": task.deadline,
         "param": task.param,
         "meta": task.meta,
+        "nominal_at": task.nominal_at,
+    }
+
+
+def new_row(task: Task, owner: str | None) -> dict[str, Any]:
+    """All columns of a new row."""
+    # Nobody knows how long what was added as running has been: its lease is over.
+    running = task.state is TaskState.DISPATCHED
+    return {
+        "id": task.id,
+        "created_at": task.created_at,
+        "schedule_id": task.schedule_id,
+        **plan_of(task),
+        **life_of(task),
+        "dispatched_by": owner,
+        "lease_until": task.scheduled_at if running else None,
     }
 
 

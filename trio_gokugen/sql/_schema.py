@@ -160,6 +160,9 @@ class TaskRow(Base):
     lease_until: Mapped[datetime | None] = mapped_column(Moment)
     """While it is dispatched: until when it is left to that scheduler."""
 
+    schedule_id: Mapped[str | None] = mapped_column(_Id)
+    nominal_at: Mapped[datetime | None] = mapped_column(Moment)
+
     # What the ORM finds rows by has an index everywhere: see `Dialect.key`.
     __mapper_args__: Any = {"primary_key": [id]}  # noqa: RUF012 (as the base has it)
 
@@ -195,6 +198,14 @@ Index(
     sqlite_where=_ended,
     postgresql_where=_ended,
 )
+_of_schedule = text("schedule_id IS NOT NULL")
+Index(
+    "gokugen_task_schedule",
+    TaskRow.schedule_id,
+    TaskRow.ended_at,
+    sqlite_where=_of_schedule,
+    postgresql_where=_of_schedule,
+)
 # Of pending tasks there may be many, at moments far apart: each added would cost a page of
 # this, too.
 _not_pending = text("state <> 'scheduled'")
@@ -207,3 +218,59 @@ Index(
     sqlite_where=_not_pending,
     postgresql_where=_not_pending,
 )
+
+
+class Span(TypeDecorator[timedelta]):
+    """A length of time, as microseconds."""
+
+    impl = BigInteger  # type: ignore[mutable-override]  # as SQLAlchemy has it
+    cache_ok = True  # type: ignore[mutable-override]
+
+    def process_bind_param(self, value: timedelta | None, dialect: Dialect) -> Any:
+        return None if value is None else value // _MICROSECOND
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        try:
+            return timedelta(microseconds=value)
+        except TypeError:
+            return Damaged()
+
+
+class ScheduleRow(Base):
+    """A schedule, as `trio_gokugen.Schedule` has it."""
+
+    __tablename__ = "gokugen_schedule"
+
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    # Some of these have other names than the fields, which are words of SQL.
+    rule: Mapped[dict[str, Any]] = mapped_column(JSONObject)
+    """The trigger."""
+
+    work_id: Mapped[str] = mapped_column(_Id)
+    param: Mapped[dict[str, Any]] = mapped_column(JSONObject)
+    meta: Mapped[dict[str, Any]] = mapped_column(JSONObject)
+    priority: Mapped[int] = mapped_column(BigInteger)
+    deadline_after: Mapped[timedelta | None] = mapped_column(Span)
+    jitter: Mapped[timedelta] = mapped_column(Span)
+    late: Mapped[dict[str, Any]] = mapped_column(JSONObject)
+    overlap: Mapped[str] = mapped_column(Text)
+    counted_from: Mapped[str] = mapped_column(Text)
+    """What is called ``after`` elsewhere."""
+
+    paused: Mapped[int] = mapped_column(Integer)
+    """0 or 1."""
+
+    created_at: Mapped[datetime] = mapped_column(Moment)
+    next_at: Mapped[datetime | None] = mapped_column(Moment)
+    last_at: Mapped[datetime | None] = mapped_column(Moment)
+    runs: Mapped[int] = mapped_column(BigInteger)
+    dropped: Mapped[int] = mapped_column(BigInteger)
+    pending_id: Mapped[str | None] = mapped_column(_Id)
+    awaited_id: Mapped[str | None] = mapped_column(_Id)
+    queued_at: Mapped[datetime | None] = mapped_column(Moment)
+    skipped_from: Mapped[datetime | None] = mapped_column(Moment)
+
+
+SCHEDULE = cast_("Table", ScheduleRow.__table__)

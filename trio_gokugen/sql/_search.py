@@ -34,6 +34,7 @@ _MOMENTS = (
     "cancelled_at",
     "dispatched_at",
     "done_at",
+    "nominal_at",
 )
 _PENDING = frozenset({TaskState.SCHEDULED})
 _RUNNING = frozenset({TaskState.DISPATCHED})
@@ -53,7 +54,8 @@ def search(
     """What `RepositoryLike.find` is asked for, as a statement and its parameters."""
     parameters: dict[str, Any] = {}
     conditions = [*_conditions(query)]
-    for name, values in ("ids", query.ids), ("works", query.work_ids):
+    lists = {"ids": query.ids, "works": query.work_ids, "schedules": query.schedule_ids}
+    for name, values in lists.items():
         if values is not None:
             parameters[name] = dialect.listed(values)
     if query.meta:
@@ -61,7 +63,8 @@ def search(
     if after is not None:
         conditions.append(_follows(after))
     most = None if limit is None else min(limit, 2**62)
-    if query.ids is not None or query.states == _RUNNING:
+    known = query.ids is not None or query.schedule_ids is not None
+    if known or query.states == _RUNNING:
         statement = _few(dialect, query, conditions)
     else:
         statement = _many(dialect, query, conditions, most)
@@ -75,6 +78,8 @@ def _few(
     found = select(dialect.key).where(*conditions, *_states_and_works(dialect, query))
     if query.ids is not None:
         found = found.where(dialect.among(TASK.c.id, "ids"))
+    if query.schedule_ids is not None:
+        found = found.where(dialect.among(TASK.c.schedule_id, "schedules"))
     return select(*COLUMNS).where(dialect.is_one_of(found)).order_by(*_find_order())
 
 

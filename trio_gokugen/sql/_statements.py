@@ -10,6 +10,7 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     BindParameter,
+    Delete,
     Executable,
     Insert,
     Select,
@@ -17,15 +18,17 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
+    delete,
     func,
     insert,
     select,
     update,
 )
 
-from ._dialects import AT, PENDING, RUNNING, Dialect
+from ._dialects import AT, LIMIT, PENDING, RUNNING, Dialect
 from ._rows import COLUMNS, END, LIFE, PLAN
-from ._schema import TASK, Moment
+from ._schedule_rows import DEFINITION, PROGRESS
+from ._schema import SCHEDULE, TASK, Moment
 
 _MINE = TASK.c.dispatched_by == bindparam("name", type_=Text)
 
@@ -67,6 +70,7 @@ class Statements:
         self._make_ending(dialect)
         self._make_claiming(dialect)
         self._make_leases(dialect)
+        self._make_schedules(dialect)
 
     def _make_reading(self, dialect: Dialect) -> None:
         self.get: Select[Any] = select(*COLUMNS).where(
@@ -150,3 +154,35 @@ class Statements:
         expired = TASK.c.lease_until < dialect.now
         self.expired: Select[Any] = dialect.locked(orphans.where(expired), skip=True)
         self.left: Select[Any] = dialect.locked(orphans.where(_MINE | expired), skip=True)
+
+    def _make_schedules(self, dialect: Dialect) -> None:
+        id_ = SCHEDULE.c.id
+        this = id_ == bindparam("schedule", type_=Text)
+        columns = {each.name: bindparam(each.name, type_=each.type) for each in SCHEDULE.c}
+        self.get_schedule: Select[Any] = select(SCHEDULE).where(
+            id_ == bindparam("id", type_=Text)
+        )
+        self.find_schedules: Select[Any] = (
+            select(SCHEDULE)
+            .where(id_ > bindparam("after", type_=Text))
+            .order_by(id_)
+            .limit(LIMIT)
+        )
+        # In the same order everywhere, so that nobody waits in a circle.
+        self.schedules: Select[Any] = dialect.locked(
+            select(SCHEDULE).where(dialect.among(id_, "ids")).order_by(id_)
+        )
+        self.pending_of: Select[Any] = select(SCHEDULE.c.pending_id).where(this)
+        self.add_schedule: Insert = insert(SCHEDULE)
+        self.step: Update = (
+            update(SCHEDULE).where(this).values({each: columns[each] for each in PROGRESS})
+        )
+        self.define: Update = self.step.values({each: columns[each] for each in DEFINITION})
+        self.remove_schedule: Delete = delete(SCHEDULE).where(this)
+        self.runs_of: Select[Any] = dialect.locked(
+            select(*COLUMNS).where(
+                RUNNING,
+                TASK.c.ended_at.is_(None),
+                dialect.among(TASK.c.schedule_id, "ids"),
+            )
+        )

@@ -8,18 +8,20 @@ from typing import Any
 
 import outcome
 
+from trio_gokugen._errors import REFUSALS
 from trio_gokugen._task import Task
 from trio_gokugen.abc import (
     ANY_TASK,
     ClaimTasks,
     DeleteEnded,
+    OnSchedule,
     Operation,
     RecoverAction,
     Renewed,
     TaskFilter,
 )
 
-from . import _claims, _deletions, _leases
+from . import _claims, _deletions, _leases, _scheduling
 from ._changes import Changes
 from ._ongoing import Ongoing
 
@@ -42,18 +44,24 @@ class Transaction:
         outcomes: list[outcome.Outcome[Any]] = []
         named: list[Operation] = []  # which name their tasks, and are carried out together
         for operation in operations:
-            if not isinstance(operation, ClaimTasks | DeleteEnded):
+            if not isinstance(operation, ClaimTasks | DeleteEnded | OnSchedule):
                 named.append(operation)
                 continue
             outcomes += self._change(named)
             named = []
-            if isinstance(operation, ClaimTasks):
-                outcomes.append(outcome.Value(_claims.claim(self.ongoing, operation)))
-            else:
-                deleted = _deletions.delete_ended(self.ongoing, operation)
-                outcomes.append(outcome.Value(deleted))
+            try:
+                outcomes.append(outcome.Value(self._carry_out(operation)))
+            except REFUSALS as error:
+                outcomes.append(outcome.Error(error))
         outcomes += self._change(named)
         return outcomes
+
+    def _carry_out(self, operation: ClaimTasks | DeleteEnded | OnSchedule) -> Any:
+        if isinstance(operation, ClaimTasks):
+            return _claims.claim(self.ongoing, operation)
+        if isinstance(operation, OnSchedule):
+            return _scheduling.change_schedule(self.ongoing, operation)
+        return _deletions.delete_ended(self.ongoing, operation)
 
     def _change(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
         if not operations:

@@ -100,6 +100,28 @@ async def find_by_states(repository: TaskRepository) -> None:
 
 
 @checks
+async def find_by_schedule_ids(repository: TaskRepository) -> None:
+    """Only tasks of these schedules are found, in whatever state."""
+    await repository.add(
+        [
+            attrs.evolve(task, schedule_id=name, nominal_at=moment(1))
+            for task, name in zip(_TASKS, ["s", "S", "t"] * 4, strict=True)
+        ]
+    )
+    for schedule_ids, expected in (
+        ({"s", "?"}, "begj"),
+        ({"S", "t"}, "acdfhikl"),
+        (set[str](), ""),
+    ):
+        found = _ids(await repository.find(TaskQuery(schedule_ids=schedule_ids)))
+        expect_equal(f"tasks of {schedule_ids}", sorted(found), list(expected))
+    since = (moment(1), None)
+    query = TaskQuery(schedule_ids={"s"}, states={_S.SCHEDULED}, nominal_at=since)
+    found = _ids(await repository.find(query, limit=1))
+    expect_equal("the first pending one", found, ["b"])
+
+
+@checks
 async def find_by_work_ids(repository: TaskRepository) -> None:
     """Only tasks of one of the works are found, by exactly that name."""
     await _expect_found(

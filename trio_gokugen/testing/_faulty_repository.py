@@ -10,14 +10,17 @@ import outcome
 import trio
 
 from trio_gokugen._query import TaskQuery
+from trio_gokugen._schedule import Schedule
 from trio_gokugen._task import ENDED, Task, TaskState, TaskUpdate
 from trio_gokugen.abc import (
     ANY_TASK,
+    ChangeSchedule,
     Claimed,
     Clock,
     Operation,
     RecoverAction,
     Renewed,
+    ScheduleChanged,
     TaskFilter,
     TaskRepository,
 )
@@ -31,12 +34,15 @@ _METHODS = _TIMER | {
     "add",
     "apply",
     "cancel",
+    "change_schedule",
     "claim",
     "count_pending",
     "delete_ended",
     "find",
+    "find_schedules",
     "get",
     "get_next",
+    "get_schedule",
     "mark_cancelled",
     "mark_dispatched",
     "mark_done",
@@ -254,6 +260,22 @@ class FaultyRepository:
     async def count_pending(self) -> Mapping[str, int]:
         pending: Mapping[str, int] = await self._call("count_pending")
         return pending
+
+    async def change_schedule(self, change: ChangeSchedule) -> ScheduleChanged:
+        changed: ScheduleChanged = await self._call("change_schedule", change=change)
+        return changed
+
+    async def get_schedule(self, schedule_id: str) -> Schedule:
+        schedule: Schedule = await self._call("get_schedule", schedule_id=schedule_id)
+        return schedule
+
+    async def find_schedules(
+        self, limit: int | None = None, after: str | None = None
+    ) -> list[Schedule]:
+        schedules: list[Schedule] = await self._call(
+            "find_schedules", limit=limit, after=after
+        )
+        return schedules
 
     def start_timer(self, clock: Clock) -> None:
         self._call_timer("start_timer", clock=clock)

@@ -14,6 +14,7 @@ import outcome
 from trio_gokugen import _transitions
 from trio_gokugen._errors import (
     InvalidTaskError,
+    NoSchedulesError,
     RefusedError,
     TaskExistsError,
     TaskNotFoundError,
@@ -28,6 +29,7 @@ from trio_gokugen.abc import (
     DeleteEnded,
     DispatchTask,
     EndTask,
+    OnSchedule,
     Operation,
     RevertTask,
     TaskFilter,
@@ -80,6 +82,8 @@ class Model:
                 return self._put(_changed(self._get(task_id), operation))
             case EndTask(run=run) | RevertTask(run=run) | CancelRun(run=run):
                 return self._put(_changed(self._get(run.id), operation))
+            case OnSchedule():  # pragma: no cover: nobody walks there
+                raise NoSchedulesError
             case _:
                 assert_never(operation)
 

@@ -1,0 +1,365 @@
+"""Schedules in databases: none of their occurrences is lost, or made twice."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import Counter
+from contextlib import AsyncExitStack, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+import victim
+from databases import engine_of
+from sqlalchemy import event, text
+from support import NOON, Bench, noon, open_bench
+from test_sql_kills import KILLED, Killer, killer
+
+from trio_gokugen import (
+    Cron,
+    Interval,
+    InvalidTriggerError,
+    Late,
+    Schedule,
+    Scheduler,
+    TaskQuery,
+    TaskState,
+    autojump_held,
+    current_task,
+    open_scheduler,
+)
+from trio_gokugen._schedule import PauseSchedule, PutSchedule
+from trio_gokugen._trigger import BaseTrigger
+from trio_gokugen.sql import DamagedScheduleError, open_sql_repository
+
+__all__ = ["killer"]
+
+TICK = 20_000
+"""Microseconds between the occurrences of the victims."""
+
+
+# -- killed ---------------------------------------------------------------------------
+
+
+def check(directory: Path) -> int:
+    """Each moment has had its one run, or was dropped, and counted; return how many."""
+    with closing(sqlite3.connect(directory / "tasks.db")) as connection:
+        [schedule] = connection.execute(
+            "SELECT overlap, runs, dropped, last_at, pending_id, awaited_id"
+            " FROM gokugen_schedule"
+        )
+        overlap, runs, dropped, last_at, *tasks = schedule
+        assert tasks == [None, None]
+        assert dropped == 0 or overlap == "skip"
+        rows = connection.execute("SELECT nominal_at, state FROM gokugen_task").fetchall()
+    done = sorted(at for at, state in rows if state == "done" and at is not None)
+    assert {state for _, state in rows} <= {"done", "cancelled"}
+    moments = range(done[0], last_at + 1, TICK)
+    assert set(done) <= set(moments)
+    assert runs == len(done) == len(set(done)) == len(moments) - dropped
+    return len(done)
+
+
+def killed_at(killer: Killer, directory: Path, number: int, spot: str, nth: int) -> bool:
+    """Kill a program at a spot, if it comes there so often, and let another end it."""
+    directory.mkdir()
+    url, log = f"sqlite:///{directory / 'tasks.db'}", str(directory / "log")
+    killer.start(victim.Order(url, log, "schedule", number, spot, nth))
+    killed = killer.wait() == KILLED
+    killer.start(victim.Order(url, log, "schedule's end", number))
+    assert killer.wait() == 0
+    assert check(directory) >= 2
+    return killed
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["skip", "allow"])
+@pytest.mark.parametrize(
+    ("spot", "step"),
+    [("before commit", 2), ("after commit", 2), ("after a statement", 9)],
+)
+def test_killed(killer: Killer, tmp_path: Path, number: int, spot: str, step: int) -> None:
+    """
+    Killed between any two statements, a program loses no occurrence of a schedule, and
+    makes none twice.
+    """
+    kills = 0
+    while killed_at(killer, tmp_path / str(kills), number, spot, 1 + kills * step):
+        kills += 1
+    assert kills >= 4
+
+
+# -- several schedulers ---------------------------------------------------------------
+
+
+async def test_two_schedulers_on_one_server(postgresql_url: str) -> None:
+    """
+    Of two schedulers that both declare a schedule exactly one runs each occurrence.
+    """
+    ran: Counter[datetime] = Counter()
+
+    async def tick() -> None:
+        nominal = current_task().nominal_at
+        assert nominal is not None
+        ran[nominal] += 1
+
+    async with AsyncExitStack() as stack:
+        schedulers: list[Scheduler] = []
+        for _ in range(2):
+            repository = await stack.enter_async_context(
+                open_sql_repository(postgresql_url)
+            )
+            bench = Bench()
+            bench.works.register("tick", tick)
+            schedulers.append(
+                await stack.enter_async_context(open_scheduler(bench.works, repository))
+            )
+        async with trio.open_nursery() as nursery:
+            for scheduler in schedulers:
+                nursery.start_soon(_declare, scheduler)
+        await trio.sleep(0.5)
+        await schedulers[0].pause_schedule("s")
+        await schedulers[1].drain()
+        schedule = await schedulers[1].get_schedule("s")
+    assert set(ran.values()) == {1}
+    moments = sorted(ran)
+    assert len(moments) == schedule.runs >= 10
+    assert schedule.dropped == 0
+    step = timedelta(milliseconds=25)
+    assert moments == [moments[0] + n * step for n in range(len(moments))]
+
+
+async def _declare(scheduler: Scheduler) -> None:
+    late = Late(run="all", limit=10_000)
+    await scheduler.add_schedule("s", Interval(0.025), "tick", late=late, overlap="allow")
+
+
+async def test_a_run_of_another_scheduler_is_replaced(postgresql_url: str) -> None:
+    """
+    An occurrence replaces the one before even if another scheduler runs that.
+    """
+    started, stopped = trio.Event(), trio.Event()
+
+    async def linger() -> None:
+        started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            stopped.set()
+
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(
+            open_sql_repository(postgresql_url, lease=1.5)
+        )
+        second = await stack.enter_async_context(
+            open_sql_repository(postgresql_url, lease=1.5)
+        )
+        bench = Bench()
+        bench.works.register("linger", linger)
+        one = await stack.enter_async_context(open_scheduler(bench.works, first))
+        await one.add_schedule("s", Interval("1h"), "linger", overlap="replace")
+        [head] = await one.find(TaskQuery(states={TaskState.SCHEDULED}))
+        now = datetime.now(UTC)
+        # Both occurrences are due: the second scheduler takes the later one.
+        await one.update(head.id, scheduled_at=now)
+        await started.wait()
+        claimed = await second.claim(1, now + timedelta(hours=2))
+        [replaced] = claimed.replaced
+        assert replaced.id == head.id
+        with trio.fail_after(10):
+            ended = await one.wait(head.id)
+            await stopped.wait()
+        assert ended.state is TaskState.CANCELLED
+
+
+# -- as they are kept -----------------------------------------------------------------
+
+
+class OwnTrigger(BaseTrigger):
+    """A trigger of somebody's own."""
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        return moment + timedelta(seconds=1)
+
+    def explain(self) -> str:
+        return "a second later"
+
+    def to_data(self) -> Any:
+        return {"own": 1}
+
+
+async def test_a_trigger_of_ones_own(
+    autojump_clock: trio.testing.MockClock, sqlite_url: str
+) -> None:
+    """
+    A trigger that could not be read again is refused, added or put into a schedule.
+    """
+    async with (
+        open_sql_repository(sqlite_url) as repository,
+        open_bench(repository) as (scheduler, _),
+    ):
+        with pytest.raises(InvalidTriggerError, match="cannot be kept outside"):
+            await scheduler.add_schedule("s", OwnTrigger(), "note")
+        await scheduler.add_schedule("s", Cron("@daily"), "note")
+        with pytest.raises(InvalidTriggerError, match="cannot be kept outside"):
+            await scheduler.update_schedule("s", trigger=OwnTrigger())
+
+
+DAMAGES = [
+    ("rule", '\'{"cron": "@never"}\''),
+    ("rule", "'{}'"),
+    ("late", "'{\"unknown\": 1}'"),
+    ("overlap", "'maybe'"),
+    ("jitter", "-1"),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGES)
+async def test_a_damaged_schedule(
+    autojump_clock: trio.testing.MockClock, database_url: str, column: str, value: str
+) -> None:
+    """
+    A schedule that cannot be read fails its next occurrence, which says why; others go
+    on; and it can be removed, and added again.
+    """
+    async with (
+        open_sql_repository(database_url) as repository,
+        open_bench(repository) as (scheduler, bench),
+    ):
+        await scheduler.add_schedule("s", Interval(10), "note")
+        await scheduler.add_schedule("other", Interval(15), "note")
+        with repository.store.engine.begin() as connection:
+            change = f"UPDATE gokugen_schedule SET {column} = {value} WHERE id = 's'"  # noqa: S608 (of a test)
+            connection.execute(text(change.replace(":", "\\:")))
+        [head, _] = await scheduler.find(TaskQuery(states={TaskState.SCHEDULED}))
+        ended = await scheduler.wait(head.id)
+        assert ended.state is TaskState.FAILED
+        assert (ended.err or "").startswith("DamagedScheduleError: the stored schedule 's'")
+        await trio.sleep(10)
+        assert [when for _, when in bench.starts] == [15.0]
+        for call in scheduler.get_schedule, scheduler.pause_schedule:
+            with pytest.raises(DamagedScheduleError, match="remove it, and add it again"):
+                await call("s")
+        assert await scheduler.remove_schedule("s")
+        schedule = await scheduler.add_schedule("s", Interval(10), "note")
+        assert schedule.next_at == noon(30)
+
+
+async def test_a_length_of_time_that_is_none(sqlite_url: str) -> None:
+    """
+    A length of time that cannot be read is told by name.
+    """
+    async with open_sql_repository(sqlite_url) as repository:
+        schedule = Schedule(id="s", trigger=Interval(1), work_id="w", created_at=NOON)
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        with repository.store.engine.begin() as connection:
+            connection.execute(text("UPDATE gokugen_schedule SET jitter = 'short'"))
+        with pytest.raises(DamagedScheduleError, match="jitter is damaged"):
+            await repository.find_schedules()
+
+
+async def test_a_damaged_occurrence(
+    autojump_clock: trio.testing.MockClock, sqlite_url: str
+) -> None:
+    """
+    An occurrence that cannot be read fails, and the next one is made.
+    """
+    async with (
+        open_sql_repository(sqlite_url) as repository,
+        open_bench(repository) as (scheduler, bench),
+    ):
+        await scheduler.add_schedule("s", Interval(10), "note")
+        with repository.store.engine.begin() as connection:
+            connection.execute(text("UPDATE gokugen_task SET param = '[1]'"))
+        await trio.sleep(25)
+        [failed] = await scheduler.find(TaskQuery(states={TaskState.FAILED}))
+        assert "param is damaged" in (failed.err or "")
+    assert [when for _, when in bench.starts] == [20.0]
+
+
+async def test_the_next_occurrence_is_gone(
+    autojump_clock: trio.testing.MockClock, sqlite_url: str
+) -> None:
+    """
+    If somebody has deleted the row of the next occurrence, a schedule that is changed goes
+    on.
+    """
+    async with (
+        open_sql_repository(sqlite_url) as repository,
+        open_bench(repository) as (scheduler, bench),
+    ):
+        await scheduler.add_schedule("s", Interval(10), "note")
+        with repository.store.engine.begin() as connection:
+            connection.execute(text("DELETE FROM gokugen_task"))
+        await scheduler.update_schedule("s", priority=1)
+        await trio.sleep(15)
+    assert [when for _, when in bench.starts] == [10.0]
+
+
+async def test_in_the_users_own_transaction(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    An occurrence that is cancelled in a transaction of the user's makes the next one there.
+    """
+    async with (
+        open_sql_repository(database_url) as repository,
+        open_bench(repository) as (scheduler, _),
+    ):
+        await scheduler.add_schedule("s", Interval(10), "note")
+        [head] = await scheduler.find()
+
+        def cancel() -> None:
+            with engine_of(database_url) as engine, engine.begin() as connection:
+                assert repository.cancel_in(connection, head.id)
+
+        with autojump_held():
+            await trio.to_thread.run_sync(cancel)
+        tasks = await scheduler.find()
+        assert [(each.nominal_at, each.state.value) for each in tasks] == [
+            (noon(10), "cancelled"),
+            (noon(20), "scheduled"),
+        ]
+
+
+async def test_a_pause_that_comes_between(
+    autojump_clock: trio.testing.MockClock, postgresql_url: str
+) -> None:
+    """
+    If the next occurrence is taken just as a schedule is about to be paused, it is the one
+    after that is cancelled.
+    """
+    async with (
+        open_sql_repository(postgresql_url) as repository,
+        open_sql_repository(postgresql_url) as other,
+    ):
+        schedule = Schedule(
+            id="s", trigger=Interval(10), work_id="w", created_at=NOON, overlap="allow"
+        )
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        looked, taken = threading.Event(), threading.Event()
+
+        @event.listens_for(repository.store.engine, "after_cursor_execute")
+        def wait(*args: Any) -> None:
+            if "SELECT gokugen_schedule.pending_id" in args[2] and not looked.is_set():
+                looked.set()
+                taken.wait(60)
+
+        changes: list[Any] = []
+
+        async def pause() -> None:
+            changed = await repository.change_schedule(PauseSchedule("s", noon(10)))
+            changes.append(changed.task)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pause)
+            with autojump_held():
+                await trio.to_thread.run_sync(looked.wait, 60)
+            claimed = await other.claim(1, noon(10))
+            taken.set()
+    [run] = claimed.tasks
+    assert run.nominal_at == noon(10)
+    assert [task.nominal_at for task in changes] == [noon(20)]

@@ -1,0 +1,388 @@
+"""What becomes of schedules and their occurrences: in one place, for every repository.
+
+Each function takes a schedule as it stands, and returns a step: the schedule as it will
+stand, and what becomes of tasks. Of a schedule there is one pending task at most that is
+its next occurrence; when this is taken, cancelled or postponed, or when it has ended, as
+the schedule has it, the one after is made. Nothing here grows with the time that has
+passed: who looks for the last of many moments halves the time between, and what cannot be
+counted quickly is counted up to a thousand.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeAlias
+
+import attrs
+
+from . import _transitions
+from ._interval import Interval
+from ._schedule import (
+    Dropped,
+    Schedule,
+    evolved,
+)
+from ._task import Task, TaskState, evolve
+
+NewId: TypeAlias = Callable[[datetime], str]
+"""Makes the id of a task that is made at a moment."""
+
+MOST_COUNTED = 1_000
+"""Of what is dropped, so many are counted one by one."""
+
+_WALK = 64
+"""After so many steps it is quicker to halve."""
+
+_NONE: dict[str, Any] = {}
+_TICK = timedelta(microseconds=1)
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+_BLANK = Task(id="blank", work_id="blank", scheduled_at=_LONG_AGO, created_at=_LONG_AGO)
+_TIMING = "trigger", "after"
+"""What the nominal times of a schedule come from."""
+
+
+@attrs.define
+class Step:
+    """What becomes of a schedule and its tasks."""
+
+    schedule: Schedule | None
+    """None if it is removed."""
+
+    task: Task | None = None
+    """The task it was about, or the next occurrence as it was, as it will stand."""
+
+    successor: Task | None = None
+    """A new task, which is the next occurrence."""
+
+    dropped: Sequence[Dropped] = ()
+
+
+# -- an occurrence is taken -----------------------------------------------------------
+
+
+def take(
+    schedule: Schedule, task: Task, at: datetime, new_id: NewId, *, at_most_once: bool
+) -> Step:
+    """A pending task of the schedule is due, and a worker free.
+
+    The task is dispatched, or failed as its deadline has passed; or it is not to run: then
+    it is pending for a later moment, or cancelled, as there is none.
+    """
+    first = task.nominal_at
+    if task.id != schedule.pending_id or first is None:
+        task = _transitions.dispatched(task, at, at_most_once=at_most_once)
+        step = ended(schedule, task, at, new_id) if task.state.ended else None
+        if step is None:
+            return Step(schedule, task)
+        return Step(step.schedule, task, step.successor)
+    choice = _choose(schedule, first, at)
+    dropped = what_is_dropped(schedule, first, choice)
+    chosen, following = choice.chosen, choice.following
+    changes: dict[str, Any] = {"last_at": first if chosen is None else chosen}
+    if dropped:
+        changes["dropped"] = schedule.dropped + sum(each.count for each in dropped)
+    if schedule.queued_at is not None or schedule.skipped_from is not None:
+        changes |= {"queued_at": None, "skipped_from": None}
+    if chosen is None:
+        step = moved(evolved(schedule, changes), task, following, at)
+        return Step(step.schedule, step.task, None, dropped)
+    if chosen != first:
+        merged = occurrence(schedule, chosen, task.id, task.created_at)
+        task = evolve(task, {field: getattr(merged, field) for field in _TIMES})
+    task = _transitions.dispatched(task, at, at_most_once=at_most_once)
+    if task.state is TaskState.DISPATCHED:
+        changes["runs"] = schedule.runs + 1
+        if schedule.waits_for_end:
+            changes |= {"next_at": following, "pending_id": None, "awaited_id": task.id}
+            return Step(evolved(schedule, changes), task, None, dropped)
+    if following is None and schedule.after == "end":
+        following = schedule.following(at)
+    step = planned(schedule, following, at, new_id, changes)
+    return Step(step.schedule, task, step.successor, dropped)
+
+
+def replaces(schedule: Schedule, taken: Task) -> bool:
+    """Whether what was taken takes the place of all that runs of the schedule.
+
+    Args:
+      schedule: As it stood before.
+      taken: A task of it, as `take` has left it.
+    """
+    return (
+        schedule.overlap == "replace"
+        and taken.state is TaskState.DISPATCHED
+        and taken.id == schedule.pending_id
+    )
+
+
+_TIMES = "nominal_at", "scheduled_at", "deadline"
+
+
+@attrs.define
+class Choice:
+    """Which of the occurrences whose time has passed runs."""
+
+    chosen: datetime | None
+    following: datetime | None
+    """The next one then."""
+
+    more: datetime | None = None
+    """The first of those between the two, which don't run."""
+
+
+def _choose(schedule: Schedule, first: datetime, at: datetime) -> Choice:
+    in_time = _is_in_time(schedule, first, at)
+    if schedule.after == "end":
+        return Choice(first, None) if in_time else Choice(None, schedule.following(at))
+    following = schedule.following(first)
+    if schedule.queued_at is not None:
+        return _choose_queued(schedule, first, following, schedule.queued_at)
+    if not has_passed(schedule, following, at):
+        return Choice(first if in_time else None, following)
+    return _choose_of_several(schedule, first, at, in_time=in_time)
+
+
+def _choose_of_several(
+    schedule: Schedule, first: datetime, at: datetime, *, in_time: bool
+) -> Choice:
+    last = latest(schedule, first, at)
+    following = schedule.following(last)
+    if not _is_in_time(schedule, last, at):
+        return Choice(None, following)
+    # Where each replaces the one before, the last one is all that would be left.
+    if schedule.late.run in {"latest", "none"} or schedule.overlap == "replace":
+        return Choice(last, following)
+    earliest = first if in_time else _first_in_time(schedule, first, at)
+    if schedule.late.run == "all":
+        chosen = _first_of_few(schedule, earliest, last)
+        return Choice(chosen, schedule.following(chosen))
+    more = None if earliest == last else schedule.following(earliest)
+    return Choice(earliest, following, more)
+
+
+def _choose_queued(
+    schedule: Schedule, first: datetime, following: datetime | None, waited: datetime
+) -> Choice:
+    """What has waited runs, and nothing that fell due while it did."""
+    if not has_passed(schedule, following, waited):
+        return Choice(first, following)
+    last = latest(schedule, first, waited)
+    return Choice(first, schedule.following(last), following)
+
+
+def _is_in_time(schedule: Schedule, nominal: datetime, at: datetime) -> bool:
+    tolerance = schedule.late.tolerance
+    if tolerance is None or schedule.queued_at is not None:
+        return True
+    return at - schedule.due(nominal) <= tolerance
+
+
+def has_passed(schedule: Schedule, nominal: datetime | None, at: datetime) -> bool:
+    return nominal is not None and schedule.due(nominal) <= at
+
+
+def latest(schedule: Schedule, first: datetime, at: datetime) -> datetime:
+    """The last of those that have passed, of which `first` is one."""
+    return _last(schedule, first, at, schedule.due, _WALK)
+
+
+def _last(
+    schedule: Schedule,
+    first: datetime,
+    until: datetime,
+    time_of: Callable[[datetime], datetime],
+    walk: int = 0,
+) -> datetime:
+    """The last nominal time whose time is not later, of which `first` is one."""
+    last = first
+    for _ in range(walk):
+        following = schedule.following(last)
+        if following is None or time_of(following) > until:
+            return last
+        last = following
+    too_late = until  # and whatever comes after it
+    while too_late - last > _TICK:
+        middle = last + (too_late - last) // 2
+        following = schedule.following(middle)
+        if following is not None and time_of(following) <= until:
+            last = following
+        else:
+            too_late = middle
+    following = schedule.following(last)
+    if following is not None and time_of(following) <= until:
+        return following
+    return last
+
+
+def _nominal(moment: datetime) -> datetime:
+    return moment
+
+
+def _first_in_time(schedule: Schedule, first: datetime, at: datetime) -> datetime:
+    """The first that is in time, if `first` is not, and there is one."""
+    assert schedule.late.tolerance is not None
+    too_late = latest(schedule, first, at - schedule.late.tolerance - _TICK)
+    following = schedule.following(too_late)
+    assert following is not None
+    return following
+
+
+def _first_of_few(schedule: Schedule, earliest: datetime, last: datetime) -> datetime:
+    """The first of the last few, up to the limit, from `earliest` to `last`."""
+    limit = schedule.late.limit
+    few = deque([earliest], maxlen=limit)
+    for _ in range(limit + _WALK):
+        following = schedule.following(few[-1])
+        if few[-1] == last or following is None:
+            return few[0]
+        few.append(following)
+    chosen = last
+    for _ in range(limit - 1):
+        chosen = _last(schedule, earliest, chosen - _TICK, _nominal)
+    return chosen
+
+
+# -- what is dropped ------------------------------------------------------------------
+
+
+def what_is_dropped(schedule: Schedule, first: datetime, choice: Choice) -> list[Dropped]:
+    """What does not run, of what was to run before the next occurrence."""
+    why: Literal["late", "overlap"] = "late" if schedule.queued_at is None else "overlap"
+    found: list[Dropped] = []
+    if schedule.skipped_from is not None:
+        found.append(_counted(schedule, "overlap", schedule.skipped_from, first))
+    if choice.chosen is None:
+        # Of what is counted from ends there is but one at a time.
+        until = first + _TICK if schedule.after == "end" else choice.following
+        found.append(_counted(schedule, why, first, until))
+    elif choice.chosen > first:
+        found.append(_counted(schedule, why, first, choice.chosen))
+    if choice.more is not None:
+        found.append(_counted(schedule, why, choice.more, choice.following))
+    return found
+
+
+def _counted(
+    schedule: Schedule,
+    reason: Literal["late", "overlap"],
+    first: datetime,
+    until: datetime | None,
+) -> Dropped:
+    """All from a nominal time until another, which is none of them."""
+    count, last = 1, first
+    while count < MOST_COUNTED:
+        following = schedule.following(last)
+        if following is None or (until is not None and following >= until):
+            break
+        count, last = count + 1, following
+    else:
+        if until is not None:
+            last = _last(schedule, last, until - _TICK, _nominal)
+        if isinstance(schedule.trigger, Interval):
+            count = (last - first) // schedule.trigger.every + 1
+    return Dropped(
+        schedule_id=schedule.id, reason=reason, count=count, first=first, last=last
+    )
+
+
+# -- the next occurrence --------------------------------------------------------------
+
+
+def planned(
+    schedule: Schedule,
+    nominal: datetime | None,
+    at: datetime,
+    new_id: NewId,
+    changes: dict[str, Any] = _NONE,
+) -> Step:
+    """This one is to be the next; with other changes of the schedule."""
+    if nominal is None or schedule.paused:
+        changes = {**changes, "next_at": nominal, "pending_id": None}
+        return Step(evolved(schedule, changes))
+    task = occurrence(schedule, nominal, new_id(at), at)
+    changes = {**changes, "next_at": nominal, "pending_id": task.id}
+    return Step(evolved(schedule, changes), None, task)
+
+
+def occurrence(
+    schedule: Schedule, nominal: datetime, task_id: str, created_at: datetime
+) -> Task:
+    due = schedule.due(nominal)
+    return evolve(
+        _BLANK,
+        {
+            "id": task_id,
+            "schedule_id": schedule.id,
+            "nominal_at": nominal,
+            "scheduled_at": due,
+            "deadline": later(due, schedule.deadline_after),
+            "created_at": created_at,
+            "work_id": schedule.work_id,
+            "param": schedule.param,
+            "meta": schedule.meta,
+            "priority": schedule.priority,
+        },
+    )
+
+
+def later(moment: datetime, length: timedelta | None) -> datetime | None:
+    if length is None:
+        return None
+    try:
+        return moment + length
+    except OverflowError:
+        return None  # it never comes
+
+
+def moved(schedule: Schedule, task: Task, nominal: datetime | None, at: datetime) -> Step:
+    """The task that is the next occurrence is that of another moment; or of none."""
+    if nominal is None:
+        schedule = evolved(schedule, {"next_at": None, "pending_id": None})
+        return Step(schedule, _transitions.cancelled(task, at))
+    schedule = evolved(schedule, {"next_at": nominal, "pending_id": task.id})
+    return Step(schedule, occurrence(schedule, nominal, task.id, task.created_at))
+
+
+def left(schedule: Schedule, task_id: str, at: datetime, new_id: NewId) -> Step | None:
+    """A task is taken out of the plan. None if it was not the next occurrence."""
+    nominal = schedule.next_at
+    if schedule.pending_id != task_id or nominal is None:
+        return None
+    changes = {"last_at": nominal, "queued_at": None, "skipped_from": None}
+    return planned(schedule, schedule.following(nominal), at, new_id, changes)
+
+
+def follow(schedule: Schedule, task: Task, new_id: NewId) -> Step | None:
+    """A task of it was changed, or has ended. None if that does not change the plan."""
+    at = task.ended_at or task.created_at
+    if task.state.ended and task.id == schedule.awaited_id:
+        return ended(schedule, task, at, new_id)
+    if task.state is TaskState.SCHEDULED:
+        nominal = task.nominal_at
+        if nominal is not None and task.scheduled_at == schedule.due(nominal):
+            return None  # not postponed
+    return left(schedule, task.id, at, new_id)
+
+
+def ended(schedule: Schedule, task: Task, at: datetime, new_id: NewId) -> Step | None:
+    """A task has ended. None if the next occurrence has not waited for it."""
+    if schedule.awaited_id != task.id:
+        return None
+    changes: dict[str, Any] = {"awaited_id": None}
+    if schedule.after == "end":
+        return planned(schedule, schedule.following(at), at, new_id, changes)
+    following = schedule.next_at
+    started = task.dispatched_at or at
+    if (
+        following is not None
+        and has_passed(schedule, following, at)
+        and not has_passed(schedule, following, started)  # then it is late
+    ):
+        if schedule.overlap == "queue":
+            changes["queued_at"] = at
+        else:
+            changes["skipped_from"] = following
+            following = schedule.following(latest(schedule, following, at))
+    return planned(schedule, following, at, new_id, changes)

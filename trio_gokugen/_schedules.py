@@ -1,0 +1,254 @@
+"""What a program says to the scheduler about schedules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+
+from ._arguments import check_limit, checked_id
+from ._engine import Engine
+from ._errors import InvalidTaskError, shown
+from ._json import JSON
+from ._schedule import (
+    After,
+    ChangeSchedule,
+    Late,
+    Overlap,
+    PauseSchedule,
+    PutSchedule,
+    RemoveSchedule,
+    ResumeSchedule,
+    Schedule,
+    ScheduleChanged,
+    ScheduleUpdate,
+    TriggerSchedule,
+    UpdateSchedule,
+)
+from ._task import UNCHANGED, Maybe, Task
+from ._trigger import Trigger
+from .abc import OnSchedule, TaskRepository
+
+
+class Schedules(ABC):
+    """The part of a `Scheduler` that is about schedules. Each method is a checkpoint."""
+
+    _repository: TaskRepository
+
+    @abstractmethod
+    def _running(self) -> Engine:
+        """What runs it, or a `SchedulerNotRunningError`."""
+
+    @abstractmethod
+    def _check(self, work_id: str, param: Mapping[str, JSON]) -> None:
+        """Refuse what the work would not take."""
+
+    async def add_schedule(
+        self,
+        id: str,
+        trigger: Trigger,
+        work_id: str,
+        param: Mapping[str, JSON] | None = None,
+        *,
+        priority: int = 0,
+        meta: Mapping[str, JSON] | None = None,
+        deadline_after: float | timedelta | None = None,
+        jitter: float | timedelta = 0,
+        late: Late | None = None,
+        overlap: Overlap = "skip",
+        after: After = "start",
+        paused: bool = False,
+    ) -> Schedule:
+        """Have a work run again and again.
+
+        If there is a schedule of this id already, it is changed to be like this, or left
+        alone if it is: so a program may say at every start what it wants. Its counters, and
+        whether it is paused, stay.
+
+        Args:
+          id: A name of your own.
+          trigger: When: a `Cron`, an `Interval` or another trigger.
+          work_id: Name of a registered work.
+          param: Keyword arguments for the work, as a JSON object.
+          priority: Of each occurrence, among tasks that are due at the same moment.
+          meta: A JSON object of your own, which each occurrence has, too.
+          deadline_after: Seconds after its time from which on an occurrence must not start,
+            and is cancelled if running.
+          jitter: Each occurrence starts by a part of these seconds later than the trigger
+            says, the same part for the same occurrence, and before the next one.
+          late: What becomes of occurrences whose time has passed; by default the latest of
+            them runs, however late it is.
+          overlap: What becomes of an occurrence that falls due while the one before runs:
+            ``"skip"`` it; ``"queue"`` it, one at a time; ``"allow"`` it to run beside the
+            other; or let it ``"replace"`` the other, which is cancelled.
+          after: ``"end"``: an interval is counted from the end of each occurrence.
+          paused: A new schedule does nothing before it is resumed.
+
+        Returns:
+          The schedule as it stands.
+
+        Raises:
+          InvalidTaskError, InvalidTriggerError: a value cannot be used; `field` names it.
+          WorkNotFoundError: no such work is registered.
+          NoSchedulesError: the repository keeps none.
+        """
+        engine = self._running()
+        if callable(work_id):
+            raise InvalidTaskError(
+                "work_id", "must be the name of a work, not the work itself"
+            )
+        if not isinstance(paused, bool):
+            raise InvalidTaskError("paused", f"must be a bool, not {shown(paused)}")
+        schedule = Schedule(
+            id=id,
+            trigger=trigger,
+            work_id=work_id,
+            param={} if param is None else param,
+            meta={} if meta is None else meta,
+            priority=priority,
+            deadline_after=deadline_after,
+            jitter=jitter,
+            late=Late() if late is None else late,
+            overlap=overlap,
+            after=after,
+            paused=paused,
+            created_at=engine.clock.now(),
+        )
+        self._check(schedule.work_id, schedule.param)
+        return _there(await self._say(lambda now: PutSchedule(schedule, now)))
+
+    async def update_schedule(
+        self,
+        id: str,
+        *,
+        trigger: Maybe[Trigger] = UNCHANGED,
+        work_id: Maybe[str] = UNCHANGED,
+        param: Maybe[Mapping[str, JSON] | None] = UNCHANGED,
+        priority: Maybe[int] = UNCHANGED,
+        meta: Maybe[Mapping[str, JSON] | None] = UNCHANGED,
+        deadline_after: Maybe[float | timedelta | None] = UNCHANGED,
+        jitter: Maybe[float | timedelta] = UNCHANGED,
+        late: Maybe[Late] = UNCHANGED,
+        overlap: Maybe[Overlap] = UNCHANGED,
+        after: Maybe[After] = UNCHANGED,
+    ) -> Schedule:
+        """Change a schedule, and its next occurrence. What is not given stays.
+
+        What runs goes on as it is.
+
+        Raises:
+          InvalidTaskError, InvalidTriggerError: a value cannot be used; `field` names it.
+          WorkNotFoundError: no such work is registered.
+          ScheduleNotFoundError: there is no such schedule.
+        """
+        self._running()
+        schedule_id = checked_id(id, "id")
+        update = ScheduleUpdate(
+            trigger=trigger,
+            work_id=work_id,
+            param=param,
+            meta=meta,
+            priority=priority,
+            deadline_after=deadline_after,
+            jitter=jitter,
+            late=late,
+            overlap=overlap,
+            after=after,
+        )
+        before = await self._repository.get_schedule(schedule_id)
+        new = update.changed(before)
+        if (new.work_id, new.param) != (before.work_id, before.param):
+            self._check(new.work_id, new.param)
+        change = await self._say(lambda now: UpdateSchedule(schedule_id, update, now))
+        return _there(change)
+
+    async def remove_schedule(self, id: str) -> bool:
+        """Forget a schedule, and cancel its next occurrence. What runs goes on.
+
+        Returns:
+          Whether it was there.
+        """
+        schedule_id = checked_id(id, "id")
+        change = await self._say(lambda now: RemoveSchedule(schedule_id, now))
+        return change.changed
+
+    async def pause_schedule(self, id: str) -> bool:
+        """Let no occurrence run until it is resumed. What runs goes on.
+
+        The next occurrence is cancelled as a task; its moment is kept.
+
+        Returns:
+          Whether this paused it: False if it was paused before.
+
+        Raises:
+          ScheduleNotFoundError: there is no such schedule.
+        """
+        schedule_id = checked_id(id, "id")
+        return (await self._say(lambda now: PauseSchedule(schedule_id, now))).changed
+
+    async def resume_schedule(self, id: str, *, catch_up: bool = False) -> bool:
+        """Let a paused schedule run again.
+
+        Args:
+          id: Its name.
+          catch_up: What fell into the pause is late, and `Schedule.late` says what becomes
+            of it. Otherwise it is dropped, and the next moment from now on is next.
+
+        Returns:
+          Whether this resumed it: False if it was not paused.
+
+        Raises:
+          ScheduleNotFoundError: there is no such schedule.
+        """
+        schedule_id = checked_id(id, "id")
+        if not isinstance(catch_up, bool):
+            raise InvalidTaskError("catch_up", f"must be a bool, not {shown(catch_up)}")
+        change = await self._say(lambda now: ResumeSchedule(schedule_id, now, catch_up))
+        return change.changed
+
+    async def trigger_schedule(self, id: str) -> Task:
+        """Have the work of a schedule run now, whatever runs of it, and its plan unchanged.
+
+        Returns:
+          The task; it has no nominal time.
+
+        Raises:
+          ScheduleNotFoundError: there is no such schedule.
+        """
+        schedule_id = checked_id(id, "id")
+        change = await self._say(lambda now: TriggerSchedule(schedule_id, now))
+        assert change.made is not None
+        return change.made
+
+    async def get_schedule(self, id: str) -> Schedule:
+        """The schedule as it stands, or a `ScheduleNotFoundError`."""
+        self._running()
+        return await self._repository.get_schedule(checked_id(id, "id"))
+
+    async def find_schedules(
+        self, *, limit: int | None = None, after: str | None = None
+    ) -> list[Schedule]:
+        """All schedules, by id; or a page of them.
+
+        Args:
+          limit: At most so many; `None` for all of them.
+          after: The id of the last schedule of the page before.
+        """
+        self._running()
+        check_limit(limit)
+        after = None if after is None else checked_id(after, "after")
+        return await self._repository.find_schedules(limit, after)
+
+    async def _say(self, make: Callable[[datetime], ChangeSchedule]) -> ScheduleChanged:
+        """Have a schedule changed."""
+        engine = self._running()
+        changed: ScheduleChanged = await engine.updates.queue.ask(
+            lambda now: OnSchedule(make(now))
+        )
+        engine.dispatches.notice_new_works()
+        return changed
+
+
+def _there(changed: ScheduleChanged) -> Schedule:
+    assert changed.schedule is not None
+    return changed.schedule

@@ -1,0 +1,80 @@
+"""Schedules that follow what becomes of their tasks, in the same transaction.
+
+Whoever needs both locks tasks first, and schedules then: so nobody waits in a circle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from trio_gokugen import _recurrence
+from trio_gokugen._schedule import Schedule
+from trio_gokugen._task import Task
+
+from ._errors import DamagedScheduleError
+from ._ongoing import Ongoing, chunks
+from ._rows import new_row
+from ._schedule_rows import progress_of, schedule_of
+
+
+class Schedules:
+    """The schedules of some tasks: read and locked, stepped on, and written."""
+
+    def __init__(self, ongoing: Ongoing, schedule_ids: Iterable[str]) -> None:
+        self._ongoing = ongoing
+        self._known: dict[str, Schedule] = {}
+        self.damaged: dict[str, DamagedScheduleError] = {}
+        """Those that cannot be read."""
+
+        self._changed: dict[str, None] = {}
+        self._successors: list[Task] = []
+        for chunk in chunks(sorted(set(schedule_ids))):
+            listed = {"ids": ongoing.dialect.listed(chunk)}
+            for row in ongoing.execute(ongoing.say.schedules, listed).mappings():
+                try:
+                    self._known[row["id"]] = schedule_of(row)
+                except DamagedScheduleError as error:
+                    self.damaged[row["id"]] = error
+
+    def of(self, task: Task) -> Schedule | None:
+        """The schedule of a task; none if it was removed, or cannot be read."""
+        return self._known.get(task.schedule_id or "")
+
+    def step(self, step: _recurrence.Step) -> None:
+        """This becomes of a schedule."""
+        assert step.schedule is not None
+        self._known[step.schedule.id] = step.schedule
+        self._changed[step.schedule.id] = None
+        if step.successor is not None:
+            self._successors.append(step.successor)
+
+    def write(self) -> None:
+        """Write what has changed."""
+        rows = [
+            {"schedule": each, **progress_of(self._known[each])} for each in self._changed
+        ]
+        self._ongoing.execute_many(self._ongoing.say.step, rows)
+        add(self._ongoing, self._successors)
+
+
+def add(ongoing: Ongoing, tasks: Collection[Task]) -> None:
+    """Add tasks that are occurrences."""
+    for task in tasks:
+        ongoing.note_pending(task)
+    ongoing.execute_many(ongoing.say.add, [new_row(task, None) for task in tasks])
+
+
+def follow(ongoing: Ongoing, tasks: Iterable[Task]) -> None:
+    """Have schedules follow what became of their tasks, which is written already."""
+    theirs = [task for task in tasks if task.schedule_id is not None]
+    if not theirs:
+        return
+    schedules = Schedules(ongoing, (task.schedule_id or "" for task in theirs))
+    for task in theirs:
+        schedule = schedules.of(task)
+        if schedule is None:
+            continue
+        step = _recurrence.follow(schedule, task, ongoing.new_id)
+        if step is not None:
+            schedules.step(step)
+    schedules.write()

@@ -1,0 +1,116 @@
+"""Due tasks of schedules that are taken: dispatched, or moved, as their schedules say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from trio_gokugen import _recurrence, _transitions
+from trio_gokugen._schedule import Schedule
+from trio_gokugen._task import Task, TaskState, evolve
+from trio_gokugen.abc import CancelRun, Claimed
+
+from ._changes import Changes
+from ._occurrences import Schedules
+from ._ongoing import Key, Ongoing
+from ._rows import life_of, plan_of, task_of
+
+
+class Taking:
+    """What becomes of some rows that were found by a claim."""
+
+    def __init__(self, ongoing: Ongoing, rows: Iterable[Row[Any]], at: datetime) -> None:
+        self._ongoing = ongoing
+        self._at = at
+        self._schedules = Schedules(
+            ongoing,
+            (row.schedule_id for row in rows if isinstance(row.schedule_id, str)),
+        )
+        self._taken: dict[Key, Task] = {}
+        self._replacing: dict[str, None] = {}
+        self.claimed = Claimed([], [])
+        """What the claim has found."""
+
+    def take(self, row: Row[Any], task: Task, *, at_most_once: bool) -> None:
+        """Take a task, which may have been recorded as dispatched already."""
+        schedule = self._schedules.of(task)
+        error = self._schedules.damaged.get(task.schedule_id or "")
+        if error is not None:
+            err = f"{type(error).__name__}: {error}"
+            task = evolve(
+                task, {"state": TaskState.FAILED, "err": err, "done_at": self._at}
+            )
+        elif schedule is None:
+            task = _transitions.dispatched(task, self._at, at_most_once=at_most_once)
+        else:
+            task = self._take(schedule, task, at_most_once=at_most_once)
+        self._taken[self._ongoing.key_of(row)] = task
+        if task.state is TaskState.DISPATCHED:
+            self.claimed.tasks.append(task)
+        elif task.state is TaskState.SCHEDULED:
+            self.claimed.made.append(task)
+            self._ongoing.note_pending(task)
+        else:
+            self.claimed.expired.append(task)
+
+    def _take(self, schedule: Schedule, task: Task, *, at_most_once: bool) -> Task:
+        step = _recurrence.take(
+            schedule, task, self._at, self._ongoing.new_id, at_most_once=at_most_once
+        )
+        self._schedules.step(step)
+        self.claimed.dropped += step.dropped
+        if step.successor is not None:
+            self.claimed.made.append(step.successor)
+        assert step.task is not None
+        if _recurrence.replaces(schedule, step.task):
+            self._replacing[schedule.id] = None
+            self._replace_taken(schedule.id)
+        return step.task
+
+    def _replace_taken(self, schedule_id: str) -> None:
+        """Cancel what was taken of a schedule just now."""
+        replaced = {
+            key: _transitions.interrupted(task, task, self._at)
+            for key, task in self._taken.items()
+            if task.schedule_id == schedule_id and task.state is TaskState.DISPATCHED
+        }
+        self._taken |= replaced
+        self.claimed.replace([*replaced.values()])
+
+    def write(self) -> Claimed:
+        """Write all that, and tell what was found."""
+        if not self._taken:
+            return self.claimed
+        ongoing = self._ongoing
+        self._replace_runs()
+        rows = [
+            {"row": key, **life_of(task), **plan_of(task)}
+            for key, task in self._taken.items()
+        ]
+        ongoing.execute_many(ongoing.say.change, rows)
+        dispatched = [
+            {"task": task.id, **ongoing.leased(self._at)}
+            for task in self._taken.values()
+            if task.state is TaskState.DISPATCHED
+        ]
+        ongoing.execute_many(ongoing.say.take, dispatched)
+        self._schedules.write()
+        return self.claimed
+
+    def _replace_runs(self) -> None:
+        """Cancel what runs of schedules whose next occurrence is taken."""
+        if not self._replacing:
+            return
+        ongoing = self._ongoing
+        taken = {task.id for task in self._taken.values()}
+        runs: list[tuple[Key, Task]] = []
+        which = {"ids": ongoing.dialect.listed(self._replacing)}
+        for row in ongoing.execute(ongoing.say.runs_of, which):
+            task = task_of(row)
+            if task.id not in taken and task.state is TaskState.DISPATCHED:
+                runs.append((ongoing.key_of(row), task))
+        ends = [CancelRun(task, self._at) for _, task in runs]
+        self.claimed.replace(Changes(ongoing).end_found(runs, ends))
