@@ -198,6 +198,29 @@ def test_outbox_has_both_or_neither() -> None:
     ]
 
 
+def test_cron_runs_again_and_again() -> None:
+    """
+    What is to run again runs again, and what does not run is told.
+    """
+    lines = run_script("cron.py").splitlines()
+    assert lines.count("polled, as 0.2 s") >= 2
+    assert lines.count("polled, as 0.2 s after the end") >= 2
+    assert any(line.endswith("of often left out: overlap") for line in lines)
+    [report] = [line for line in lines if line.startswith("the report of")]
+    assert report.endswith("day goes to everybody")
+    assert lines[-1] == "report: At 09:00 on Monday through Friday, Europe/Berlin"
+
+
+def test_plan_prints_a_table() -> None:
+    """
+    What is planned is printed as a table, with the reason of each line.
+    """
+    head, *lines = run_script("plan.py").splitlines()
+    assert head.split() == ["schedule", "nominal", "time", "starts", "why"]
+    outcomes = [line.split("00:00  ")[-1].split(": ")[0].split()[-1] for line in lines]
+    assert outcomes == ["runs", "runs", "dropped", "late", "late", "late", "runs"]
+
+
 def test_embedded_shows_a_conversation_and_ends() -> None:
     """
     Run as a script, the service serves its own client: every kind of answer is shown.

@@ -316,7 +316,7 @@ def test_a_plan_from_where_a_schedule_stands() -> None:
 
     schedule = trio.run(found)
     moments = [each.runs_at for each in plan([schedule], noon(200), noon(241))]
-    assert moments == [None, noon(200), noon(240)]
+    assert moments == [noon(200), noon(240)]
 
 
 def test_a_plan_of_what_has_been_skipped() -> None:
@@ -331,6 +331,6 @@ def test_a_plan_of_what_has_been_skipped() -> None:
         await repository.mark_done(run, noon(150))
         return await repository.get_schedule("s")
 
-    first, second = plan([trio.run(found)], noon(150), noon(200))
+    first, second = plan([trio.run(found)], noon(100), noon(200))
     assert (first.outcome, first.why) == ("dropped", "the one before ran still")
     assert (second.outcome, second.nominal_at) == ("runs", noon(180))

@@ -5,25 +5,31 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
 import psycopg
 import pytest
 from databases import engine_of
 from sqlalchemy import Engine, event, text
 
-from trio_gokugen import Task, TaskQuery, TaskState
+from trio_gokugen import Interval, Schedule, Task, TaskQuery, TaskState
 from trio_gokugen._task import TaskUpdate
 from trio_gokugen.abc import (
     ENDED,
     AddTasks,
     CancelTask,
+    ChangeSchedule,
     ClaimTasks,
     DeleteEnded,
     EndTask,
+    OnSchedule,
+    PauseSchedule,
+    PutSchedule,
     RecoverAction,
+    RemoveSchedule,
     TaskFilter,
     UpdateTask,
 )
@@ -63,9 +69,37 @@ def live(transaction: Transaction) -> None:
     changed.unwrap()
     transaction.recover(RecoverAction.REVERT, NOW, TaskFilter())
     transaction.apply([CancelTask("5", NOW)])
+    for schedule_id in "s", "t":
+        schedule = Schedule(
+            id=schedule_id,
+            trigger=Interval(60),
+            work_id=schedule_id,
+            created_at=NOW,
+            overlap="replace" if schedule_id == "s" else "skip",
+        )
+        change(transaction, PutSchedule(schedule, NOW))
+        change(transaction, PutSchedule(attrs.evolve(schedule, priority=1), NOW))
+    only = TaskFilter(frozenset({"s", "t"}))
+    replaced: list[Task] = []
+    for minute in 1, 2:
+        at = NOW + timedelta(minutes=minute)
+        [result] = transaction.apply([ClaimTasks(2, at, only)])
+        claimed = result.unwrap()
+        replaced += claimed.replaced
+        ended = [run for run in claimed.tasks if run.work_id == "t"]
+        transaction.apply([EndTask(run, at) for run in ended])
+    assert [task.schedule_id for task in replaced] == ["s"]
+    change(transaction, PauseSchedule("s", NOW))
+    for schedule_id in "s", "t":
+        change(transaction, RemoveSchedule(schedule_id, NOW))
     transaction.delete_surplus(3, 1)
     for before in None, NOW:
         transaction.apply([DeleteEnded(before, ENDED, 1)])
+
+
+def change(transaction: Transaction, said: ChangeSchedule) -> None:
+    [changed] = transaction.apply([OnSchedule(said)])
+    assert changed.unwrap().changed
 
 
 def what_is_said(engine: Engine) -> dict[str, Any]:
@@ -76,13 +110,14 @@ def what_is_said(engine: Engine) -> dict[str, Any]:
 
     @event.listens_for(engine, "before_cursor_execute")
     def note(_: object, __: object, words: str, given: Any, *rest: bool) -> None:
-        if "gokugen_task" in words:
+        if "gokugen_task" in words or "gokugen_schedule" in words:
             said[words] = given[0] if rest[-1] else given
 
     with core.dialect.transaction(core.dialect.prepared(engine)) as connection:
         live(core.transaction(connection))
         running = TaskQuery(states={TaskState.DISPATCHED})
-        for query in TaskQuery(), running, TaskQuery(ids={"0"}):
+        of_schedule = TaskQuery(schedule_ids={"s"})
+        for query in TaskQuery(), running, TaskQuery(ids={"0"}), of_schedule:
             statement, given = search(core.dialect, connection, query, 1, a_task("0"))
             connection.execute(statement, given)
     assert len(said) > 15
@@ -105,7 +140,7 @@ def test_no_statement_goes_through_the_whole_file(tmp_path: Path) -> None:
 
 def is_whole(step: str) -> bool:
     """Whether a step of a plan goes through all tasks, in whatever state they are."""
-    through_all = step.startswith(("SCAN gokugen_task", "SCAN head", "SCAN each"))
+    through_all = step.startswith(("SCAN gokugen_", "SCAN head", "SCAN each"))
     return through_all and not step.endswith(PARTIAL)
 
 
@@ -201,4 +236,5 @@ def goes_through_all(step: dict[str, Any]) -> bool:
     """Whether a step of a plan goes through all tasks, in whatever state they are."""
     if "Index Name" in step:
         return "Index Cond" not in step and step["Index Name"] not in PARTIAL
-    return (step["Node Type"], step.get("Relation Name")) == ("Seq Scan", "gokugen_task")
+    relation = str(step.get("Relation Name"))
+    return step["Node Type"] == "Seq Scan" and relation.startswith("gokugen_")

@@ -14,6 +14,7 @@ from ._schedule import Dropped, Schedule
 from ._schedule_changes import first_step
 from ._task import Task, TaskState, as_utc
 
+_TICK = timedelta(microseconds=1)
 _TAKEN = frozenset({TaskState.DISPATCHED, TaskState.FAILED})
 
 
@@ -132,7 +133,7 @@ def _of_one(
         assert taken is not None
         chosen = taken if taken.state in _TAKEN else None
         for dropped in step.dropped:
-            yield from _dropped(step.schedule, dropped, chosen, at)
+            yield from _dropped(step.schedule, dropped, chosen, start, at)
         if chosen is not None and chosen.nominal_at is not None:
             yield _ran(step.schedule, chosen, chosen.nominal_at, at)
         if taken.id == step.schedule.awaited_id:
@@ -167,9 +168,15 @@ def _ran(schedule: Schedule, task: Task, nominal: datetime, at: datetime) -> Pla
 
 
 def _dropped(
-    schedule: Schedule, dropped: Dropped, chosen: Task | None, at: datetime
+    schedule: Schedule,
+    dropped: Dropped,
+    chosen: Task | None,
+    start: datetime,
+    at: datetime,
 ) -> Iterator[Planned]:
     nominal: datetime | None = dropped.first
+    if dropped.first < start:  # what was missed before is not of interest
+        nominal = schedule.following(start - _TICK)
     while nominal is not None and nominal <= dropped.last:
         outcome, why = _why_dropped(schedule, dropped, chosen, at - schedule.due(nominal))
         yield Planned(

@@ -10,6 +10,7 @@ counted quickly is counted up to a thousand.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 
 from . import _transitions
+from ._errors import InvalidTriggerError
 from ._interval import Interval
 from ._schedule import (
     Dropped,
@@ -25,6 +27,8 @@ from ._schedule import (
     evolved,
 )
 from ._task import Task, TaskState, evolve
+
+logger = logging.getLogger("trio_gokugen.schedules")
 
 NewId: TypeAlias = Callable[[datetime], str]
 """Makes the id of a task that is made at a moment."""
@@ -68,8 +72,29 @@ def take(
     """A pending task of the schedule is due, and a worker free.
 
     The task is dispatched, or failed as its deadline has passed; or it is not to run: then
-    it is pending for a later moment, or cancelled, as there is none.
+    it is pending for a later moment, or cancelled, as there is none. If the trigger fails,
+    the task does, too.
     """
+    try:
+        return _take(schedule, task, at, new_id, at_most_once=at_most_once)
+    except InvalidTriggerError as error:
+        failed = {"state": TaskState.FAILED, "done_at": at, "err": _told(error)}
+        return Step(_given_up(schedule, error), evolve(task, failed))
+
+
+def _told(error: InvalidTriggerError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _given_up(schedule: Schedule, error: InvalidTriggerError) -> Schedule:
+    """A schedule whose trigger, which is somebody's own, has failed: it has ended."""
+    logger.error("schedule %r ends: %s", schedule.id, error, exc_info=error)
+    return evolved(schedule, {"next_at": None, "pending_id": None, "awaited_id": None})
+
+
+def _take(
+    schedule: Schedule, task: Task, at: datetime, new_id: NewId, *, at_most_once: bool
+) -> Step:
     first = task.nominal_at
     if task.id != schedule.pending_id or first is None:
         task = _transitions.dispatched(task, at, at_most_once=at_most_once)
@@ -80,11 +105,10 @@ def take(
     choice = _choose(schedule, first, at)
     dropped = what_is_dropped(schedule, first, choice)
     chosen, following = choice.chosen, choice.following
-    changes: dict[str, Any] = {"last_at": first if chosen is None else chosen}
-    if dropped:
-        changes["dropped"] = schedule.dropped + sum(each.count for each in dropped)
-    if schedule.queued_at is not None or schedule.skipped_from is not None:
-        changes |= {"queued_at": None, "skipped_from": None}
+    changes: dict[str, Any] = {
+        "last_at": first if chosen is None else chosen,
+        **counted(schedule, dropped),
+    }
     if chosen is None:
         step = moved(evolved(schedule, changes), task, following, at)
         return Step(step.schedule, step.task, None, dropped)
@@ -96,6 +120,8 @@ def take(
         changes["runs"] = schedule.runs + 1
         if schedule.waits_for_end:
             changes |= {"next_at": following, "pending_id": None, "awaited_id": task.id}
+            if has_passed(schedule, following, at):
+                changes["queued_at"] = at  # it is late, and does not fall due meanwhile
             return Step(evolved(schedule, changes), task, None, dropped)
     if following is None and schedule.after == "end":
         following = schedule.following(at)
@@ -250,9 +276,7 @@ def _first_of_few(schedule: Schedule, earliest: datetime, last: datetime) -> dat
 def what_is_dropped(schedule: Schedule, first: datetime, choice: Choice) -> list[Dropped]:
     """What does not run, of what was to run before the next occurrence."""
     why: Literal["late", "overlap"] = "late" if schedule.queued_at is None else "overlap"
-    found: list[Dropped] = []
-    if schedule.skipped_from is not None:
-        found.append(_counted(schedule, "overlap", schedule.skipped_from, first))
+    found = uncounted(schedule)
     if choice.chosen is None:
         # Of what is counted from ends there is but one at a time.
         until = first + _TICK if schedule.after == "end" else choice.following
@@ -262,6 +286,21 @@ def what_is_dropped(schedule: Schedule, first: datetime, choice: Choice) -> list
     if choice.more is not None:
         found.append(_counted(schedule, why, choice.more, choice.following))
     return found
+
+
+def counted(schedule: Schedule, dropped: Sequence[Dropped]) -> dict[str, Any]:
+    """The fields of a schedule that change, if these are all that was to be counted."""
+    if not dropped and schedule.queued_at is None:
+        return {}
+    count = schedule.dropped + sum(each.count for each in dropped)
+    return {"dropped": count, "queued_at": None, "skipped_from": None}
+
+
+def uncounted(schedule: Schedule) -> list[Dropped]:
+    """What was skipped while a run went on, which is counted with the next one."""
+    if schedule.skipped_from is None:
+        return []
+    return [_counted(schedule, "overlap", schedule.skipped_from, schedule.next_at)]
 
 
 def _counted(
@@ -350,12 +389,23 @@ def left(schedule: Schedule, task_id: str, at: datetime, new_id: NewId) -> Step 
     nominal = schedule.next_at
     if schedule.pending_id != task_id or nominal is None:
         return None
-    changes = {"last_at": nominal, "queued_at": None, "skipped_from": None}
-    return planned(schedule, schedule.following(nominal), at, new_id, changes)
+    following, dropped = schedule.following(nominal), uncounted(schedule)
+    if schedule.queued_at is not None:
+        choice = _choose_queued(schedule, nominal, following, schedule.queued_at)
+        following, dropped = choice.following, what_is_dropped(schedule, nominal, choice)
+    changes = {"last_at": nominal, **counted(schedule, dropped)}
+    return planned(schedule, following, at, new_id, changes)
 
 
 def follow(schedule: Schedule, task: Task, new_id: NewId) -> Step | None:
     """A task of it was changed, or has ended. None if that does not change the plan."""
+    try:
+        return _follow(schedule, task, new_id)
+    except InvalidTriggerError as error:
+        return Step(_given_up(schedule, error))
+
+
+def _follow(schedule: Schedule, task: Task, new_id: NewId) -> Step | None:
     at = task.ended_at or task.created_at
     if task.state.ended and task.id == schedule.awaited_id:
         return ended(schedule, task, at, new_id)
@@ -374,15 +424,17 @@ def ended(schedule: Schedule, task: Task, at: datetime, new_id: NewId) -> Step |
     if schedule.after == "end":
         return planned(schedule, schedule.following(at), at, new_id, changes)
     following = schedule.next_at
-    started = task.dispatched_at or at
-    if (
-        following is not None
-        and has_passed(schedule, following, at)
-        and not has_passed(schedule, following, started)  # then it is late
-    ):
+    if schedule.queued_at is not None:
+        changes["queued_at"] = None  # it was late before
+    elif following is not None and has_passed(schedule, following, at):
         if schedule.overlap == "queue":
             changes["queued_at"] = at
         else:
-            changes["skipped_from"] = following
+            skipped = following
             following = schedule.following(latest(schedule, following, at))
+            if following is None:
+                count = _counted(schedule, "overlap", skipped, None).count
+                changes["dropped"] = schedule.dropped + count
+            else:
+                changes["skipped_from"] = skipped
     return planned(schedule, following, at, new_id, changes)

@@ -12,7 +12,7 @@ import attrs
 from ._errors import InvalidTaskError, InvalidTriggerError, shown
 from ._interval import Interval
 from ._json import JSON, int64, json_object, name
-from ._task import UNCHANGED, Maybe, Task, empty, keep
+from ._task import UNCHANGED, Maybe, Task, as_utc, empty, keep
 from ._trigger import Trigger
 
 Catch: TypeAlias = Literal["latest", "earliest", "all", "none"]
@@ -23,6 +23,8 @@ ON_TIME = timedelta(seconds=1)
 """What starts so late is on time, if nothing late is to run."""
 
 _FRACTIONS = 2**64
+LONGEST = timedelta(days=36_525)
+"""Of what is given as a length of time: so it is kept exactly, everywhere."""
 
 
 def length(value: object, field: str) -> timedelta:
@@ -35,6 +37,10 @@ def length(value: object, field: str) -> timedelta:
         ) from None
     if found < timedelta(0):
         raise InvalidTaskError(field, f"must not be negative, not {shown(value)}")
+    if found > LONGEST:
+        raise InvalidTaskError(
+            field, f"must be at most {LONGEST.days} days, not {shown(value)}"
+        )
     return found
 
 
@@ -182,7 +188,10 @@ class Schedule:
     """The id of the task whose end the next occurrence waits for."""
 
     queued_at: datetime | None = None
-    """Until when the next occurrence has waited for the one before to end."""
+    """Until when the next occurrence has waited for the one before to end.
+
+    Or, while that is awaited, since when the next one is late already.
+    """
 
     skipped_from: datetime | None = None
     """The nominal time of the first that fell due while the one before was running."""
@@ -222,9 +231,26 @@ class Schedule:
         for asked_for, found in asked:
             if asked_for == moment:
                 return found
-        found = self.trigger.next_after(moment)
+        found = self._next_after(moment)
         # A trigger is a pure value, and each of its moments is asked for several times.
         self.__dict__["_asked"] = (moment, found), *asked[:1]
+        return found
+
+    def _next_after(self, moment: datetime) -> datetime | None:
+        """What the trigger, which may be somebody's own, answers: checked.
+
+        Raises:
+          InvalidTriggerError: it fails, or gives what is no later moment.
+        """
+        try:
+            found = self.trigger.next_after(moment)
+            found = None if found is None else as_utc(found, "moment")
+        except Exception as error:
+            what = f"next_after({moment.isoformat()}) has failed: {shown(error)}"
+            raise InvalidTriggerError("trigger", what) from error
+        if found is not None and found <= moment:
+            what = f"next_after({moment.isoformat()}) is not later: {found.isoformat()}"
+            raise InvalidTriggerError("trigger", what)
         return found
 
     def due(self, nominal: datetime) -> datetime:

@@ -14,12 +14,15 @@ from ._recurrence import (
     Choice,
     NewId,
     Step,
+    counted,
+    ended,
     has_passed,
     later,
     latest,
     moved,
     occurrence,
     planned,
+    uncounted,
     what_is_dropped,
 )
 from ._schedule import (
@@ -79,8 +82,8 @@ def change(
         case TriggerSchedule():
             step = Step(schedule, successor=_run_now(schedule, at, new_id))
         case RemoveSchedule():
-            ended = None if head is None else _transitions.cancelled(head, at)
-            step = Step(None, ended)
+            task = None if head is None else _transitions.cancelled(head, at)
+            step = Step(None, task, None, uncounted(schedule))
         case _:
             assert_never(operation)
     return step
@@ -88,16 +91,26 @@ def change(
 
 def first_step(schedule: Schedule, at: datetime, new_id: NewId) -> Step:
     """A schedule goes on as it stands, or begins if it is new; its next task is made."""
+    if schedule.awaited_id is not None:
+        run = Task(
+            id=schedule.awaited_id, work_id=schedule.work_id, scheduled_at=at, created_at=at
+        )
+        return ended(schedule, run, at, new_id) or Step(schedule)
     if schedule.next_at is None and schedule.last_at is None:
         return _added(schedule, at, new_id)
-    return planned(evolved(schedule, {"awaited_id": None}), schedule.next_at, at, new_id)
+    return planned(schedule, schedule.next_at, at, new_id)
 
 
 def _added(schedule: Schedule, at: datetime, new_id: NewId) -> Step:
     """A new schedule."""
-    anchored = not isinstance(schedule.trigger, Interval) or schedule.trigger.anchor
-    first = schedule.trigger.next_after(at) if anchored else schedule.following(at)
-    return planned(schedule, first, at, new_id)
+    return planned(schedule, _first(schedule, at), at, new_id)
+
+
+def _first(schedule: Schedule, at: datetime) -> datetime | None:
+    trigger = schedule.trigger
+    if isinstance(trigger, Interval) and trigger.anchor is not None and trigger.anchor > at:
+        return trigger.anchor
+    return schedule.following(at)
 
 
 def _changed(
@@ -107,23 +120,29 @@ def _changed(
     if all(equal(getattr(schedule, f), getattr(new, f)) for f in DEFINITION):
         return None
     result = attrs.evolve(schedule, **new.definition)
-    nominal = schedule.next_at
+    nominal, dropped = schedule.next_at, list[Dropped]()
     if any(getattr(schedule, field) != getattr(new, field) for field in _TIMING):
-        nominal = result.following(at)
-        result = evolved(result, {"queued_at": None, "skipped_from": None})
+        # By another clock than that of the last claim, it may be sooner than that.
+        nominal = _first(result, max(at, schedule.last_at or at))
+        dropped = uncounted(schedule)
+        result = evolved(result, counted(schedule, dropped))
     if head is not None:
-        return moved(result, head, nominal, at)
-    if schedule.awaited_id is not None:
-        return Step(evolved(result, {"next_at": nominal}))
-    return planned(result, nominal, at, new_id)
+        step = moved(result, head, nominal, at)
+    elif schedule.awaited_id is not None and result.waits_for_end:
+        step = Step(evolved(result, {"next_at": nominal}))
+    else:
+        step = planned(result, nominal, at, new_id, {"awaited_id": None})
+    return Step(step.schedule, step.task, step.successor, dropped)
 
 
 def _paused(schedule: Schedule, head: Task | None, at: datetime) -> Step | None:
     """No occurrence runs until it is resumed. None if it is paused."""
     if schedule.paused:
         return None
-    schedule = evolved(schedule, {"paused": True, "pending_id": None})
-    return Step(schedule, None if head is None else _transitions.cancelled(head, at))
+    task = None if head is None else _transitions.cancelled(head, at)
+    dropped = uncounted(schedule)
+    changes = {"paused": True, "pending_id": None, **counted(schedule, dropped)}
+    return Step(evolved(schedule, changes), task, None, dropped)
 
 
 def _resumed(
@@ -142,7 +161,7 @@ def _resumed(
             choice = Choice(None, schedule.following(latest(schedule, nominal, at)))
         dropped = what_is_dropped(schedule, nominal, choice)
         nominal = choice.following
-        changes["dropped"] = schedule.dropped + sum(each.count for each in dropped)
+    changes |= counted(schedule, dropped)
     schedule = evolved(schedule, changes)
     if schedule.awaited_id is not None:
         return Step(evolved(schedule, {"next_at": nominal}), dropped=dropped)

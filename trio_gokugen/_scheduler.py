@@ -432,7 +432,8 @@ class Scheduler(Schedules):
     async def drain(self) -> None:
         """Wait until nothing is pending or running, here or in another scheduler.
 
-        Tasks whose work is not registered here do not count: they would never run.
+        Tasks whose work is not registered here do not count: they would never run. Of a
+        schedule there is always something pending, unless it is paused.
         """
         engine = self._running()
         ledger, queue = engine.ledger, engine.updates.queue

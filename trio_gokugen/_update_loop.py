@@ -300,6 +300,7 @@ class UpdateLoop:
             self._observers.tell("on_dropped", dropped)
         self._ledger.claimed(claimed.tasks, self._began)
         for run in claimed.replaced:
+            self._ledger.tell(run)
             self._dispatcher.cancel(run, StopReason.REPLACED)
         self._start(request, claimed.tasks)
 

@@ -1,0 +1,410 @@
+"""Schedules where several things come together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from support import NOON, Bench, noon, open_bench
+
+from trio_gokugen import (
+    At,
+    Dropped,
+    HeapRepository,
+    Interval,
+    InvalidTaskError,
+    InvalidTriggerError,
+    Late,
+    PartialHooks,
+    Schedule,
+    Scheduler,
+    Task,
+    TaskQuery,
+    TaskState,
+    plan,
+)
+from trio_gokugen._schedule import PutSchedule, ScheduleUpdate, UpdateSchedule
+from trio_gokugen._trigger import BaseTrigger
+from trio_gokugen.sql import open_sql_repository
+
+
+def times(*benches: Bench) -> list[float]:
+    return [when for bench in benches for _, when in bench.starts]
+
+
+async def pending(scheduler: Scheduler) -> list[Task]:
+    return await scheduler.find(TaskQuery(states={TaskState.SCHEDULED}))
+
+
+class Told(PartialHooks):
+    """Keeps what it is told of what does not run."""
+
+    def __init__(self) -> None:
+        self.dropped: list[Dropped] = []
+        super().__init__(on_dropped=self.note)
+
+    async def note(self, dropped: Dropped) -> None:
+        self.dropped.append(dropped)
+
+    def moments(self) -> list[tuple[str, Any, Any]]:
+        return [
+            (each.reason, (each.first - NOON).seconds, (each.last - NOON).seconds)
+            for each in self.dropped
+        ]
+
+
+# -- what was skipped is counted once -------------------------------------------------
+
+
+async def test_a_pause_after_one_was_skipped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What was skipped before a pause is counted once, and what fell into it is, too.
+    """
+    told = Told()
+    async with open_bench(grace=0, hooks=told) as (scheduler, _):
+        await scheduler.add_schedule("s", Interval(10), "sleep", {"seconds": 15})
+        await trio.sleep(12)
+        await scheduler.pause_schedule("s")
+        await trio.sleep(43)
+        await scheduler.resume_schedule("s")
+        await trio.sleep(10)
+        assert (await scheduler.get_schedule("s")).dropped == 4
+    assert told.moments() == [("overlap", 20, 20), ("late", 30, 50)]
+
+
+async def test_what_waited_before_a_pause_may_be_late_after_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    After a pause an occurrence has not waited for a run: it may be too late.
+    """
+    repository = HeapRepository()
+    async with open_bench(repository, grace=0) as (scheduler, bench):
+        await scheduler.add_schedule(
+            "s",
+            Interval(10),
+            "sleep",
+            {"seconds": 15},
+            overlap="queue",
+            late=Late(window=1),
+        )
+        await trio.sleep(12)
+        await scheduler.pause_schedule("s")
+        await trio.sleep(43)
+        await scheduler.resume_schedule("s")
+    await trio.sleep(40)
+    async with open_bench(repository, grace=0) as (scheduler, second):
+        await trio.sleep(10)
+    assert times(bench, second) == [10.0, 100.0]
+
+
+async def test_what_is_skipped_before_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What is skipped is counted also if nothing comes after it.
+    """
+    async with open_bench() as (scheduler, _):
+        moments = At([noon(10), noon(20)])
+        await scheduler.add_schedule("s", moments, "sleep", {"seconds": 15})
+        await trio.sleep(100)
+        schedule = await scheduler.get_schedule("s")
+        assert (schedule.dropped, schedule.next_at) == (1, None)
+
+
+@pytest.mark.parametrize("overlap", ["skip", "queue"])
+async def test_a_cancellation_after_one_was_skipped(
+    autojump_clock: trio.testing.MockClock, overlap: Any
+) -> None:
+    """
+    What was skipped is counted also if the one after it is cancelled.
+    """
+    async with open_bench(max_workers=2) as (scheduler, bench):
+        await scheduler.add_schedule(
+            "s", Interval(10), "sleep", {"seconds": 25}, overlap=overlap
+        )
+        await trio.sleep(12)
+        for _ in range(2):  # one that waits finds no worker
+            await scheduler.add_task("sleep", {"seconds": 26}, after=0)
+        await trio.sleep(24)
+        [head] = [task for task in await pending(scheduler) if task.schedule_id]
+        assert await scheduler.cancel(head.id)
+        schedule = await scheduler.get_schedule("s")
+        skipped, cancelled = (2, 40) if overlap == "skip" else (1, 20)
+        assert (schedule.dropped, head.nominal_at) == (skipped, noon(cancelled))
+        assert schedule.next_at == noon(50 if overlap == "skip" else 40)
+    assert times(bench)[0] == 10.0
+
+
+async def test_a_change_after_one_was_skipped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What was skipped is counted, and told, also if the schedule is changed, or removed.
+    """
+    told = Told()
+    async with open_bench(hooks=told, grace=0) as (scheduler, _):
+        for schedule_id in "s", "t":
+            await scheduler.add_schedule(
+                schedule_id, Interval(10), "sleep", {"seconds": 25}
+            )
+        await trio.sleep(36)
+        changed = await scheduler.update_schedule("s", trigger=Interval(7))
+        assert changed.dropped == 2
+        await scheduler.remove_schedule("t")
+        await trio.sleep(1)
+    assert told.moments() == [("overlap", 20, 30)] * 2
+
+
+# -- runs that were cut short ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overlap", "starts"), [("skip", [10, 35, 40]), ("queue", [10, 35, 37, 40])]
+)
+async def test_an_interrupted_run_has_not_ended(
+    autojump_clock: trio.testing.MockClock, overlap: Any, starts: Sequence[float]
+) -> None:
+    """
+    What falls due between an interruption and the end of the run that goes on has fallen
+    due while it ran.
+    """
+    repository = HeapRepository()
+    told = Told()
+    async with open_bench(repository, grace=0) as (scheduler, bench):
+        await scheduler.add_schedule(
+            "s", Interval(10), "sleep", {"seconds": 2}, overlap=overlap
+        )
+        await trio.sleep(11)
+    await trio.sleep(24)
+    async with open_bench(repository, hooks=told) as (scheduler, second):
+        await trio.sleep(8)
+    assert times(bench, second) == starts
+    skipped = (20, 30) if overlap == "skip" else (30, 30)
+    assert told.moments() == [("overlap", *skipped)]
+
+
+async def test_who_waits_for_what_is_replaced(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Who waits for a run that is replaced is told, though the task is not kept.
+    """
+    async with open_bench(HeapRepository(keep_ended=0), grace=0) as (scheduler, _):
+        await scheduler.add_schedule("s", Interval(10), "sleep", overlap="replace")
+        [head] = await pending(scheduler)
+        ended = await scheduler.wait(head.id)
+        assert (ended.state, trio.current_time()) == (TaskState.CANCELLED, 20.0)
+
+
+# -- changes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overlap", "starts"), [("replace", [10, 20, 30]), ("allow", [10, 20, 30])]
+)
+async def test_a_run_that_hangs_is_not_waited_for_any_more(
+    autojump_clock: trio.testing.MockClock, overlap: Any, starts: Sequence[float]
+) -> None:
+    """
+    A schedule that is not to wait for the end any more goes on at once.
+    """
+    async with open_bench(grace=0) as (scheduler, bench):
+        await scheduler.add_schedule("s", Interval(10), "sleep", {"seconds": 500})
+        await trio.sleep(12)
+        await scheduler.update_schedule("s", overlap=overlap)
+        await trio.sleep(23)
+        running = scheduler.statistics().running
+        assert running == (1 if overlap == "replace" else 3)
+    assert times(bench) == starts
+
+
+async def test_a_change_by_a_clock_that_is_slow() -> None:
+    """
+    A change that comes by another clock, or later than it was made, repeats no moment.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s", trigger=Interval(10), work_id="w", created_at=NOON, overlap="allow"
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    await repository.claim(1, noon(10))
+    update = ScheduleUpdate(trigger=Interval(5))
+    await repository.change_schedule(UpdateSchedule("s", update, noon(9.99)))
+    assert (await repository.claim(1, noon(10.01))).tasks == []
+    assert (await repository.get_schedule("s")).next_at == noon(15)
+
+
+@pytest.mark.parametrize("after", ["start", "end"])
+async def test_an_anchor_is_the_first_moment(
+    autojump_clock: trio.testing.MockClock, after: Any
+) -> None:
+    """
+    An interval that has an anchor begins there, also in a schedule that is changed.
+    """
+    async with open_bench() as (scheduler, _):
+        first = Interval(10, anchor=noon(100))
+        schedule = await scheduler.add_schedule("s", first, "note", after=after)
+        assert schedule.next_at == noon(100)
+        second = Interval(20, anchor=noon(90))
+        schedule = await scheduler.update_schedule("s", trigger=second)
+        assert schedule.next_at == noon(90)
+
+
+# -- plans ----------------------------------------------------------------------------
+
+
+async def test_a_plan_while_it_runs(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    The plan of a schedule that runs goes on as if it ended right then.
+    """
+    async with open_bench(grace=0) as (scheduler, _):
+        afters: dict[str, Any] = {"s": "start", "e": "end"}
+        for schedule_id, after in afters.items():
+            await scheduler.add_schedule(
+                schedule_id, Interval(10), "sleep", {"seconds": 5}, after=after
+            )
+        await trio.sleep(12)
+        schedules = await scheduler.find_schedules()
+    planned = plan(schedules, noon(12), noon(35))
+    assert [(each.schedule_id, each.runs_at) for each in planned] == [
+        ("s", noon(20)),
+        ("e", noon(22)),
+        ("s", noon(30)),
+        ("e", noon(32)),
+    ]
+
+
+def test_a_plan_tells_nothing_of_before() -> None:
+    """
+    However much was missed before, a plan has only what is in its time.
+    """
+    schedule = Schedule(
+        id="s",
+        trigger=Interval(1),
+        work_id="w",
+        created_at=NOON,
+        next_at=noon(1),
+        last_at=NOON,
+    )
+    begin = noon(300 * 86_400)
+    assert len(plan([schedule], begin, begin + timedelta(seconds=3))) == 3
+
+
+# -- what is too long -----------------------------------------------------------------
+
+LONGEST = timedelta(days=36_525)
+TICK = timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("field", ["jitter", "deadline_after"])
+@pytest.mark.parametrize("length", [LONGEST + TICK, timedelta.max])
+async def test_a_length_that_is_too_long(
+    autojump_clock: trio.testing.MockClock, field: str, length: timedelta
+) -> None:
+    """
+    A length of time that could not be kept exactly is refused by name.
+    """
+    async with open_bench() as (scheduler, _):
+        options: Any = {field: length}
+        with pytest.raises(InvalidTaskError, match="must be at most 36525 days") as caught:
+            await scheduler.add_schedule("s", Interval(10), "note", **options)
+        assert caught.value.field == field
+        with pytest.raises(InvalidTaskError, match=r"^window: must be at most 36525 days"):
+            Late(window=length)
+
+
+async def test_the_longest_lengths(database_url: str) -> None:
+    """
+    The longest lengths come back exactly.
+    """
+    longest = LONGEST - TICK
+    async with open_sql_repository(database_url) as repository:
+        schedule = Schedule(
+            id="s",
+            trigger=Interval(longest),
+            work_id="w",
+            created_at=NOON,
+            deadline_after=longest,
+            jitter=longest,
+            late=Late(window=longest),
+        )
+        change = PutSchedule(schedule, NOON)
+        changed = await repository.change_schedule(change)
+        assert await repository.get_schedule("s") == changed.schedule
+        assert not (await repository.change_schedule(change)).changed
+
+
+# -- triggers of somebody's own -------------------------------------------------------
+
+
+class Own(BaseTrigger):
+    """Answers what it is told to."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = [*answers]
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]  # it may be wrong
+
+    def explain(self) -> str:
+        raise NotImplementedError
+
+    def to_data(self) -> Any:
+        raise NotImplementedError
+
+
+WRONG = [
+    ValueError("no luck"),
+    datetime(2030, 6, 1, 13),
+    NOON,
+    "soon",
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=["error", "naive", "not later", "text"])
+async def test_a_trigger_that_is_wrong_at_first(
+    autojump_clock: trio.testing.MockClock, wrong: Any
+) -> None:
+    """
+    A trigger that fails as a schedule is added is refused, and nothing is kept.
+    """
+    async with open_bench() as (scheduler, _):
+        with pytest.raises(
+            InvalidTriggerError, match=r"^trigger: next_after\(2030-06-01T12"
+        ):
+            await scheduler.add_schedule("s", Own(wrong), "note")
+        assert await scheduler.find_schedules() == []
+        assert await pending(scheduler) == []
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=["error", "naive", "not later", "text"])
+@pytest.mark.parametrize("cancels", [False, True], ids=["claim", "cancel"])
+async def test_a_trigger_that_is_wrong_later(
+    autojump_clock: trio.testing.MockClock, wrong: Any, *, cancels: bool
+) -> None:
+    """
+    A trigger that fails later ends its schedule, and says so; nobody else is disturbed.
+    """
+    async with open_bench() as (scheduler, bench):
+        schedule = await scheduler.add_schedule("s", Own(noon(10), wrong), "note")
+        await scheduler.add_schedule("other", Interval(10), "note")
+        assert schedule.pending_id is not None
+        if cancels:
+            assert await scheduler.cancel(schedule.pending_id)
+        await trio.sleep(25)
+        task = await scheduler.get(schedule.pending_id)
+        assert task.state is (TaskState.CANCELLED if cancels else TaskState.FAILED)
+        assert cancels or (task.err or "").startswith("InvalidTriggerError: trigger:")
+        schedule = await scheduler.get_schedule("s")
+        assert (schedule.next_at, schedule.pending_id) == (None, None)
+    assert times(bench) == [10.0, 20.0]
