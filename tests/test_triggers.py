@@ -437,3 +437,41 @@ def test_any_moment(trigger: Trigger, moment: datetime) -> None:
     """
     later = trigger.next_after(moment)
     assert later is None or later > moment
+
+
+def test_a_calendar_interval_at_the_end_of_time() -> None:
+    """
+    The last of many months are found, and after them there is nothing.
+    """
+    monthly = CalendarInterval(months=1, start="2000-01-31", at="12:00")
+    late = datetime(9999, 12, 5, tzinfo=UTC)
+    last = datetime(9999, 12, 31, 12, tzinfo=UTC)
+    assert monthly.next_after(late) == last
+    assert monthly.next_after(last) is None
+
+
+@pytest.mark.parametrize("units", [(0, 0, 0, 1), (0, 0, 3, 5), (0, 5, 0, 0), (1, 1, 1, 1)])
+@pytest.mark.parametrize("missing", ["clamp", "skip"])
+def test_a_calendar_interval_is_found_from_anywhere(
+    units: tuple[int, int, int, int], missing: Any
+) -> None:
+    """
+    From wherever one looks, the next moment is that of the first day which is later.
+    """
+    years, months, weeks, days = units
+    trigger = CalendarInterval(
+        years=years,
+        months=months,
+        weeks=weeks,
+        days=days,
+        start="2024-01-31",
+        missing=missing,
+    )
+    moments: list[datetime] = []
+    moment = trigger.next_after(datetime(2023, 12, 1, tzinfo=UTC))
+    while moment is not None and moment.year < 2050:
+        moments.append(moment)
+        moment = trigger.next_after(moment)
+    for day in range(0, 2_000, 7):
+        start = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=day)
+        assert trigger.next_after(start) == min(m for m in moments if m > start)
