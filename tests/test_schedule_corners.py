@@ -25,6 +25,7 @@ from trio_gokugen import (
     Task,
     TaskQuery,
     TaskState,
+    TaskUpdate,
     plan,
 )
 from trio_gokugen._schedule import PutSchedule, ScheduleUpdate, UpdateSchedule
@@ -408,3 +409,21 @@ async def test_a_trigger_that_is_wrong_later(
         schedule = await scheduler.get_schedule("s")
         assert (schedule.next_at, schedule.pending_id) == (None, None)
     assert times(bench) == [10.0, 20.0]
+
+
+async def test_what_was_postponed_is_too_late() -> None:
+    """
+    A postponed occurrence that is past its deadline fails, and the plan stays.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(id="s", trigger=Interval(60), work_id="w", created_at=NOON)
+    changed = await repository.change_schedule(PutSchedule(schedule, NOON))
+    assert changed.made is not None
+    later = TaskUpdate(scheduled_at=noon(70), deadline=noon(75))
+    await repository.update(changed.made.id, later)
+    before = await repository.get_schedule("s")
+    claimed = await repository.claim(1, noon(80))
+    [failed] = claimed.expired
+    assert (failed.state, failed.nominal_at) == (TaskState.FAILED, noon(60))
+    assert await repository.get_schedule("s") == before
+    assert before.next_at == noon(120)

@@ -311,6 +311,15 @@ async def the_next_may_replace_the_one_before(repository: TaskRepository) -> Non
     expect_equal("its state", replaced.state, _S.CANCELLED)
     running = await repository.find(TaskQuery(states={_S.DISPATCHED}))
     expect_equal("how many are running", len(running), 2)
+    # One that was postponed, and is taken by the same claim, has no time to run.
+    [postponed] = await _pending(repository)
+    await repository.update(postponed.id, TaskUpdate(scheduled_at=moment(39)))
+    claimed = await repository.claim(2, moment(40))
+    expect_equal("what runs", [t.nominal_at for t in claimed.tasks], [moment(40)])
+    ended = {task.id: task.state for task in claimed.expired}
+    expect_equal("what has ended", ended, {postponed.id: _S.CANCELLED})
+    state = (await repository.get(postponed.id)).state
+    expect_equal("it, as it is kept", state, _S.CANCELLED)
 
 
 @_check
