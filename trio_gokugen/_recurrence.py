@@ -43,8 +43,6 @@ _NONE: dict[str, Any] = {}
 _TICK = timedelta(microseconds=1)
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _BLANK = Task(id="blank", work_id="blank", scheduled_at=_LONG_AGO, created_at=_LONG_AGO)
-_TIMING = "trigger", "after"
-"""What the nominal times of a schedule come from."""
 
 
 @attrs.define
