@@ -173,7 +173,10 @@ class Schedule:
     """The nominal time of the next occurrence; none if there is none any more."""
 
     last_at: datetime | None = None
-    """The nominal time of the last occurrence that ran, or was cancelled or postponed."""
+    """The nominal time of the last occurrence that ran, or was cancelled or postponed.
+
+    If all that had passed were dropped, it is that of the first of them.
+    """
 
     runs: int = 0
     """How many occurrences have been dispatched."""
