@@ -11,13 +11,14 @@ import trio
 from broken import breaks
 from stores import ListStore
 
-from trio_gokugen import HeapRepository, Task, TaskQuery, TaskState, TaskUpdate
+from trio_gokugen import JSON, HeapRepository, Task, TaskQuery, TaskState, TaskUpdate
 from trio_gokugen._task import ENDED
 from trio_gokugen.abc import (
     ANY_TASK,
     AddTasks,
     Claimed,
     EndTask,
+    IfExists,
     Operation,
     RecoverAction,
     TaskFilter,
@@ -103,9 +104,12 @@ class DoesNotYield(ListStore):
 
 @breaks("a_cancelled_call_changes_nothing")
 class ShieldsItsChanges(HeapRepository):
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(
+        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
+    ) -> Sequence[Task]:
         with trio.CancelScope(shield=True):
-            await super().add(tasks)
+            await super().add(tasks, if_exists)
+        return tasks
 
 
 @breaks("a_cancelled_call_changes_nothing", "changes_are_atomic")
@@ -153,13 +157,15 @@ class NeverUnlocks(HeapRepository):
         super().__init__()
         self.lock = trio.Lock()
 
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(
+        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
+    ) -> Sequence[Task]:
         if any(task.id == "new" for task in tasks):
             await self.lock.acquire()
-            await super().add(tasks)
+            added = await super().add(tasks, if_exists)
             self.lock.release()
-        else:
-            await super().add(tasks)
+            return added
+        return await super().add(tasks, if_exists)
 
 
 # -- concurrency ----------------------------------------------------------------------
@@ -210,14 +216,18 @@ class UpdatesInTwoSteps(Torn):
 
 @breaks("a_run_ends_once")
 class EndsInTwoSteps(Torn):
-    async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
+    async def mark_done(
+        self, run: Task, at: datetime, err: str | None = None, result: JSON = None
+    ) -> Task:
         await trio.lowlevel.checkpoint()
-        return await self.torn(run.id, lambda: self.do_end(run, at, err))
+        return await self.torn(run.id, lambda: self.do_end(run, at, err, result))
 
 
 @breaks("an_id_is_added_once")
 class AddsInTwoSteps(Torn):
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(
+        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
+    ) -> Sequence[Task]:
         await trio.lowlevel.checkpoint()
         before = dict(self.tasks)
         self.do_add(tasks)
@@ -225,15 +235,19 @@ class AddsInTwoSteps(Torn):
         await trio.lowlevel.checkpoint()
         for task in tasks:
             self.put(task)
+        return tasks
 
 
 @breaks("no_change_is_lost")
 class WritesAllThatItHasRead(ListStore):
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(
+        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
+    ) -> Sequence[Task]:
         everything = dict(self.tasks)
         await trio.lowlevel.checkpoint()
         self.tasks = everything
         self.do_add(tasks)
+        return tasks
 
 
 @breaks("no_change_is_lost")
@@ -244,10 +258,13 @@ class CountsBesides(HeapRepository):
         super().__init__()
         self.count = 0
 
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(
+        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
+    ) -> Sequence[Task]:
         count = self.count
-        await super().add(tasks)
+        added = await super().add(tasks, if_exists)
         self.count = count + len(tasks)
+        return added
 
     async def count_pending(self) -> Mapping[str, int]:
         await super().count_pending()

@@ -18,6 +18,7 @@ from trio_gokugen import (
     GokugenError,
     InvalidTaskError,
     InvalidTriggerError,
+    KeyExistsError,
     LeakedCancelledError,
     LostRunError,
     NoSchedulesError,
@@ -68,6 +69,10 @@ EVERY = {
     "no schedules": (
         NoSchedulesError(),
         "the repository keeps no schedules: use another, or add single tasks",
+    ),
+    "key exists": (
+        KeyExistsError("k", "t1"),
+        "task 't1' has the key 'k' and has not ended",
     ),
     "task exists": (TaskExistsError("t1"), "task 't1' exists already"),
     "dispatched": (
@@ -254,6 +259,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 ScheduleNotFoundError,
                 ScheduleExistsError,
                 NoSchedulesError,
+                KeyExistsError,
                 TaskNotFoundError,
                 TaskExistsError,
                 AlreadyDispatchedError,
@@ -272,6 +278,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 ScheduleNotFoundError,
                 ScheduleExistsError,
                 NoSchedulesError,
+                KeyExistsError,
                 TaskNotFoundError,
                 TaskExistsError,
                 AlreadyDispatchedError,

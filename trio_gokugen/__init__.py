@@ -14,6 +14,7 @@ from ._errors import (
     GokugenError,
     InvalidTaskError,
     InvalidTriggerError,
+    KeyExistsError,
     LeakedCancelledError,
     LostRunError,
     NoSchedulesError,
@@ -41,9 +42,18 @@ from ._json import JSON
 from ._plan import Plan, Planned, plan
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
+from ._retry import Discard, Retry, Snooze, exponential, fixed
 from ._schedule import Dropped, Late, Schedule
 from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
-from ._task import UNCHANGED, Task, TaskParam, TaskState, TaskUpdate
+from ._task import (
+    UNCHANGED,
+    FailedAttempt,
+    Progress,
+    Task,
+    TaskParam,
+    TaskState,
+    TaskUpdate,
+)
 from ._timer import HookTimer, TimedRepository
 from ._triggers import At, Both, Either, Except, trigger_from_data, trigger_from_json
 from ._work_registry import WorkRegistry
@@ -67,9 +77,11 @@ __all__ = [
     "Cron",
     "DamagedFileError",
     "DeadlineExceededError",
+    "Discard",
     "Dropped",
     "Either",
     "Except",
+    "FailedAttempt",
     "GokugenError",
     "HeapRepository",
     "HeapStore",
@@ -78,6 +90,7 @@ __all__ = [
     "Interval",
     "InvalidTaskError",
     "InvalidTriggerError",
+    "KeyExistsError",
     "Late",
     "LeakedCancelledError",
     "LoopHooks",
@@ -90,8 +103,10 @@ __all__ = [
     "PassThroughHooks",
     "Plan",
     "Planned",
+    "Progress",
     "RefusedError",
     "RepositoryError",
+    "Retry",
     "Schedule",
     "ScheduleExistsError",
     "ScheduleNotFoundError",
@@ -100,6 +115,7 @@ __all__ = [
     "SchedulerNotRunningError",
     "SchedulerStatistics",
     "SimpleRepository",
+    "Snooze",
     "StopReason",
     "SystemClock",
     "Task",
@@ -119,6 +135,8 @@ __all__ = [
     "WorkerPoolDispatcher",
     "autojump_held",
     "current_task",
+    "exponential",
+    "fixed",
     "open_scheduler",
     "plan",
     "trigger_from_data",

@@ -165,6 +165,21 @@ class NoSchedulesError(RefusedError):
 
 
 @attrs.frozen
+class KeyExistsError(RefusedError):
+    """A task of this key is there that has not ended. Nothing was added.
+
+    To have that one instead, or to change it, say so by `if_exists`.
+    """
+
+    key: str
+    task_id: str
+    """The task that has it."""
+
+    def __str__(self) -> str:
+        return f"task {self.task_id!r} has the key {self.key!r} and has not ended"
+
+
+@attrs.frozen
 class TaskExistsError(RefusedError):
     """A task of this id is there already. An add repeated to be safe has succeeded."""
 

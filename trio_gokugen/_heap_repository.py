@@ -52,9 +52,11 @@ from .abc import (
     DeleteEnded,
     DispatchTask,
     EndTask,
+    NoteProgress,
     OnSchedule,
     Operation,
     RecoverAction,
+    RetryTask,
     RevertTask,
     TaskFilter,
     UpdateTask,
@@ -109,11 +111,16 @@ class HeapStore(BulkRepository):
             DispatchTask: self._dispatch,
             ClaimTasks: self._claim,
             EndTask: self._end,
+            RetryTask: self._retry,
+            NoteProgress: self._note_progress,
             RevertTask: self._revert,
             CancelRun: self._cancel_run,
             DeleteEnded: self._delete_ended,
             OnSchedule: self._change_schedule,
         }
+        self._keys: dict[str, str] = {}
+        """By key, the task that has it and has not ended."""
+
         self._schedules: dict[str, Schedule] = {}
         self._runs: dict[str, dict[str, None]] = {}
         """By schedule, the tasks of it that are dispatched."""
@@ -199,15 +206,39 @@ class HeapStore(BulkRepository):
         orphans = [t for t in tasks if t.state is _DISPATCHED and only.accepts(t)]
         return await recover_runs(self, orphans, action, at)
 
-    def _add(self, operation: AddTasks) -> None:
+    def _add(self, operation: AddTasks) -> Sequence[Task]:
         new: set[str] = set()
         for task in operation.tasks:
+            if task.key is not None:
+                return self._add_by_key(operation)
             if task.id in self._entries or task.id in new:
                 raise TaskExistsError(task.id)
             new.add(task.id)
+        self._put_new(operation.tasks)
+        return operation.tasks
+
+    def _add_by_key(self, operation: AddTasks) -> Sequence[Task]:
+        entries = self._entries
+        added = _transitions.added(
+            operation.tasks, operation.if_exists, entries.__contains__, self._holder_of
+        )
+        for task in added.changed:
+            entry = entries[task.id]
+            self._put(task, entry[2], entry[3] + 1)
+            self._bury(entry)
+        self._put_new(added.new)
+        return added.tasks
+
+    def _holder_of(self, key: str) -> Task | None:
+        task_id = self._keys.get(key)
+        return None if task_id is None else self._entries[task_id][4]
+
+    def _put_new(self, tasks: Sequence[Task]) -> None:
         ended: list[str] = []
-        for task in operation.tasks:
+        for task in tasks:
             self._put(task, next(self._sequence), 0)
+            if task.key is not None and not task.state.ended:
+                self._keys[task.key] = task.id
             if task.schedule_id is not None:
                 self._note_run(task)
             if task.state.ended:
@@ -281,7 +312,9 @@ class HeapStore(BulkRepository):
 
     def _end(self, operation: EndTask) -> Task:
         entry = self._entry(operation.run.id)
-        task = _transitions.ended(entry[4], operation.run, operation.at, operation.err)
+        task = _transitions.ended(
+            entry[4], operation.run, operation.at, operation.err, operation.result
+        )
         self._replace(entry, task)
         self._keep(task.id)
         if task.schedule_id is not None:
@@ -294,6 +327,22 @@ class HeapStore(BulkRepository):
         self._put(task, entry[2], entry[3] + 1)
         if task.schedule_id is not None:
             self._note_run(task)
+        return task
+
+    def _retry(self, operation: RetryTask) -> Task:
+        entry = self._entry(operation.run.id)
+        task = _transitions.retried(
+            entry[4], operation.run, operation.at, operation.scheduled_at, operation.err
+        )
+        self._put(task, entry[2], entry[3] + 1)
+        if task.schedule_id is not None:
+            self._note_run(task)
+        return task
+
+    def _note_progress(self, operation: NoteProgress) -> Task:
+        entry = self._entry(operation.run.id)
+        task = _transitions.progressed(entry[4], operation.run, operation.progress)
+        self._replace(entry, task)
         return task
 
     def _cancel_run(self, operation: CancelRun) -> Task:
@@ -468,6 +517,10 @@ class HeapStore(BulkRepository):
     def _keep(self, task_id: str) -> None:
         """Keep an ended task for a while, and forget the oldest of too many."""
         self._ended[task_id] = None
+        if self._keys:
+            key = self._entries[task_id][4].key
+            if key is not None and self._keys.get(key) == task_id:
+                del self._keys[key]
         if len(self._ended) > self._keep_ended:
             oldest, _ = self._ended.popitem(last=False)
             del self._entries[oldest]

@@ -12,6 +12,7 @@ import attrs
 from ._errors import InvalidTaskError, InvalidTriggerError, shown
 from ._interval import Interval
 from ._json import JSON, int64, json_object, name
+from ._lengths import length
 from ._task import UNCHANGED, Maybe, Task, as_utc, empty, keep
 from ._trigger import Trigger
 
@@ -23,31 +24,6 @@ ON_TIME = timedelta(seconds=1)
 """What starts so late is on time, if nothing late is to run."""
 
 _FRACTIONS = 2**64
-LONGEST = timedelta(days=36_525)
-"""Of what is given as a length of time: so it is kept exactly, everywhere."""
-
-
-def length(value: object, field: str) -> timedelta:
-    """A length of time, given as such or in seconds, that is not negative."""
-    try:
-        found = value if isinstance(value, timedelta) else timedelta(seconds=_number(value))
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTaskError(
-            field, f"must be a timedelta or a number of seconds, not {shown(value)}"
-        ) from None
-    if found < timedelta(0):
-        raise InvalidTaskError(field, f"must not be negative, not {shown(value)}")
-    if found > LONGEST:
-        raise InvalidTaskError(
-            field, f"must be at most {LONGEST.days} days, not {shown(value)}"
-        )
-    return found
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError
-    return value
 
 
 def _window(value: float | timedelta | None) -> timedelta | None:

@@ -21,6 +21,7 @@ import trio
 from . import _transitions
 from ._arguments import (
     Recover,
+    check_if_exists,
     check_limit,
     check_part,
     checked_grace,
@@ -30,8 +31,10 @@ from ._arguments import (
 )
 from ._callables import check_async
 from ._clock import default_clock
+from ._current_task import current_task
 from ._engine import Engine
 from ._errors import (
+    AlreadyDispatchedError,
     InvalidTaskError,
     NotRunningHereError,
     SchedulerAlreadyRunningError,
@@ -46,8 +49,19 @@ from ._hooks import checked_hooks
 from ._ids import IdMaker
 from ._json import JSON
 from ._query import TaskQuery
+from ._retry import Retry
 from ._schedules import Schedules
-from ._task import ENDED, UNCHANGED, Maybe, Task, TaskParam, TaskState, TaskUpdate, new_task
+from ._task import (
+    ENDED,
+    UNCHANGED,
+    Maybe,
+    Progress,
+    Task,
+    TaskParam,
+    TaskState,
+    TaskUpdate,
+    new_task,
+)
 from ._worker_pool import WorkerPoolDispatcher
 from .abc import (
     AddTasks,
@@ -55,8 +69,10 @@ from .abc import (
     Clock,
     DeleteEnded,
     Dispatcher,
+    IfExists,
     Listener,
     LoopHooks,
+    NoteProgress,
     RecoverAction,
     TaskFilter,
     TaskRepository,
@@ -88,6 +104,9 @@ class SchedulerStatistics:
     cancelled: int = 0
     reverted: int = 0
     """Runs that were cut short, and whose tasks are scheduled again."""
+
+    retried: int = 0
+    """Runs that have failed or were snoozed, and whose tasks are scheduled again."""
 
     unknown_works: Mapping[str, int] = attrs.field(factory=dict[str, int])
     """Pending tasks whose work is not registered here, by work id, at the last look."""
@@ -220,6 +239,9 @@ class Scheduler(Schedules):
         deadline: datetime | None = None,
         meta: Mapping[str, JSON] | None = None,
         id: str | None = None,
+        key: str | None = None,
+        if_exists: IfExists = "raise",
+        retry: Retry | None = None,
     ) -> Task:
         """Have a work run at a moment, or after some time.
 
@@ -233,24 +255,40 @@ class Scheduler(Schedules):
           meta: A JSON object of your own: to search by, never passed to the work.
           id: An id of your own, which makes it safe to repeat an add whose answer was
             lost: the second is a `TaskExistsError`.
+          key: What makes it unique: of the tasks that have not ended, no two have the same.
+          if_exists: If another has this key: ``"raise"`` a `KeyExistsError`; ``"return"``
+            that one, and add none; or ``"replace"`` what is to be done and when by what is
+            given here, as one does to wait until things have calmed down.
+          retry: Whether it is tried again if it fails, instead of what its work says.
 
         Returns:
-          The task as it was stored.
+          The task as it was stored; or the one that has the key, as it is now.
 
         Raises:
           InvalidTaskError: a value cannot be used; `field` names it.
           WorkNotFoundError: no such work is registered.
           TaskExistsError: a task of this id is there.
+          KeyExistsError: a task of this key is there that has not ended.
+          AlreadyDispatchedError: that task was to be replaced, and runs already.
         """
         engine = self._running()
         now = engine.clock.now()
-        new = new_param(now, work_id, param, at, after, priority, deadline, meta, id)
+        new = new_param(
+            now, work_id, param, at, after, priority, deadline, meta, id, key, retry
+        )
+        check_if_exists(if_exists)
         self._check(new.work_id, new.param)
-        [task] = await self._add(engine, [new])
+        [task] = await self._add(engine, [new], if_exists)
         return task
 
-    async def add_tasks(self, params: Iterable[TaskParam]) -> list[Task]:
+    async def add_tasks(
+        self, params: Iterable[TaskParam], *, if_exists: IfExists = "raise"
+    ) -> list[Task]:
         """Add many tasks in one go: all of them or, if one is refused, none.
+
+        Args:
+          params: What to add.
+          if_exists: What becomes of one whose `key` another has, as in `add_task`.
 
         Returns:
           The tasks as they were stored, in the same order.
@@ -258,10 +296,13 @@ class Scheduler(Schedules):
         Raises:
           InvalidTaskError, WorkNotFoundError: as `add_task`; `index` tells which.
           TaskExistsError: an id is taken, or given twice.
+          KeyExistsError: a key is.
+          AlreadyDispatchedError: a task that was to be replaced runs already.
         """
         engine = self._running()
         if not isinstance(params, Iterable):
             raise InvalidTaskError("params", f"must be TaskParams, not {shown(params)}")
+        check_if_exists(if_exists)
         new = list(params)
         for index, param in enumerate(new):
             if not isinstance(param, TaskParam):
@@ -269,17 +310,19 @@ class Scheduler(Schedules):
                     "params", f"must be TaskParam, not {type(param).__name__}", index
                 )
             self._check(param.work_id, param.param, index)
-        return await self._add(engine, new)
+        return await self._add(engine, new, if_exists)
 
-    async def _add(self, engine: Engine, params: Sequence[TaskParam]) -> list[Task]:
+    async def _add(
+        self, engine: Engine, params: Sequence[TaskParam], if_exists: IfExists
+    ) -> list[Task]:
         now = engine.clock.now()
         tasks = [
             new_task(param, self._make_id(now) if param.id is None else param.id, now)
             for param in params
         ]
-        await engine.updates.queue.ask(lambda _: AddTasks(tasks))
+        kept = await engine.updates.queue.ask(lambda _: AddTasks(tasks, if_exists))
         engine.dispatches.notice_new_works()
-        return tasks
+        return list(kept)
 
     async def update(
         self,
@@ -369,14 +412,44 @@ class Scheduler(Schedules):
             elif version == ledger.version:
                 raise NotRunningHereError(task_id)
             self._running()
-        run = ledger.runs[task_id]
-        waiter = ledger.watch(task_id, run)
+        task = await self._interrupt_run(engine, ledger.runs[task_id])
+        if task.state.ended:
+            return task
+        # It had failed before, and was to be tried again.
+        try:
+            await engine.updates.queue.ask(lambda now: CancelTask(task_id, now))
+        except AlreadyDispatchedError:
+            return await self.interrupt(task_id)
+        return await self._repository.get(task_id)
+
+    async def _interrupt_run(self, engine: Engine, run: Task) -> Task:
+        waiter = engine.ledger.watch(run.id, run)
         # If the dispatcher does not know it any more, its result is on the way.
         self._dispatcher.cancel(run, StopReason.INTERRUPT)
         try:
             return await waiter.wait()
         finally:
-            ledger.unwatch(waiter)
+            engine.ledger.unwatch(waiter)
+
+    async def progress(self, fraction: float, note: str | None = None) -> None:
+        """Tell from inside a work how far it has come: `get` shows it from then on.
+
+        It stays with the task, also if that is tried again.
+
+        Args:
+          fraction: From 0 to 1.
+          note: At most 1,000 characters.
+
+        Raises:
+          InvalidTaskError: a value cannot be used; `field` names it.
+          RuntimeError: not called from inside a work.
+          NotDispatchedError, LostRunError, AlreadyCancelledError, AlreadyDoneError: the run
+            has lost its task.
+        """
+        engine = self._running()
+        run = current_task()
+        told = Progress(fraction=fraction, note=note, at=engine.clock.now())
+        await engine.updates.queue.ask(lambda _: NoteProgress(run, told))
 
     async def get(self, task_id: str) -> Task:
         """The task as it stands, or a `TaskNotFoundError`."""
@@ -531,6 +604,7 @@ class Scheduler(Schedules):
             failed=ledger.failed,
             cancelled=ledger.cancelled,
             reverted=ledger.reverted,
+            retried=ledger.retried,
             unknown_works=dict(ledger.unknown_works),
         )
 

@@ -40,6 +40,7 @@ from .abc import (
     RecoverAction,
     Renewed,
     RepositoryLike,
+    RetryTask,
     RevertTask,
     TaskFilter,
     UpdateTask,
@@ -148,6 +149,8 @@ class HookTimer:
         match operation, result:
             case OnSchedule(), _:
                 self.reset()
+            case AddTasks(if_exists="replace"), _:
+                self.reset()  # some may have been moved
             case AddTasks(tasks=tasks), _:
                 pending = [t for t in tasks if t.state is TaskState.SCHEDULED]
                 if pending:
@@ -163,7 +166,7 @@ class HookTimer:
                 self._claimed(claimed)
             case EndTask() | CancelRun(), Task() as task:
                 self._next_appeared(task)
-            case RevertTask(), Task() as task:
+            case RevertTask() | RetryTask(), Task() as task:
                 self.appeared(task.scheduled_at)
             case _:
                 pass  # ended tasks, ended or deleted, are nobody's next

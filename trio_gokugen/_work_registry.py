@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 from ._callables import called, is_async
 from ._errors import InvalidTaskError, WorkExistsError, WorkNotFoundError, shown
 from ._json import name
+from ._retry import Retry
 from .abc import Work
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,6 +40,8 @@ class WorkRegistry:
         *,
         timeout: float | timedelta | None = None,
         at_most_once: bool = False,
+        retry: Retry | None = None,
+        retain: bool = False,
     ) -> Callable[[F], F]: ...
     @overload
     def register(
@@ -49,6 +52,8 @@ class WorkRegistry:
         *,
         timeout: float | timedelta | None = None,
         at_most_once: bool = False,
+        retry: Retry | None = None,
+        retain: bool = False,
     ) -> F: ...
 
     def register(
@@ -59,6 +64,8 @@ class WorkRegistry:
         *,
         timeout: float | timedelta | None = None,
         at_most_once: bool = False,
+        retry: Retry | None = None,
+        retain: bool = False,
     ) -> Any:
         """Register a function as a work.
 
@@ -72,6 +79,10 @@ class WorkRegistry:
           at_most_once: What becomes of a task whose run is lost, in a crash or at a
             shutdown that did not wait for it: by default it runs again, and with this it
             fails.
+          retry: Whether a task runs again if the work has failed, unless the task has a
+            `Retry` of its own. It does not, by default.
+          retain: Keep what the work returns as the `result` of its task: any JSON value,
+            of at most 64 KiB. The task fails if it cannot be kept.
 
         Returns:
           The function as it was.
@@ -85,14 +96,24 @@ class WorkRegistry:
         if work_id is not None and not isinstance(work_id, str):
             if function is not None:
                 raise TypeError("work_id: must be a string when a function follows it")
-            return self._register(None, work_id, timeout, at_most_once)
-        if function is not None:
-            return self._register(work_id, function, timeout, at_most_once)
+            work_id, function = None, work_id
+        bounds = _seconds(timeout)
+        _check_kind(at_most_once, bool, "at_most_once", "a bool")
+        _check_kind(retain, bool, "retain", "a bool")
+        if retry is not None:
+            _check_kind(retry, Retry, "retry", "a Retry")
 
         def decorate(decorated: F) -> F:
-            return self._register(work_id, decorated, timeout, at_most_once)
+            return self._register(
+                work_id,
+                decorated,
+                timeout=bounds,
+                at_most_once=at_most_once,
+                retry=retry,
+                retain=retain,
+            )
 
-        return decorate
+        return decorate if function is None else decorate(function)
 
     @property
     def work_ids(self) -> frozenset[str]:
@@ -106,15 +127,7 @@ class WorkRegistry:
         except KeyError:
             raise WorkNotFoundError(work_id) from None
 
-    def _register(
-        self,
-        work_id: str | None,
-        function: F,
-        timeout: float | timedelta | None,
-        at_most_once: bool,  # noqa: FBT001 (private: passed on)
-    ) -> F:
-        if not isinstance(at_most_once, bool):
-            raise TypeError(f"at_most_once: must be a bool, not {shown(at_most_once)}")
+    def _register(self, work_id: str | None, function: F, **how: Any) -> F:
         if not callable(function):
             raise TypeError(f"function: must be a function, not {shown(function)}")
         if work_id is None:
@@ -130,15 +143,19 @@ class WorkRegistry:
             name(work_id, "work_id"),
             function,
             in_thread=not is_async(function),
-            timeout=_seconds(timeout),
-            at_most_once=at_most_once,
             check_param=_param_check(function),
+            **how,
         )
         if work.work_id in self._works:
             raise WorkExistsError(work.work_id)
         self._works[work.work_id] = work
         self._work_ids = frozenset(self._works)
         return function
+
+
+def _check_kind(value: object, kind: type, argument: str, what: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument}: must be {what}, not {shown(value)}")
 
 
 def _seconds(timeout: float | timedelta | None) -> float | None:

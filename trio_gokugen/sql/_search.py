@@ -54,7 +54,12 @@ def search(
     """What `RepositoryLike.find` is asked for, as a statement and its parameters."""
     parameters: dict[str, Any] = {}
     conditions = [*_conditions(query)]
-    lists = {"ids": query.ids, "works": query.work_ids, "schedules": query.schedule_ids}
+    lists = {
+        "ids": query.ids,
+        "works": query.work_ids,
+        "schedules": query.schedule_ids,
+        "keys": query.keys,
+    }
     for name, values in lists.items():
         if values is not None:
             parameters[name] = dialect.listed(values)
@@ -63,8 +68,8 @@ def search(
     if after is not None:
         conditions.append(_follows(after))
     most = None if limit is None else min(limit, 2**62)
-    known = query.ids is not None or query.schedule_ids is not None
-    if known or query.states == _RUNNING:
+    known = query.ids, query.schedule_ids, query.keys
+    if any(each is not None for each in known) or query.states == _RUNNING:
         statement = _few(dialect, query, conditions)
     else:
         statement = _many(dialect, query, conditions, most)
@@ -80,6 +85,8 @@ def _few(
         found = found.where(dialect.among(TASK.c.id, "ids"))
     if query.schedule_ids is not None:
         found = found.where(dialect.among(TASK.c.schedule_id, "schedules"))
+    if query.keys is not None:
+        found = found.where(dialect.among(TASK.c.unique_key, "keys"))
     return select(*COLUMNS).where(dialect.is_one_of(found)).order_by(*_find_order())
 
 

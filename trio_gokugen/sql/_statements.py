@@ -93,6 +93,18 @@ class Statements:
         self.change: Update = (
             update(TASK).where(this_row).values(**_values_of(LIFE + PLAN), lease_until=None)
         )
+        self.note_progress: Update = (
+            update(TASK).where(this_row).values(_values_of(["progress"]))
+        )
+        self.holders: Select[Any] = dialect.locked(
+            select(*COLUMNS)
+            .where(
+                dialect.among(TASK.c.unique_key, "keys"),
+                TASK.c.unique_key.is_not(None),
+                TASK.c.ended_at.is_(None),
+            )
+            .order_by(TASK.c.id)
+        )
         self.fail: Update = (
             update(TASK)
             .where(this_row)
@@ -118,7 +130,7 @@ class Statements:
             _MINE,
             # Said by the state, the planner may take the index of what is running.
             TASK.c.lease_until.is_not(None),
-        ).returning(TASK.c.id, TASK.c.created_at, dialect.stamp)
+        ).returning(TASK.c.id, TASK.c.created_at, TASK.c.progress, dialect.stamp)
 
     def _make_claiming(self, dialect: Dialect) -> None:
         claim = update(TASK).values(

@@ -9,14 +9,16 @@ from typing import Any
 import outcome
 import trio
 
+from trio_gokugen._json import JSON
 from trio_gokugen._query import TaskQuery
 from trio_gokugen._schedule import Schedule
-from trio_gokugen._task import ENDED, Task, TaskState, TaskUpdate
+from trio_gokugen._task import ENDED, Progress, Task, TaskState, TaskUpdate
 from trio_gokugen.abc import (
     ANY_TASK,
     ChangeSchedule,
     Claimed,
     Clock,
+    IfExists,
     Operation,
     RecoverAction,
     Renewed,
@@ -47,7 +49,9 @@ _METHODS = _TIMER | {
     "mark_dispatched",
     "mark_done",
     "recover",
+    "note_progress",
     "renew",
+    "retry",
     "revert",
     "serve",
     "update",
@@ -164,8 +168,11 @@ class FaultyRepository:
         for fault in faults:
             fault.strike()
 
-    async def add(self, tasks: Sequence[Task]) -> None:
-        await self._call("add", tasks=tasks)
+    async def add(
+        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
+    ) -> Sequence[Task]:
+        kept: Sequence[Task] = await self._call("add", tasks=tasks, if_exists=if_exists)
+        return kept
 
     async def get(self, task_id: str) -> Task:
         task: Task = await self._call("get", task_id=task_id)
@@ -193,8 +200,22 @@ class FaultyRepository:
         claimed: Claimed = await self._call("claim", limit=limit, at=at, only=only)
         return claimed
 
-    async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
-        task: Task = await self._call("mark_done", run=run, at=at, err=err)
+    async def mark_done(
+        self, run: Task, at: datetime, err: str | None = None, result: JSON = None
+    ) -> Task:
+        task: Task = await self._call("mark_done", run=run, at=at, err=err, result=result)
+        return task
+
+    async def retry(
+        self, run: Task, at: datetime, scheduled_at: datetime, err: str | None = None
+    ) -> Task:
+        task: Task = await self._call(
+            "retry", run=run, at=at, scheduled_at=scheduled_at, err=err
+        )
+        return task
+
+    async def note_progress(self, run: Task, progress: Progress) -> Task:
+        task: Task = await self._call("note_progress", run=run, progress=progress)
         return task
 
     async def mark_cancelled(self, run: Task, at: datetime) -> Task:
