@@ -21,7 +21,7 @@ from trio_gokugen import (
     TaskExistsError,
     TaskState,
 )
-from trio_gokugen.abc import AddTasks, EndTask, IfExists, NoteProgress, RetryTask
+from trio_gokugen.abc import Added, AddTasks, EndTask, IfExists, NoteProgress, RetryTask
 
 # -- keys -------------------------------------------------------------------------------
 
@@ -49,18 +49,18 @@ class KeepsTheKeysOfTheCancelled(ListStore):
 
 @breaks("a_key_given_twice_is_refused")
 class LooksBeforeOnly(ListStore):
-    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Sequence[Task]:
+    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Added:
         for task in tasks:
             holder = None if task.key is None else self.holder(task.key)
             if holder is not None and if_exists == "raise":
                 raise KeyExistsError(task.key or "", holder.id)
         self.do_add(tasks)
-        return tasks
+        return Added(tasks, (), tasks)
 
 
 @breaks("an_id_is_refused_before_a_key")
 class LooksForKeysFirst(ListStore):
-    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Sequence[Task]:
+    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Added:
         try:
             return super().do_add_by_key(tasks, if_exists)
         except TaskExistsError:
@@ -73,14 +73,14 @@ class LooksForKeysFirst(ListStore):
 
 @breaks("return_gives_the_holder_of_a_key")
 class ReturnsWhatWasGiven(ListStore):
-    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Sequence[Task]:
+    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Added:
         super().do_add_by_key(tasks, if_exists)
-        return tasks
+        return Added(tasks, (), tasks)
 
 
 @breaks("replace_changes_the_holder_of_a_key")
 class ReplacesTheTimeOnly(ListStore):
-    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Sequence[Task]:
+    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Added:
         before = dict(self.tasks)
         added = super().do_add_by_key(tasks, if_exists)
         for task_id, task in before.items():
@@ -95,17 +95,17 @@ class ReplacesTheTimeOnly(ListStore):
 
 @breaks("replace_keeps_the_place_among_the_oldest")
 class ReplacedAreYoung(ListStore):
-    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Sequence[Task]:
+    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Added:
         added = super().do_add_by_key(tasks, if_exists)
         if if_exists == "replace":
-            for task in added:
+            for task in added.tasks:
                 self.tasks[task.id] = self.tasks.pop(task.id)
         return added
 
 
 @breaks("replace_refuses_what_runs")
 class LeavesRunsAlone(ListStore):
-    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Sequence[Task]:
+    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Added:
         try:
             return super().do_add_by_key(tasks, if_exists)
         except AlreadyDispatchedError:
@@ -126,15 +126,13 @@ class FreesKeysAfterTheBatch(HeapStore):
 
 @breaks("a_key_is_had_by_one")
 class LooksAndAddsLater(ListStore):
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         for task in tasks:
             if task.key is not None and self.holder(task.key) is not None:
                 return await super().add(tasks, if_exists)
         await trio.lowlevel.checkpoint()
         self.do_add(tasks)
-        return tasks
+        return Added(tasks, (), tasks)
 
 
 # -- retries ----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from trio_gokugen import JSON, HeapRepository, Task, TaskQuery, TaskState, TaskU
 from trio_gokugen._task import ENDED
 from trio_gokugen.abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     Claimed,
     EndTask,
@@ -104,12 +105,10 @@ class DoesNotYield(ListStore):
 
 @breaks("a_cancelled_call_changes_nothing")
 class ShieldsItsChanges(HeapRepository):
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         with trio.CancelScope(shield=True):
             await super().add(tasks, if_exists)
-        return tasks
+        return Added(tasks, (), tasks)
 
 
 @breaks("a_cancelled_call_changes_nothing", "changes_are_atomic")
@@ -157,9 +156,7 @@ class NeverUnlocks(HeapRepository):
         super().__init__()
         self.lock = trio.Lock()
 
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         if any(task.id == "new" for task in tasks):
             await self.lock.acquire()
             added = await super().add(tasks, if_exists)
@@ -225,9 +222,7 @@ class EndsInTwoSteps(Torn):
 
 @breaks("an_id_is_added_once")
 class AddsInTwoSteps(Torn):
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         await trio.lowlevel.checkpoint()
         before = dict(self.tasks)
         self.do_add(tasks)
@@ -235,19 +230,17 @@ class AddsInTwoSteps(Torn):
         await trio.lowlevel.checkpoint()
         for task in tasks:
             self.put(task)
-        return tasks
+        return Added(tasks, (), tasks)
 
 
 @breaks("no_change_is_lost")
 class WritesAllThatItHasRead(ListStore):
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         everything = dict(self.tasks)
         await trio.lowlevel.checkpoint()
         self.tasks = everything
         self.do_add(tasks)
-        return tasks
+        return Added(tasks, (), tasks)
 
 
 @breaks("no_change_is_lost")
@@ -258,9 +251,7 @@ class CountsBesides(HeapRepository):
         super().__init__()
         self.count = 0
 
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         count = self.count
         added = await super().add(tasks, if_exists)
         self.count = count + len(tasks)

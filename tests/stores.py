@@ -32,6 +32,7 @@ from trio_gokugen._repository import NoSchedules, recover_runs
 from trio_gokugen._task import ENDED
 from trio_gokugen.abc import (
     ANY_TASK,
+    Added,
     DeleteEnded,
     IfExists,
     Operation,
@@ -78,15 +79,15 @@ class ListStore(SimpleRepository):
         tasks = (task for task in self.tasks.values() if not task.state.ended)
         return next((task for task in tasks if task.key == key), None)
 
-    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Sequence[Task]:
+    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Added:
         if all(task.key is None for task in tasks):
             self.do_add(tasks)
-            return tasks
+            return Added(tasks, (), tasks)
         added = _transitions.added(tasks, if_exists, self.tasks.__contains__, self.holder)
         for task in added.changed:
             self.put(task)
         self.do_add(added.new)
-        return added.tasks
+        return added
 
     def do_update(self, task_id: str, update: TaskUpdate) -> tuple[Task, bool]:
         before = self.find_one(task_id)
@@ -162,9 +163,7 @@ class ListStore(SimpleRepository):
         await trio.lowlevel.checkpoint()
         return function()
 
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         return await self.step(lambda: self.do_add_by_key(tasks, if_exists))
 
     async def get(self, task_id: str) -> Task:

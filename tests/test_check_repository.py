@@ -20,7 +20,7 @@ from broken import BROKEN
 from stores import ListStore, SlowlyReadStore, ThreadedStore
 
 from trio_gokugen import HeapRepository, Task, TimedRepository
-from trio_gokugen.abc import IfExists, TaskRepository
+from trio_gokugen.abc import Added, IfExists, TaskRepository
 from trio_gokugen.testing import REPOSITORY_CHECKS, FaultyRepository, check_repository
 
 LISTED = (
@@ -179,13 +179,11 @@ async def test_errors_of_the_repository_are_told(
     """
 
     class Failing(HeapRepository):
-        async def add(
-            self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-        ) -> Sequence[Task]:
+        async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.fail, "one")
                 nursery.start_soon(self.fail, "two")
-            return tasks
+            return Added(tasks, (), tasks)
 
         async def fail(self, message: str) -> None:
             raise OSError(message)

@@ -44,6 +44,7 @@ from ._task import Task, TaskState
 from ._timer import TimedRepository
 from .abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -206,7 +207,7 @@ class HeapStore(BulkRepository):
         orphans = [t for t in tasks if t.state is _DISPATCHED and only.accepts(t)]
         return await recover_runs(self, orphans, action, at)
 
-    def _add(self, operation: AddTasks) -> Sequence[Task]:
+    def _add(self, operation: AddTasks) -> Added:
         new: set[str] = set()
         for task in operation.tasks:
             if task.key is not None:
@@ -215,9 +216,9 @@ class HeapStore(BulkRepository):
                 raise TaskExistsError(task.id)
             new.add(task.id)
         self._put_new(operation.tasks)
-        return operation.tasks
+        return Added(operation.tasks, (), operation.tasks)
 
-    def _add_by_key(self, operation: AddTasks) -> Sequence[Task]:
+    def _add_by_key(self, operation: AddTasks) -> Added:
         entries = self._entries
         added = _transitions.added(
             operation.tasks, operation.if_exists, entries.__contains__, self._holder_of
@@ -227,7 +228,7 @@ class HeapStore(BulkRepository):
             self._put(task, entry[2], entry[3] + 1)
             self._bury(entry)
         self._put_new(added.new)
-        return added.tasks
+        return added
 
     def _holder_of(self, key: str) -> Task | None:
         task_id = self._keys.get(key)

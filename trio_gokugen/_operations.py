@@ -20,6 +20,7 @@ from ._json import JSON
 from ._query import TaskQuery
 from ._schedule import ChangeSchedule, Dropped, ScheduleChanged
 from ._task import ENDED, Progress, Task, TaskState, TaskUpdate, as_utc_or_none
+from ._transitions import Added
 
 if TYPE_CHECKING:
     from .abc import RepositoryLike
@@ -120,7 +121,7 @@ class AddTasks:
     tasks: Sequence[Task]
     if_exists: IfExists = "raise"
 
-    async def carry_out(self, repository: RepositoryLike) -> Sequence[Task]:
+    async def carry_out(self, repository: RepositoryLike) -> Added:
         return await repository.add(self.tasks, self.if_exists)
 
 

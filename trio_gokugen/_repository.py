@@ -23,6 +23,7 @@ from ._schedule import ChangeSchedule, Schedule, ScheduleChanged
 from ._task import ENDED, Progress, Task, TaskState, TaskUpdate
 from .abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -118,10 +119,8 @@ class BulkRepository(Unshared, ABC):
         [result] = await self.apply([operation])
         return result.unwrap()
 
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
-        return cast("Sequence[Task]", await self._apply_one(AddTasks(tasks, if_exists)))
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
+        return cast("Added", await self._apply_one(AddTasks(tasks, if_exists)))
 
     async def update(self, task_id: str, update: TaskUpdate) -> tuple[Task, bool]:
         return cast("tuple[Task, bool]", await self._apply_one(UpdateTask(task_id, update)))

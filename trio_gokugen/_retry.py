@@ -141,6 +141,7 @@ def exponential(
 
 
 _LARGEST_FACTOR = 1e300
+_TICK = timedelta(microseconds=1)
 
 Wait: TypeAlias = Callable[[int], float | timedelta]
 """Seconds to wait, by how many attempts have failed so far."""
@@ -258,8 +259,8 @@ class Retry:
         """
         wait = length(self.wait(failed), "wait")
         digest = hashlib.blake2b(f"{task_id} {failed}".encode(), digest_size=8).digest()
-        part = int.from_bytes(digest, "big") * self.jitter // 2**64
-        return min(wait + part, LONGEST)
+        part = int.from_bytes(digest, "big") * (self.jitter // _TICK) // 2**64
+        return min(wait + part * _TICK, LONGEST)
 
     def to_data(self) -> dict[str, JSON]:
         """It as JSON values.

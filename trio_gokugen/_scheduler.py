@@ -64,6 +64,7 @@ from ._task import (
 )
 from ._worker_pool import WorkerPoolDispatcher
 from .abc import (
+    Added,
     AddTasks,
     CancelTask,
     Clock,
@@ -320,9 +321,9 @@ class Scheduler(Schedules):
             new_task(param, self._make_id(now) if param.id is None else param.id, now)
             for param in params
         ]
-        kept = await engine.updates.queue.ask(lambda _: AddTasks(tasks, if_exists))
+        added: Added = await engine.updates.queue.ask(lambda _: AddTasks(tasks, if_exists))
         engine.dispatches.notice_new_works()
-        return list(kept)
+        return list(added.tasks)
 
     async def update(
         self,

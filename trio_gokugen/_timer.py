@@ -27,6 +27,7 @@ from ._schedule import Schedule
 from ._task import Task, TaskState
 from .abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -149,10 +150,11 @@ class HookTimer:
         match operation, result:
             case OnSchedule(), _:
                 self.reset()
-            case AddTasks(if_exists="replace"), _:
-                self.reset()  # some may have been moved
-            case AddTasks(tasks=tasks), _:
-                pending = [t for t in tasks if t.state is TaskState.SCHEDULED]
+            case AddTasks(), Added() as added:
+                for task in added.changed:
+                    self.vanished(task.id)
+                there = (*added.new, *added.changed)
+                pending = [t for t in there if t.state is TaskState.SCHEDULED]
                 if pending:
                     self.appeared(min(task.scheduled_at for task in pending))
             case UpdateTask(), (Task() as task, True):

@@ -123,13 +123,15 @@ def updated(task: Task, update: TaskUpdate) -> Task:
 
 @attrs.define
 class Added:
-    """What becomes of tasks that are to be added."""
+    """What has become of tasks that were to be added."""
 
-    new: list[Task]
-    changed: list[Task]
-    """Tasks that were there, and stand in place of new ones now."""
+    new: Sequence[Task]
+    """Those that are there now, and were not before."""
 
-    tasks: list[Task]
+    changed: Sequence[Task]
+    """Tasks that were there, and are scheduled like new ones instead."""
+
+    tasks: Sequence[Task]
     """What there is now for each that was given."""
 
 

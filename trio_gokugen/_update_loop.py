@@ -35,6 +35,7 @@ from ._outcomes import recording
 from ._task import Task
 from ._update_queue import Item, Request, UpdateQueue
 from .abc import (
+    Added,
     AddTasks,
     CancelTask,
     Claimed,
@@ -291,20 +292,16 @@ class UpdateLoop:
                 observers.tell("on_update", operation, task)
             case (UpdateTask(), (Task() as task, True)) | (NoteProgress(), Task() as task):
                 observers.tell("on_update", operation, task)
-            case AddTasks(), _:
-                self._settle_added(operation, result)
+            case AddTasks(), Added() as added:
+                self._settle_added(operation, added)
             case _:
                 pass  # nothing changed, or ended tasks were deleted
         request.settle(outcome.Value(result))
 
-    def _settle_added(self, operation: AddTasks, tasks: Sequence[Task]) -> None:
-        ids = {task.id for task in operation.tasks}
-        self._ledger.added += sum(task.id in ids for task in tasks)
-        if not self._observers.present:
-            return
-        for task in tasks:
-            # Others are those that have been there, and have its key.
-            if task.id in ids or operation.if_exists == "replace":
+    def _settle_added(self, operation: AddTasks, added: Added) -> None:
+        self._ledger.added += len(added.new)
+        if self._observers.present:
+            for task in (*added.new, *added.changed):
                 self._observers.tell("on_update", operation, task)
 
     def _settle_claim(self, request: Request, claimed: Claimed) -> None:

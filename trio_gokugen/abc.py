@@ -62,12 +62,14 @@ from ._schedule import (
     UpdateSchedule,
 )
 from ._task import ENDED, Progress, Task, TaskState, TaskUpdate
+from ._transitions import Added
 from ._trigger import Trigger
 
 __all__ = [
     "ANY_TASK",
     "ENDED",
     "AddTasks",
+    "Added",
     "CancelRun",
     "CancelTask",
     "ChangeSchedule",
@@ -162,9 +164,7 @@ class RepositoryLike(Protocol):
     `priority`, then the oldest: the one added first.
     """
 
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         """Keep tasks, in whatever state they are: all or, if one is refused, none.
 
         Of the tasks that have not ended no two have the same `key`. If one has that of a
@@ -174,7 +174,7 @@ class RepositoryLike(Protocol):
         same call counts as there.
 
         Returns:
-          The tasks as they are kept, for each that was given.
+          What there is now for each task that was given, and what of it is new.
 
         Raises:
           TaskExistsError: names the first id that is taken, or given twice.

@@ -21,6 +21,7 @@ from trio_gokugen import _transitions
 from trio_gokugen._errors import REFUSALS, LostRunError, TaskNotFoundError
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import (
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -163,7 +164,7 @@ class Changes:
             case _:
                 raise TypeError(f"not an operation on tasks: {operation!r}")
 
-    def _add(self, operation: AddTasks) -> Sequence[Task]:
+    def _add(self, operation: AddTasks) -> Added:
         try:
             added = _transitions.added(
                 operation.tasks,
@@ -184,7 +185,7 @@ class Changes:
             self._entries[task.id] = _Entry(task, None, None, owner)
             if task.key is not None:
                 self._holders[task.key] = task.id
-        return added.tasks
+        return added
 
     def _holder_of(self, key: str) -> Task | None:
         task_id = self._holders.get(key)

@@ -97,14 +97,18 @@ async def return_gives_the_holder_of_a_key(repository: TaskRepository) -> None:
     """With "return" the task that has the key is returned, and only others are added."""
     held = new("a", 5, key="k", param={"n": 1})
     await repository.add([held])
-    kept = await repository.add(
+    added = await repository.add(
         [new("b", key="k"), new("c"), new("d", key="l"), new("e", key="l")], "return"
     )
-    expect_equal("what there is", [*kept], [held, new("c"), *[new("d", key="l")] * 2])
+    there = [held, new("c"), *[new("d", key="l")] * 2]
+    expect_equal("what there is", [*added.tasks], there)
+    expect_equal("what is new", [*added.new], there[1:3])
+    expect_equal("what has changed", [*added.changed], [])
     await expect_kept(repository, "a task", held, new("c"), new("d", key="l"))
     run = await repository.mark_dispatched("a", moment(5))
-    [running] = await repository.add([new("a", key="k")], "return")
-    expect_equal("what there is of one that runs", running, run)
+    added = await repository.add([new("a", key="k")], "return")
+    expect_equal("what there is of one that runs", [*added.tasks], [run])
+    expect_equal("what is new then", [*added.new], [])
     found = {task.id for task in await repository.find(TaskQuery())}
     expect_equal("all ids", found, set("acd"))
 
@@ -123,9 +127,11 @@ async def replace_changes_the_holder_of_a_key(repository: TaskRepository) -> Non
         retry=Retry(2, wait=fixed(1)),
         created_at=moment(2),
     )
-    [kept] = await repository.add([other], "replace")
+    added = await repository.add([other], "replace")
     expected = attrs.evolve(other, id="a", created_at=EPOCH)
-    expect_equal("what there is", kept, expected)
+    for what, found in (("there is", added.tasks), ("has changed", added.changed)):
+        expect_equal(f"what {what}", [*found], [expected])
+    expect_equal("what is new", [*added.new], [])
     await expect_kept(repository, "the task", expected)
     expect_equal("what is claimed too early", await claimed_ids(repository, at=6), [])
     expect_equal("the order", await claimed_ids(repository, at=7), ["a", "first"])
@@ -172,7 +178,7 @@ async def keys_are_followed_within_a_batch(repository: TaskRepository) -> None:
     expect_equal("the errors", kinds, ["KeyExistsError"] * 2)
     expect(refused[0] is not None and refused[3] is not None, "others were refused")
     replaced = new("f", 3, key="l")
-    expect_equal("what was replaced", [*outcomes[6].unwrap()], [replaced])
+    expect_equal("what was replaced", [*outcomes[6].unwrap().tasks], [replaced])
     await expect_kept(repository, "a task after the batch", new("d", key="k"), replaced)
 
 
@@ -183,7 +189,7 @@ async def a_key_is_had_by_one(repository: TaskRepository) -> None:
 
     async def add(number: int) -> None:
         try:
-            kept.extend(await repository.add([new(f"t{number}", key="k")]))
+            kept.extend((await repository.add([new(f"t{number}", key="k")])).new)
         except RefusedError as error:
             expect(isinstance(error, KeyExistsError), f"it raised {error!r}")
 

@@ -15,6 +15,7 @@ from trio_gokugen._schedule import Schedule
 from trio_gokugen._task import ENDED, Progress, Task, TaskState, TaskUpdate
 from trio_gokugen.abc import (
     ANY_TASK,
+    Added,
     ChangeSchedule,
     Claimed,
     Clock,
@@ -168,11 +169,9 @@ class FaultyRepository:
         for fault in faults:
             fault.strike()
 
-    async def add(
-        self, tasks: Sequence[Task], if_exists: IfExists = "raise"
-    ) -> Sequence[Task]:
-        kept: Sequence[Task] = await self._call("add", tasks=tasks, if_exists=if_exists)
-        return kept
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
+        added: Added = await self._call("add", tasks=tasks, if_exists=if_exists)
+        return added
 
     async def get(self, task_id: str) -> Task:
         task: Task = await self._call("get", task_id=task_id)

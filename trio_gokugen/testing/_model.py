@@ -20,6 +20,7 @@ from trio_gokugen._errors import (
 )
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import (
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -89,7 +90,7 @@ class Model:
             case _:
                 assert_never(operation)
 
-    def _add(self, operation: AddTasks) -> Sequence[Task]:
+    def _add(self, operation: AddTasks) -> Added:
         ids = {task.id for task in self.tasks}
         holders = {task.key: task for task in self.tasks if not task.state.ended}
         added = _transitions.added(
@@ -105,7 +106,7 @@ class Model:
         in_order = not (by_age and kept) or _end(kept[-1]) <= _end(by_age[0])
         ends = (*kept, *by_age)
         self.ends = [task.id for task in (ends if in_order else sorted(ends, key=_end))]
-        return added.tasks
+        return added
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
         claimed: list[Task] = []

@@ -17,6 +17,7 @@ from trio_gokugen._errors import InvalidTaskError
 from trio_gokugen._task import Progress, Task, TaskState, TaskUpdate
 from trio_gokugen.abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -82,6 +83,8 @@ class Walk:
         match result:
             case outcome.Value(value=Claimed(tasks=tasks, expired=expired)):
                 return list(tasks), comparable_tasks(expired)
+            case outcome.Value(value=Added() as added):
+                return [list(each) for each in (added.new, added.changed, added.tasks)]
             case outcome.Value(value=Task() as task):
                 return comparable_tasks([task])
             case outcome.Value(value=list()):
