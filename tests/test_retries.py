@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from databases import engine_of
 from support import Bench, TroubledRepository, noon, open_bench
 
 from trio_gokugen import (
     Discard,
     HeapRepository,
     InvalidTaskError,
+    KeyExistsError,
     PartialHooks,
     Progress,
     Retry,
@@ -24,6 +26,7 @@ from trio_gokugen import (
     Task,
     TaskParam,
     TaskState,
+    autojump_held,
     current_task,
     exponential,
     fixed,
@@ -761,3 +764,43 @@ async def test_progress_is_for_works(autojump_clock: trio.testing.MockClock) -> 
     async with open_bench() as (scheduler, _):
         with pytest.raises(RuntimeError, match="for use inside a work"):
             await scheduler.progress(0.5)
+
+
+@pytest.mark.parametrize("where", ["sqlite", "postgresql"])
+async def test_keys_count_in_ones_own_transaction(
+    autojump_clock: trio.testing.MockClock, where: str, request: pytest.FixtureRequest
+) -> None:
+    """
+    A task that is added in a transaction of one's own has its key, its policy, and no twin.
+    """
+    url: str = request.getfixturevalue(f"{where}_url")
+
+    def add(connection: Any) -> list[Task]:
+        first = repository.add_task_in(
+            connection, "flaky", after=5, key="k", id="a", retry=Retry(2, wait=fixed(7))
+        )
+        with pytest.raises(KeyExistsError) as caught:
+            repository.add_task_in(connection, "flaky", after=5, key="k", id="b")
+        assert (caught.value.key, caught.value.task_id) == ("k", "a")
+        again = repository.add_task_in(
+            connection, "flaky", after=9, key="k", if_exists="return"
+        )
+        moved = repository.add_task_in(
+            connection, "flaky", after=3, key="k", if_exists="replace", retry=first.retry
+        )
+        return [first, again, moved]
+
+    def transact() -> list[Task]:
+        with engine_of(url) as engine, engine.begin() as connection:
+            return add(connection)
+
+    async with open_sql_repository(url) as repository:
+        async with open_bench(repository) as (scheduler, bench):
+            failing(bench, [ValueError(), None])
+            with autojump_held():
+                first, again, moved = await trio.to_thread.run_sync(transact)
+            task = await scheduler.wait("a")
+    assert first == again
+    assert (moved.id, moved.scheduled_at) == ("a", noon(3))
+    assert bench.log == [("a", 3), ("a", 10)]
+    assert task.retries == 1
