@@ -221,6 +221,21 @@ def test_plan_prints_a_table() -> None:
     assert outcomes == ["runs", "runs", "dropped", "late", "late", "late", "runs"]
 
 
+def test_retry_fetches_in_the_end() -> None:
+    """
+    What fails is tried again, what sleeps is not counted, what is gone is given up.
+    """
+    lines = run_script("retry.py").splitlines()
+    again = "today's: ConnectionError: no answer for today's, so again later"
+    assert lines.count(again) == 2
+    assert "tomorrow's: snoozed, so again later" in lines
+    assert sorted(lines[-3:]) == [
+        "gone: Discard: there is no such page, after 1 attempts",
+        "today's: 7 letters, after 3 attempts",
+        "tomorrow's: 10 letters, after 2 attempts",
+    ]
+
+
 def test_embedded_shows_a_conversation_and_ends() -> None:
     """
     Run as a script, the service serves its own client: every kind of answer is shown.
