@@ -38,6 +38,7 @@ from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._interval import Interval
 from ._json import JSON
+from ._mutators import Mutator, randomised, run_now
 from ._plan import Plan, Planned, plan
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
@@ -82,6 +83,7 @@ __all__ = [
     "LeakedCancelledError",
     "LoopHooks",
     "LostRunError",
+    "Mutator",
     "NoSchedulesError",
     "NotDispatchedError",
     "NotDueError",
@@ -121,6 +123,8 @@ __all__ = [
     "current_task",
     "open_scheduler",
     "plan",
+    "randomised",
+    "run_now",
     "trigger_from_data",
     "trigger_from_json",
 ]

@@ -45,6 +45,7 @@ from ._heap_repository import HeapRepository
 from ._hooks import checked_hooks
 from ._ids import IdMaker
 from ._json import JSON
+from ._mutators import Mutator, mutated
 from ._query import TaskQuery
 from ._schedules import Schedules
 from ._task import ENDED, UNCHANGED, Maybe, Task, TaskParam, TaskState, TaskUpdate, new_task
@@ -220,6 +221,7 @@ class Scheduler(Schedules):
         deadline: datetime | None = None,
         meta: Mapping[str, JSON] | None = None,
         id: str | None = None,
+        mutate: Mutator | None = None,
     ) -> Task:
         """Have a work run at a moment, or after some time.
 
@@ -233,6 +235,8 @@ class Scheduler(Schedules):
           meta: A JSON object of your own: to search by, never passed to the work.
           id: An id of your own, which makes it safe to repeat an add whose answer was
             lost: the second is a `TaskExistsError`.
+          mutate: Makes of the new task another, and is told the moment: what `randomised`
+            gives, or a function of your own.
 
         Returns:
           The task as it was stored.
@@ -245,12 +249,20 @@ class Scheduler(Schedules):
         engine = self._running()
         now = engine.clock.now()
         new = new_param(now, work_id, param, at, after, priority, deadline, meta, id)
+        new = mutated(new, mutate, now)
         self._check(new.work_id, new.param)
         [task] = await self._add(engine, [new])
         return task
 
-    async def add_tasks(self, params: Iterable[TaskParam]) -> list[Task]:
+    async def add_tasks(
+        self, params: Iterable[TaskParam], *, mutate: Mutator | None = None
+    ) -> list[Task]:
         """Add many tasks in one go: all of them or, if one is refused, none.
+
+        Args:
+          params: What each is made from.
+          mutate: Makes of each another, before it is checked, and is told the moment:
+            `run_now`, what `randomised` gives, or a function of your own.
 
         Returns:
           The tasks as they were stored, in the same order.
@@ -262,13 +274,16 @@ class Scheduler(Schedules):
         engine = self._running()
         if not isinstance(params, Iterable):
             raise InvalidTaskError("params", f"must be TaskParams, not {shown(params)}")
-        new = list(params)
-        for index, param in enumerate(new):
-            if not isinstance(param, TaskParam):
+        now = engine.clock.now()
+        new: list[TaskParam] = []
+        for index, given in enumerate(params):
+            if not isinstance(given, TaskParam):
                 raise InvalidTaskError(
-                    "params", f"must be TaskParam, not {type(param).__name__}", index
+                    "params", f"must be TaskParam, not {type(given).__name__}", index
                 )
+            param = mutated(given, mutate, now, index)
             self._check(param.work_id, param.param, index)
+            new.append(param)
         return await self._add(engine, new)
 
     async def _add(self, engine: Engine, params: Sequence[TaskParam]) -> list[Task]:
