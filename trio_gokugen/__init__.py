@@ -12,6 +12,7 @@ from ._errors import (
     DamagedFileError,
     DeadlineExceededError,
     GokugenError,
+    InvalidSchedulesError,
     InvalidTaskError,
     InvalidTriggerError,
     LeakedCancelledError,
@@ -26,6 +27,7 @@ from ._errors import (
     ScheduleNotFoundError,
     SchedulerAlreadyRunningError,
     SchedulerNotRunningError,
+    SchedulesRefusedError,
     StopReason,
     TaskExistsError,
     TaskNotFoundError,
@@ -38,6 +40,7 @@ from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._interval import Interval
 from ._json import JSON
+from ._load_schedules import load_schedules
 from ._mutators import Mutator, randomised, run_now
 from ._plan import Plan, Planned, plan
 from ._query import TaskQuery
@@ -77,6 +80,7 @@ __all__ = [
     "HookAction",
     "HookTimer",
     "Interval",
+    "InvalidSchedulesError",
     "InvalidTaskError",
     "InvalidTriggerError",
     "Late",
@@ -101,6 +105,7 @@ __all__ = [
     "SchedulerAlreadyRunningError",
     "SchedulerNotRunningError",
     "SchedulerStatistics",
+    "SchedulesRefusedError",
     "SimpleRepository",
     "StopReason",
     "SystemClock",
@@ -121,6 +126,7 @@ __all__ = [
     "WorkerPoolDispatcher",
     "autojump_held",
     "current_task",
+    "load_schedules",
     "open_scheduler",
     "plan",
     "randomised",
