@@ -19,6 +19,9 @@ from ._trigger import Trigger
 from ._triggers import trigger_from_data
 
 _AT_LINE = re.compile(r"\(at line (\d+), column \d+\)$")
+_ENDS_OF_KEY = {"", ".", "[", " "}
+"""What comes after a key in the field of an error."""
+
 _LATE = tuple(field.name for field in attrs.fields(Late))
 _GOES_WITH = {"tz": "cron", "dst": "cron", "anchor": "every"}
 _TRIGGERS = "cron", "every", "trigger"
@@ -94,10 +97,11 @@ class _Lines:
         """The line of a key, or of what it is in."""
         if path in self._lines:
             return self._lines[path]
+        field = path[-1]
         found, longest = self._lines.get(path[:2], 1), 0
         for key, line in self._within.get(path[:2], []):
-            within = re.match(rf"{re.escape(key)}(\W|$)", path[-1])
-            if within and len(key) > longest:
+            ends = field[len(key) : len(key) + 1] in _ENDS_OF_KEY
+            if len(key) > longest and field.startswith(key) and ends:
                 found, longest = line, len(key)
         return found
 
