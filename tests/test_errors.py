@@ -16,6 +16,7 @@ from trio_gokugen import (
     DamagedFileError,
     DeadlineExceededError,
     GokugenError,
+    InvalidSchedulesError,
     InvalidTaskError,
     InvalidTriggerError,
     KeyExistsError,
@@ -31,6 +32,7 @@ from trio_gokugen import (
     ScheduleNotFoundError,
     SchedulerAlreadyRunningError,
     SchedulerNotRunningError,
+    SchedulesRefusedError,
     StopReason,
     TaskExistsError,
     TaskNotFoundError,
@@ -53,6 +55,18 @@ EVERY = {
     "invalid trigger": (
         InvalidTriggerError("expression", "the minute, '61', cannot be used"),
         "expression: the minute, '61', cannot be used",
+    ),
+    "invalid schedules": (
+        InvalidSchedulesError("crontab", ((2, "is too short"), (7, "is not JSON"))),
+        "crontab, line 2: is too short\ncrontab, line 7: is not JSON",
+    ),
+    "schedules refused": (
+        SchedulesRefusedError((("s1", "no work is registered as 'greet'"), ("s2", "no"))),
+        "2 refused, none added:\n  's1': no work is registered as 'greet'\n  's2': no",
+    ),
+    "schedule refused": (
+        SchedulesRefusedError((("s1", "trigger: odd"),), ("s2", "s3")),
+        "1 refused, 2 added:\n  's1': trigger: odd",
     ),
     "no work": (WorkNotFoundError("greet"), "no work is registered as 'greet'"),
     "no work of many": (
@@ -293,7 +307,14 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
         (LookupError, {ScheduleNotFoundError, TaskNotFoundError, WorkNotFoundError}),
         (
             ValueError,
-            {InvalidTaskError, InvalidTriggerError, WorkExistsError, DamagedFileError},
+            {
+                InvalidSchedulesError,
+                InvalidTaskError,
+                InvalidTriggerError,
+                SchedulesRefusedError,
+                WorkExistsError,
+                DamagedFileError,
+            },
         ),
         (RuntimeError, {SchedulerNotRunningError, SchedulerAlreadyRunningError}),
         (TimeoutError, {DeadlineExceededError, WorkTimeoutError}),
@@ -330,8 +351,10 @@ def test_errors_are_caught_by_what_they_have_in_common(
         WorkNotFoundError("\ud800"),
         TaskNotFoundError("\ud800"),
         DamagedFileError("tasks-\udcff.jsonl", 1, "is not JSON"),
+        InvalidSchedulesError("crontab-\udcff", ((1, "is not UTF-8"),)),
+        SchedulesRefusedError((("s", "no work is registered as '\ud800'"),)),
     ],
-    ids=["field", "trigger", "work", "task", "path"],
+    ids=["field", "trigger", "work", "task", "path", "schedules", "refusals"],
 )
 def test_an_error_can_always_be_printed(error: GokugenError) -> None:
     """

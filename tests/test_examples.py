@@ -211,6 +211,24 @@ def test_cron_runs_again_and_again() -> None:
     assert lines[-1] == "report: At 09:00 on Monday through Friday, Europe/Berlin"
 
 
+CRONTAB = """\
+nightly: At 02:30 every day, Europe/Berlin
+bills: At 09:00 on Monday through Friday, UTC; but not on 2030-12-25, 2031-01-01 (UTC)
+look around: Every 1m30s, counted from 1970-01-01, UTC
+monthly: At 00:00 on the first day of every month, UTC
+poll: Every 1h30m, counted from 1970-01-01, UTC
+weekly: At 18:00 on Friday, Asia/Tokyo
+backed up to the safe
+"""
+
+
+def test_crontab_reads_files() -> None:
+    """
+    The schedules of both files are added, and told in words; one is run.
+    """
+    assert run_script("crontab.py") == CRONTAB
+
+
 def test_plan_prints_a_table() -> None:
     """
     What is planned is printed as a table, with the reason of each line.

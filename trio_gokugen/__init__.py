@@ -12,6 +12,7 @@ from ._errors import (
     DamagedFileError,
     DeadlineExceededError,
     GokugenError,
+    InvalidSchedulesError,
     InvalidTaskError,
     InvalidTriggerError,
     KeyExistsError,
@@ -27,6 +28,7 @@ from ._errors import (
     ScheduleNotFoundError,
     SchedulerAlreadyRunningError,
     SchedulerNotRunningError,
+    SchedulesRefusedError,
     StopReason,
     TaskExistsError,
     TaskNotFoundError,
@@ -39,6 +41,8 @@ from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._interval import Interval
 from ._json import JSON
+from ._load_schedules import load_schedules
+from ._mutators import Mutator, randomised, run_now
 from ._plan import Plan, Planned, plan
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
@@ -88,6 +92,7 @@ __all__ = [
     "HookAction",
     "HookTimer",
     "Interval",
+    "InvalidSchedulesError",
     "InvalidTaskError",
     "InvalidTriggerError",
     "KeyExistsError",
@@ -95,6 +100,7 @@ __all__ = [
     "LeakedCancelledError",
     "LoopHooks",
     "LostRunError",
+    "Mutator",
     "NoSchedulesError",
     "NotDispatchedError",
     "NotDueError",
@@ -114,6 +120,7 @@ __all__ = [
     "SchedulerAlreadyRunningError",
     "SchedulerNotRunningError",
     "SchedulerStatistics",
+    "SchedulesRefusedError",
     "SimpleRepository",
     "Snooze",
     "StopReason",
@@ -137,8 +144,11 @@ __all__ = [
     "current_task",
     "exponential",
     "fixed",
+    "load_schedules",
     "open_scheduler",
     "plan",
+    "randomised",
+    "run_now",
     "trigger_from_data",
     "trigger_from_json",
 ]

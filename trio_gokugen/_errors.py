@@ -289,6 +289,41 @@ class DamagedFileError(RepositoryError, ValueError):
         return printable(f"{self.path}, line {self.line}: {self.reason}")
 
 
+@attrs.frozen
+class InvalidSchedulesError(GokugenError, ValueError):
+    """A file of schedules cannot be used, and nothing of it was.
+
+    It is told all that is wrong: mend these lines, then load the file again.
+    """
+
+    path: str
+    errors: tuple[tuple[int, str], ...]
+    """The lines, counted from 1, and what is wrong there, in the order of the lines."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}, line {line}: {reason}" for line, reason in self.errors]
+        return printable("\n".join(lines))
+
+
+@attrs.frozen
+class SchedulesRefusedError(GokugenError, ValueError):
+    """Of schedules that were to be added in one go, some are refused.
+
+    Correct them and add all again: what is there already stays as it is.
+    """
+
+    refusals: tuple[tuple[str, str], ...]
+    """The ids of all that are refused, and why."""
+
+    added: tuple[str, ...] = ()
+    """The ids of those that are there now: none, unless it was the store that refused."""
+
+    def __str__(self) -> str:
+        refused = [f"{schedule_id!r}: {reason}" for schedule_id, reason in self.refusals]
+        head = f"{len(refused)} refused, {len(self.added) or 'none'} added:"
+        return printable("\n  ".join([head, *refused]))
+
+
 REFUSALS = (RefusedError, InvalidTaskError, InvalidTriggerError)
 """What a store may say about one operation, having changed nothing."""
 

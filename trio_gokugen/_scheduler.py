@@ -48,6 +48,7 @@ from ._heap_repository import HeapRepository
 from ._hooks import checked_hooks
 from ._ids import IdMaker
 from ._json import JSON
+from ._mutators import Mutator, mutated
 from ._query import TaskQuery
 from ._retry import Retry
 from ._schedules import Schedules
@@ -243,6 +244,7 @@ class Scheduler(Schedules):
         key: str | None = None,
         if_exists: IfExists = "raise",
         retry: Retry | None = None,
+        mutate: Mutator | None = None,
     ) -> Task:
         """Have a work run at a moment, or after some time.
 
@@ -261,6 +263,8 @@ class Scheduler(Schedules):
             that one, and add none; or ``"replace"`` what is to be done and when by what is
             given here, as one does to wait until things have calmed down.
           retry: Whether it is tried again if it fails, instead of what its work says.
+          mutate: Makes of the new task another, and is told the moment: what `randomised`
+            gives, or a function of your own.
 
         Returns:
           The task as it was stored; or the one that has the key, as it is now.
@@ -278,18 +282,25 @@ class Scheduler(Schedules):
             now, work_id, param, at, after, priority, deadline, meta, id, key, retry
         )
         check_if_exists(if_exists)
+        new = mutated(new, mutate, now)
         self._check(new.work_id, new.param)
         [task] = await self._add(engine, [new], if_exists)
         return task
 
     async def add_tasks(
-        self, params: Iterable[TaskParam], *, if_exists: IfExists = "raise"
+        self,
+        params: Iterable[TaskParam],
+        *,
+        if_exists: IfExists = "raise",
+        mutate: Mutator | None = None,
     ) -> list[Task]:
         """Add many tasks in one go: all of them or, if one is refused, none.
 
         Args:
-          params: What to add.
+          params: What each is made from.
           if_exists: What becomes of one whose `key` another has, as in `add_task`.
+          mutate: Makes of each another, before it is checked, and is told the moment:
+            `run_now`, what `randomised` gives, or a function of your own.
 
         Returns:
           The tasks as they were stored, in the same order.
@@ -304,13 +315,16 @@ class Scheduler(Schedules):
         if not isinstance(params, Iterable):
             raise InvalidTaskError("params", f"must be TaskParams, not {shown(params)}")
         check_if_exists(if_exists)
-        new = list(params)
-        for index, param in enumerate(new):
-            if not isinstance(param, TaskParam):
+        now = engine.clock.now()
+        new: list[TaskParam] = []
+        for index, given in enumerate(params):
+            if not isinstance(given, TaskParam):
                 raise InvalidTaskError(
-                    "params", f"must be TaskParam, not {type(param).__name__}", index
+                    "params", f"must be TaskParam, not {type(given).__name__}", index
                 )
+            param = mutated(given, mutate, now, index)
             self._check(param.work_id, param.param, index)
+            new.append(param)
         return await self._add(engine, new, if_exists)
 
     async def _add(

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+
+import outcome
 
 from ._arguments import check_limit, checked_id
 from ._engine import Engine
-from ._errors import InvalidTaskError, shown
+from ._errors import (
+    REFUSALS,
+    InvalidTaskError,
+    NoSchedulesError,
+    SchedulesRefusedError,
+    WorkNotFoundError,
+    shown,
+)
 from ._json import JSON
 from ._schedule import (
     After,
@@ -116,6 +125,35 @@ class Schedules(ABC):
         )
         self._check(schedule.work_id, schedule.param)
         return _there(await self._say(lambda now: PutSchedule(schedule, now)))
+
+    async def add_schedules(self, schedules: Iterable[Schedule]) -> list[Schedule]:
+        """Have works run again and again: each as `add_schedule` does it, in one go.
+
+        For what `load_schedules` gives, or schedules that you have made. What they say
+        counts, and not how they stand. Each is checked before the first one is added, and
+        if one is refused, none is added.
+
+        All are written in one batch: a repository that fails half-way, `HeapRepository` or
+        one in a database, has added none of them, and a program that is killed meanwhile
+        has added all of them or none. It is safe to repeat.
+
+        Returns:
+          The schedules as they stand, in the same order.
+
+        Raises:
+          SchedulesRefusedError: a work is not registered, or does not take the param; an id
+            is given twice. It names all that is refused. If it was the database that
+            refused some, whose trigger it cannot keep, the others are there.
+          InvalidTaskError: `schedules` are none.
+          NoSchedulesError: the repository keeps none.
+        """
+        engine = self._running()
+        wanted = _fresh(schedules, engine.clock.now())
+        if refusals := tuple(self._refusals(wanted)):
+            raise SchedulesRefusedError(refusals)
+        outcomes = await engine.updates.queue.ask_all([_putting(each) for each in wanted])
+        engine.dispatches.notice_new_works()
+        return _added(wanted, outcomes)
 
     async def update_schedule(
         self,
@@ -239,6 +277,18 @@ class Schedules(ABC):
         after = None if after is None else checked_id(after, "after")
         return await self._repository.find_schedules(limit, after)
 
+    def _refusals(self, wanted: Iterable[Schedule]) -> Iterator[tuple[str, str]]:
+        """The ids of schedules that cannot be added together, and why."""
+        seen: set[str] = set()
+        for schedule in wanted:
+            if schedule.id in seen:
+                yield schedule.id, "id: is given twice"
+            seen.add(schedule.id)
+            try:
+                self._check(schedule.work_id, schedule.param)
+            except (InvalidTaskError, WorkNotFoundError) as error:
+                yield schedule.id, str(error)
+
     async def _say(self, make: Callable[[datetime], ChangeSchedule]) -> ScheduleChanged:
         """Have a schedule changed."""
         engine = self._running()
@@ -247,6 +297,47 @@ class Schedules(ABC):
         )
         engine.dispatches.notice_new_works()
         return changed
+
+
+def _fresh(schedules: Iterable[Schedule], now: datetime) -> list[Schedule]:
+    """Schedules that say the same, and begin now."""
+    if not isinstance(schedules, Iterable):
+        raise InvalidTaskError("schedules", f"must be Schedules, not {shown(schedules)}")
+    fresh: list[Schedule] = []
+    for index, each in enumerate(schedules):
+        if not isinstance(each, Schedule):
+            raise InvalidTaskError(
+                "schedules", f"must be Schedules, not {shown(each)}", index
+            )
+        fresh.append(
+            Schedule(id=each.id, paused=each.paused, created_at=now, **each.definition)
+        )
+    return fresh
+
+
+def _putting(schedule: Schedule) -> Callable[[datetime], OnSchedule]:
+    return lambda now: OnSchedule(PutSchedule(schedule, now))
+
+
+def _added(
+    wanted: Sequence[Schedule], outcomes: Sequence[outcome.Outcome[ScheduleChanged]]
+) -> list[Schedule]:
+    """The schedules as they stand, if none was refused."""
+    added: list[Schedule] = []
+    refusals: list[tuple[str, str]] = []
+    for schedule, result in zip(wanted, outcomes, strict=True):
+        if isinstance(result, outcome.Value):
+            added.append(_there(result.value))
+            continue
+        assert isinstance(result, outcome.Error)
+        if not isinstance(result.error, REFUSALS) or isinstance(
+            result.error, NoSchedulesError
+        ):
+            raise result.error  # that of all of them
+        refusals.append((schedule.id, str(result.error)))
+    if refusals:
+        raise SchedulesRefusedError(tuple(refusals), tuple(each.id for each in added))
+    return added
 
 
 def _there(changed: ScheduleChanged) -> Schedule:
