@@ -129,6 +129,12 @@ class KeepsWhatWasPutFirst(HeapStore):
         return super()._change_schedule(operation)
 
 
+@breaks("a_schedule_begins_to_wait")
+class DoesNotKnowWhatRuns(HeapStore):
+    def _run_of(self, schedule: Schedule) -> Task | None:
+        return super()._run_of(schedule) if schedule.awaited_id is not None else None
+
+
 @breaks("schedules_go_on_whatever_happens")
 class CountsRunsTwice(HeapStore):
     def _keep_step(self, step: Step | None) -> None:

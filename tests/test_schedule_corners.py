@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -427,3 +430,163 @@ async def test_what_was_postponed_is_too_late() -> None:
     assert (failed.state, failed.nominal_at) == (TaskState.FAILED, noon(60))
     assert await repository.get_schedule("s") == before
     assert before.next_at == noon(120)
+
+
+# -- what has stopped goes on ---------------------------------------------------------
+
+
+async def loaded_without(
+    path: Path, repository: HeapRepository, *states: str
+) -> HeapRepository:
+    """A repository loaded from the other's dump, in which some tasks are missing."""
+    await repository.dump(path)
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if json.loads(line).get("state") not in states]
+    path.write_text("\n".join(kept) + "\n")
+    loaded = HeapRepository()
+    await loaded.load(path)
+    return loaded
+
+
+@pytest.mark.parametrize("call", ["add", "update", "pause"])
+async def test_the_next_occurrence_was_not_in_the_file(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, call: str
+) -> None:
+    """
+    A schedule whose next occurrence is missing goes on once it is added again, the same, or
+    changed, or paused and resumed.
+    """
+    before = HeapRepository()
+    schedule = Schedule(id="s", trigger=Interval(10), work_id="note", created_at=NOON)
+    await before.change_schedule(PutSchedule(schedule, NOON))
+    repository = await loaded_without(tmp_path / "dump", before, "scheduled")
+    async with open_bench(repository) as (scheduler, bench):
+        if call == "add":
+            added = await scheduler.add_schedule("s", Interval(10), "note")
+            assert added.pending_id is not None
+        elif call == "update":
+            await scheduler.update_schedule("s", priority=1)
+        else:
+            assert await scheduler.pause_schedule("s")
+            assert await scheduler.resume_schedule("s")
+        await trio.sleep(25)
+    assert times(bench) == [10.0, 20.0]
+
+
+@pytest.mark.parametrize("after", ["start", "end"])
+@pytest.mark.parametrize("call", ["add", "update", "pause"])
+async def test_the_awaited_run_was_not_in_the_file(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, call: str, after: Any
+) -> None:
+    """
+    A schedule that waits for the end of a task that is missing goes on once it is added
+    again, or changed, or paused and resumed.
+    """
+    before = HeapRepository()
+    schedule = Schedule(
+        id="s", trigger=Interval(10), work_id="note", created_at=NOON, after=after
+    )
+    await before.change_schedule(PutSchedule(schedule, NOON))
+    await before.claim(1, noon(10))
+    repository = await loaded_without(tmp_path / "dump", before, "dispatched")
+    await trio.sleep(15)
+    async with open_bench(repository) as (scheduler, bench):
+        if call == "add":
+            await scheduler.add_schedule("s", Interval(10), "note", after=after)
+        elif call == "update":
+            await scheduler.update_schedule("s", priority=1)
+        else:
+            await scheduler.pause_schedule("s")
+            await scheduler.resume_schedule("s")
+        await trio.sleep(21)
+    first = 25.0 if (call, after) == ("update", "end") else 20.0
+    assert times(bench) == [first, first + 10]
+
+
+async def test_an_occurrence_is_there_and_has_ended(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A schedule goes on once it is added again, though its file says that it waits for a run
+    that has ended.
+    """
+    before = HeapRepository()
+    schedule = Schedule(id="s", trigger=Interval(10), work_id="note", created_at=NOON)
+    await before.change_schedule(PutSchedule(schedule, NOON))
+    [run] = (await before.claim(1, noon(10))).tasks
+    await before.dump(tmp_path / "dump")
+    lines = (tmp_path / "dump").read_text().splitlines()
+    ended = attrs.evolve(run, state=TaskState.DONE, done_at=noon(12))
+    (tmp_path / "dump").write_text(f"{lines[0]}\n{ended.to_json()}\n")
+    repository = HeapRepository()
+    await repository.load(tmp_path / "dump")
+    await repository.change_schedule(PutSchedule(schedule, noon(15)))
+    [head] = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
+    assert head.nominal_at == noon(20)
+    # And not once more.
+    changed = await repository.change_schedule(PutSchedule(schedule, noon(15)))
+    assert not changed.changed
+
+
+async def test_a_trigger_that_has_failed_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A schedule that has ended since its trigger had failed goes on once it is added again.
+    """
+    trigger = Own(noon(10), ValueError("no luck"), noon(20), None)
+    async with open_bench() as (scheduler, bench):
+        await scheduler.add_schedule("s", trigger, "note")
+        await trio.sleep(15)
+        assert (await scheduler.get_schedule("s")).next_at is None
+        schedule = await scheduler.add_schedule("s", trigger, "note")
+        assert schedule.next_at == noon(20)
+        await trio.sleep(10)
+    assert times(bench) == [20.0]
+
+
+async def test_what_has_come_to_its_end(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A schedule that has no moment left stays as it is if it is added again, or changed; and
+    one that waits for a run, or is paused, does too.
+    """
+    repository = HeapRepository()
+    moments = At([noon(1)])
+    async with open_bench(repository) as (scheduler, bench):
+        await scheduler.add_schedule("s", moments, "sleep", {"seconds": 3})
+        for schedule_id, paused in ("t", False), ("p", True):
+            await scheduler.add_schedule(schedule_id, Interval(9), "sleep", paused=paused)
+        for seconds in 2, 8:
+            await trio.sleep(seconds)
+            before = await scheduler.find_schedules()
+            await scheduler.add_schedule("s", moments, "sleep", {"seconds": 3})
+            for schedule_id in "t", "p":
+                await scheduler.add_schedule(schedule_id, Interval(9), "sleep")
+            assert await scheduler.find_schedules() == before
+        assert (await scheduler.update_schedule("s", priority=1)).next_at is None
+        await scheduler.interrupt((await scheduler.get_schedule("t")).awaited_id or "")
+        await scheduler.pause_schedule("t")
+    assert times(bench) == [1.0, 9.0]
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["going on", "paused"])
+async def test_a_schedule_that_is_not_to_overlap_any_more(
+    autojump_clock: trio.testing.MockClock, *, paused: bool
+) -> None:
+    """
+    A schedule that is changed not to overlap while it runs waits for the end of that run.
+    """
+    told = Told()
+    async with open_bench(hooks=told) as (scheduler, bench):
+        await scheduler.add_schedule(
+            "s", Interval(10), "sleep", {"seconds": 25}, overlap="allow"
+        )
+        await trio.sleep(12)
+        if paused:
+            await scheduler.pause_schedule("s")
+        await scheduler.update_schedule("s", overlap="skip")
+        if paused:
+            await scheduler.resume_schedule("s")
+        await trio.sleep(35)
+    assert times(bench) == [10.0, 40.0]
+    assert told.moments() == [("overlap", 20, 30)]

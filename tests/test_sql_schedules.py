@@ -32,9 +32,17 @@ from trio_gokugen import (
     current_task,
     open_scheduler,
 )
-from trio_gokugen._schedule import PauseSchedule, PutSchedule
+from trio_gokugen._schedule import (
+    ChangeSchedule,
+    PauseSchedule,
+    PutSchedule,
+    RemoveSchedule,
+    ResumeSchedule,
+    ScheduleUpdate,
+    UpdateSchedule,
+)
 from trio_gokugen._trigger import BaseTrigger
-from trio_gokugen.sql import DamagedScheduleError, open_sql_repository
+from trio_gokugen.sql import DamagedScheduleError, SQLRepository, open_sql_repository
 
 __all__ = ["killer"]
 
@@ -246,6 +254,83 @@ async def test_a_damaged_schedule(
         assert await scheduler.remove_schedule("s")
         schedule = await scheduler.add_schedule("s", Interval(10), "note")
         assert schedule.next_at == noon(30)
+
+
+def say(repository: SQLRepository, statement: str, **values: Any) -> None:
+    """Say something to the database of a repository."""
+    with repository.store.engine.begin() as connection:
+        connection.execute(text(statement), values)
+
+
+async def test_what_is_removed_unread(database_url: str) -> None:
+    """
+    With a schedule that cannot be read its next occurrence goes, too.
+    """
+    async with open_sql_repository(database_url) as repository:
+        schedule = Schedule(id="s", trigger=Interval(1), work_id="w", created_at=NOON)
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'maybe'")
+        changed = await repository.change_schedule(RemoveSchedule("s", NOON))
+        assert changed.task is not None
+        assert changed.task.state is TaskState.CANCELLED
+        assert await repository.find(TaskQuery()) == [changed.task]
+        assert await repository.find_schedules() == []
+
+
+async def test_a_run_that_is_gone(sqlite_url: str) -> None:
+    """
+    A schedule whose run somebody has deleted goes on once it is added again.
+    """
+    async with open_sql_repository(sqlite_url) as repository:
+        schedule = Schedule(id="s", trigger=Interval(10), work_id="w", created_at=NOON)
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        await repository.claim(1, noon(10))
+        say(repository, "DELETE FROM gokugen_task")
+        changed = await repository.change_schedule(PutSchedule(schedule, noon(12)))
+        assert changed.made is not None
+        assert changed.made.nominal_at == noon(20)
+
+
+@pytest.mark.parametrize("change", ["add", "update", "pause"])
+@pytest.mark.parametrize("param", ["{}", "[1]"], ids=["whole", "damaged"])
+async def test_a_run_that_has_ended_unseen(
+    database_url: str, change: str, param: str
+) -> None:
+    """
+    A schedule that could not be read as the run it waits for ended goes on once it is
+    readable, and added again, or changed, or paused and resumed; and no sooner than the run
+    has ended.
+    """
+    async with open_sql_repository(database_url) as repository:
+        schedule = Schedule(id="s", trigger=Interval(10), work_id="w", created_at=NOON)
+        other = ScheduleUpdate(meta={"other": 1})
+
+        async def touch(at: datetime) -> None:
+            changes: dict[str, list[ChangeSchedule]] = {
+                "add": [PutSchedule(schedule, at)],
+                "update": [UpdateSchedule("s", other, at)],
+                "pause": [PauseSchedule("s", at), ResumeSchedule("s", at, catch_up=True)],
+            }
+            for each in changes[change]:
+                await repository.change_schedule(each)
+
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        [run] = (await repository.claim(1, noon(10))).tasks
+        damage = "UPDATE gokugen_task SET param = CAST(:param AS JSON)"
+        if database_url.startswith("sqlite"):
+            damage = "UPDATE gokugen_task SET param = :param"
+        say(repository, damage, param=param)
+        await touch(noon(11))
+        assert (await repository.get_schedule("s")).awaited_id == run.id
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'maybe'")
+        await repository.mark_done(run, noon(25))
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'skip'")
+        await touch(noon(26))
+        pending = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
+        [first] = (await repository.claim(9, noon(30))).tasks
+        assert len(pending) == 1
+        assert first.nominal_at == noon(30)
+        assert first.attempt == 1
 
 
 async def test_a_length_of_time_that_is_none(sqlite_url: str) -> None:

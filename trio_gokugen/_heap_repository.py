@@ -324,11 +324,12 @@ class HeapStore(BulkRepository):
     def _change_schedule(self, operation: OnSchedule) -> ScheduleChanged:
         change = operation.change
         schedule = self._schedules.get(change.schedule_id)
-        head: _Entry | None = None
-        if schedule is not None and schedule.pending_id is not None:
-            head = self._entries[schedule.pending_id]
+        head = None if schedule is None else self._entries.get(schedule.pending_id or "")
+        if head is not None and head[4].state is not _SCHEDULED:
+            head = None
         head_task = None if head is None else head[4]
-        step = _schedule_changes.change(schedule, head_task, change, self._make_id)
+        run = None if schedule is None else self._run_of(schedule)
+        step = _schedule_changes.change(schedule, head_task, change, self._make_id, run)
         if step is None:
             return ScheduleChanged(schedule, changed=False)
         if step.task is not None and head is not None:
@@ -346,6 +347,14 @@ class HeapStore(BulkRepository):
             made=step.successor,
             dropped=[*step.dropped],
         )
+
+    def _run_of(self, schedule: Schedule) -> Task | None:
+        """What a schedule waits for, or else its last run."""
+        if schedule.awaited_id is not None:
+            entry = self._entries.get(schedule.awaited_id)
+            return None if entry is None else entry[4]
+        runs = self._runs.get(schedule.id, ())
+        return _schedule_changes.last_of(self._entries[each][4] for each in runs)
 
     def check_new(self, schedules: Sequence[Schedule]) -> None:
         """Raise a `ScheduleExistsError` if one of them is there already."""

@@ -63,7 +63,7 @@ class Schedules(ABC):
 
         If there is a schedule of this id already, it is changed to be like this, or left
         alone if it is: so a program may say at every start what it wants. Its counters, and
-        whether it is paused, stay.
+        whether it is paused, stay. One that has stopped before its end goes on.
 
         Args:
           id: A name of your own.

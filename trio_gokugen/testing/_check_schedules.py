@@ -384,6 +384,25 @@ async def a_schedule_is_changed(repository: TaskRepository) -> None:
 
 
 @_check
+async def a_schedule_begins_to_wait(repository: TaskRepository) -> None:
+    """Changed not to overlap while it runs, a schedule waits for its last run to end."""
+    await _put(repository, _every(10, overlap="allow"))
+    runs = [await _claim(repository, at) for at in (10, 20)]
+    await repository.change_schedule(TriggerSchedule("s", moment(21)))
+    await _claim(repository, 21)
+    update = ScheduleUpdate(overlap="skip")
+    changed = await repository.change_schedule(UpdateSchedule("s", update, moment(25)))
+    assert changed.task is not None
+    expect_equal("the next one", changed.task.state, _S.CANCELLED)
+    expect_equal("it, as it is kept", await repository.get(changed.task.id), changed.task)
+    await _expect_pending(repository, "while it runs")
+    await repository.mark_done(runs[0], moment(26))
+    await _expect_pending(repository, "after the run before")
+    await repository.mark_done(runs[1], moment(35))
+    await _expect_pending(repository, "after the last run", 40)
+
+
+@_check
 async def a_schedule_is_triggered(repository: TaskRepository) -> None:
     """What is told to run now runs beside the plan."""
     await _put(repository, _every(10, deadline_after=timedelta(seconds=5)))
