@@ -16,7 +16,7 @@ import trio.testing
 import victim
 from databases import engine_of
 from sqlalchemy import event, text
-from support import NOON, Bench, noon, open_bench
+from support import NOON, Bench, noon, open_bench, stored
 from test_sql_kills import KILLED, Killer, killer
 
 from trio_gokugen import (
@@ -42,7 +42,12 @@ from trio_gokugen._schedule import (
     UpdateSchedule,
 )
 from trio_gokugen._trigger import BaseTrigger
-from trio_gokugen.sql import DamagedScheduleError, SQLRepository, open_sql_repository
+from trio_gokugen.sql import (
+    DamagedScheduleError,
+    SQLRepository,
+    UnknownScheduleError,
+    open_sql_repository,
+)
 
 __all__ = ["killer"]
 
@@ -216,22 +221,96 @@ async def test_a_trigger_of_ones_own(
             await scheduler.update_schedule("s", trigger=OwnTrigger())
 
 
-DAMAGES = [
-    ("rule", '\'{"cron": "@never"}\''),
-    ("rule", "'{}'"),
-    ("late", "'{\"unknown\": 1}'"),
-    ("overlap", "'maybe'"),
-    ("jitter", "-1"),
+UNKNOWN = [
+    ("rule", '{"moon": "full"}'),
+    ("rule", '{"cron": "@daily", "tz": "Mars/Olympus"}'),
+    ("rule", '{"every": "10", "twice": true}'),
+    ("late", '{"unknown": 1}'),
+    ("overlap", "maybe"),
 ]
 
 
-@pytest.mark.parametrize(("column", "value"), DAMAGES)
-async def test_a_damaged_schedule(
-    autojump_clock: trio.testing.MockClock, database_url: str, column: str, value: str
+@pytest.mark.parametrize(("column", "value"), UNKNOWN)
+async def test_a_schedule_that_is_not_known(
+    autojump_clock: trio.testing.MockClock,
+    database_url: str,
+    caplog: pytest.LogCaptureFixture,
+    column: str,
+    value: str,
 ) -> None:
     """
-    A schedule that cannot be read fails its next occurrence, which says why; others go
-    on; and it can be removed, and added again.
+    What is due of a schedule that is not known here is left, and told once; others go on;
+    and once it is known, it goes on, too.
+    """
+    async with (
+        open_sql_repository(database_url, poll=5) as repository,
+        open_bench(repository) as (scheduler, bench),
+    ):
+        await scheduler.add_schedule("s", Interval(10), "note")
+        await scheduler.add_schedule("other", Interval(150), "note")
+        cast = "" if database_url.startswith("sqlite") or column == "overlap" else "::json"
+        before = {
+            "rule": '{"every": "10s"}',
+            "late": '{"window": null, "run": "latest", "limit": 100}',
+            "overlap": "skip",
+        }
+        for found in value, before[column]:
+            with repository.store.engine.begin() as connection:
+                connection.exec_driver_sql(
+                    f"UPDATE gokugen_schedule SET {column} = '{found}'{cast} WHERE id = 's'"  # noqa: S608 (of a test)
+                )
+            if found != value:
+                break
+            await trio.sleep(155)
+            for call in scheduler.get_schedule, scheduler.pause_schedule:
+                with pytest.raises(UnknownScheduleError, match="is not known to this"):
+                    await call("s")
+        assert [when for _, when in bench.starts] == [150.0]
+        await trio.sleep(60)
+        [first, *_] = [
+            task
+            for task in await scheduler.find(TaskQuery(states={TaskState.DONE}))
+            if task.schedule_id == "s"
+        ]
+        assert (first.attempt, first.dispatched_at) == (1, noon(190))
+        assert (await scheduler.get_schedule("s")).dropped == 18
+    told = [each for each in caplog.records if "is not known" in each.getMessage()]
+    assert len(told) == 1
+
+
+async def test_what_one_does_not_know_another_runs_on_time(database_url: str) -> None:
+    """
+    An occurrence of a schedule that one program does not know is taken by another in time,
+    and by nobody twice.
+    """
+    async with (
+        open_sql_repository(database_url) as old,
+        open_sql_repository(database_url) as new,
+    ):
+        schedule = Schedule(id="s", trigger=Interval(10), work_id="w", created_at=NOON)
+        await old.change_schedule(PutSchedule(schedule, NOON))
+        await old.add([stored(str(n), "w", 5 + n) for n in range(3)])
+        say(old, "UPDATE gokugen_schedule SET overlap = 'maybe'")
+        found = [task.id for _ in range(3) for task in (await old.claim(1, noon(20))).tasks]
+        assert found == ["0", "1", "2"]
+        assert (await old.claim(9, noon(20))).tasks == []
+        assert await old.get_next() is None
+        say(old, "UPDATE gokugen_schedule SET overlap = 'queue'")
+        [run] = (await new.claim(1, noon(20))).tasks
+        assert (run.nominal_at, run.attempt) == (noon(20), 1)
+        # Removed, and added again, it is known at once.
+        await old.change_schedule(RemoveSchedule("s", noon(21)))
+        await old.change_schedule(PutSchedule(schedule, noon(21)))
+        [run] = (await old.claim(1, noon(30))).tasks
+        assert run.nominal_at == noon(30)
+
+
+async def test_a_damaged_schedule(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    A schedule that nobody can read fails its next occurrence, which says why; others go on;
+    and it can be removed, and added again.
     """
     async with (
         open_sql_repository(database_url) as repository,
@@ -239,9 +318,8 @@ async def test_a_damaged_schedule(
     ):
         await scheduler.add_schedule("s", Interval(10), "note")
         await scheduler.add_schedule("other", Interval(15), "note")
-        with repository.store.engine.begin() as connection:
-            change = f"UPDATE gokugen_schedule SET {column} = {value} WHERE id = 's'"  # noqa: S608 (of a test)
-            connection.execute(text(change.replace(":", "\\:")))
+        value = "9e18" if database_url.startswith("sqlite") else "'infinity'"
+        say(repository, f"UPDATE gokugen_schedule SET created_at = {value} WHERE id = 's'")  # noqa: S608 (of a test)
         [head, _] = await scheduler.find(TaskQuery(states={TaskState.SCHEDULED}))
         ended = await scheduler.wait(head.id)
         assert ended.state is TaskState.FAILED

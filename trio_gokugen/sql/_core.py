@@ -38,7 +38,7 @@ from trio_gokugen.abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFi
 from ._dialects import Dialect
 from ._engines import dialect_of
 from ._failures import as_failure, failures, given_back
-from ._ongoing import LookFirstError, Ongoing
+from ._ongoing import LookFirstError, Ongoing, Unknown
 from ._rows import task_of
 from ._schedule_rows import schedule_of
 from ._search import search
@@ -93,6 +93,7 @@ class SQLCore(BulkRepository):
         self._lease = lease
         self._statements = Statements(self.dialect)
         self._closed = False
+        self._unknown = Unknown()
         self._make_id = IdMaker()
         self._id_lock = threading.Lock()
         self._writer = trio.CapacityLimiter(1)
@@ -219,6 +220,7 @@ class SQLCore(BulkRepository):
             self.name,
             timedelta(seconds=self._lease),
             self._new_id,
+            self._unknown,
         )
         return Transaction(ongoing, careful=careful)
 
@@ -341,6 +343,7 @@ class SQLCore(BulkRepository):
         self, function: Callable[[], T], limiter: trio.CapacityLimiter
     ) -> T:
         self.check_open()
+        self._unknown.now = trio.current_time()
         with autojump_held():
             return await trio.to_thread.run_sync(
                 # True would let a transaction commit whose caller has been cancelled.

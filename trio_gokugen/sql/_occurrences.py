@@ -12,10 +12,9 @@ from trio_gokugen import _recurrence
 from trio_gokugen._schedule import Schedule
 from trio_gokugen._task import Task
 
-from ._errors import DamagedScheduleError
 from ._ongoing import Ongoing, chunks
 from ._rows import new_row
-from ._schedule_rows import progress_of, schedule_of
+from ._schedule_rows import UNREADABLE, Unreadable, progress_of, schedule_of
 
 
 class Schedules:
@@ -24,7 +23,7 @@ class Schedules:
     def __init__(self, ongoing: Ongoing, schedule_ids: Iterable[str]) -> None:
         self._ongoing = ongoing
         self._known: dict[str, Schedule] = {}
-        self.damaged: dict[str, DamagedScheduleError] = {}
+        self.unreadable: dict[str, Unreadable] = {}
         """Those that cannot be read."""
 
         self._changed: dict[str, None] = {}
@@ -34,8 +33,8 @@ class Schedules:
             for row in ongoing.execute(ongoing.say.schedules, listed).mappings():
                 try:
                     self._known[row["id"]] = schedule_of(row)
-                except DamagedScheduleError as error:
-                    self.damaged[row["id"]] = error
+                except UNREADABLE as error:
+                    self.unreadable[row["id"]] = error
 
     def of(self, task: Task) -> Schedule | None:
         """The schedule of a task; none if it was removed, or cannot be read."""

@@ -17,11 +17,12 @@ from trio_gokugen._task import UNCHANGED, Task, TaskState, evolve
 from trio_gokugen._triggers import check_readable
 from trio_gokugen.abc import OnSchedule
 
-from ._errors import DamagedScheduleError
 from ._occurrences import add
 from ._ongoing import Key, Ongoing
 from ._rows import is_unreadable, life_of, plan_of, task_of
 from ._schedule_rows import (
+    UNREADABLE,
+    Unreadable,
     definition_of,
     progress_of,
     row_of,
@@ -54,6 +55,7 @@ def change_schedule(ongoing: Ongoing, operation: OnSchedule) -> ScheduleChanged:
             ongoing.note_pending(step.task)
     if step.schedule is None:
         ongoing.execute(say.remove_schedule, this)
+        ongoing.unknown.forget(change.schedule_id)
     elif schedule is None:
         ongoing.execute(say.add_schedule, row_of(step.schedule))
     else:
@@ -79,9 +81,7 @@ def _told(step: Step) -> ScheduleChanged:
     )
 
 
-def _readable(
-    found: Schedule | DamagedScheduleError, change: ChangeSchedule
-) -> Schedule | None:
+def _readable(found: Schedule | Unreadable, change: ChangeSchedule) -> Schedule | None:
     """The schedule; or none, if it cannot be read and is to be removed."""
     if isinstance(found, Schedule):
         return found
@@ -92,7 +92,7 @@ def _readable(
 
 def _locked(
     ongoing: Ongoing, schedule_id: str
-) -> tuple[Key | None, Task | None, Schedule | DamagedScheduleError | None]:
+) -> tuple[Key | None, Task | None, Schedule | Unreadable | None]:
     """A schedule and its next occurrence, which nobody else can change meanwhile."""
     which = {"ids": ongoing.dialect.listed([schedule_id])}
     pending_of = {"schedule": schedule_id}
@@ -107,7 +107,7 @@ def _locked(
             continue  # it was taken before we had it
         try:
             return key, head, schedule_of(row)
-        except DamagedScheduleError as error:
+        except UNREADABLE as error:
             return key, head, error
 
 
