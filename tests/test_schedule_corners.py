@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from support import NOON, Bench, noon, open_bench
 
 from trio_gokugen import (
     At,
+    ChainHooks,
+    Cron,
     Dropped,
     HeapRepository,
     Interval,
@@ -590,3 +592,237 @@ async def test_a_schedule_that_is_not_to_overlap_any_more(
         await trio.sleep(35)
     assert times(bench) == [10.0, 40.0]
     assert told.moments() == [("overlap", 20, 30)]
+
+
+# -- late, and more comes -------------------------------------------------------------
+
+
+async def test_what_falls_due_while_late_ones_run(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What falls due while those that are late run, one after the other, is skipped, and no
+    more of them run than were late as the first was taken.
+    """
+    repository, told = HeapRepository(), Told()
+    late = Late(run="all", limit=3)
+    async with open_bench(repository):
+        schedule = Schedule(
+            id="s",
+            trigger=Interval(10),
+            work_id="sleep",
+            param={"seconds": 25},
+            created_at=NOON,
+            late=late,
+        )
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+    await trio.sleep(55)
+    nominal: list[datetime | None] = []
+
+    async def note(task: Task) -> None:
+        nominal.append(task.nominal_at)
+
+    hooks = ChainHooks(told, PartialHooks(on_dispatch=note))
+    async with open_bench(repository, hooks=hooks) as (scheduler, bench):
+        await trio.sleep(100)
+        schedule = await scheduler.get_schedule("s")
+        assert (schedule.runs, schedule.dropped) == (4, 10)
+    assert times(bench) == [55.0, 80.0, 105.0, 140.0]
+    assert nominal == [noon(30), noon(40), noon(50), noon(140)]
+    assert told.moments() == [("late", 10, 20), ("overlap", 60, 130)]
+
+
+async def test_late_ones_that_are_cancelled_or_too_late(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What falls due while late ones run is skipped also if one of these is cancelled before
+    it runs, or past its deadline.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s",
+        trigger=Interval(10),
+        work_id="w",
+        created_at=NOON,
+        late=Late(run="all"),
+        deadline_after=timedelta(seconds=35),
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    claimed = await repository.claim(1, noon(65))
+    [run] = claimed.tasks
+    # Those of 10, 20 and 30 are past their deadlines.
+    assert [task.nominal_at for task in claimed.expired] == [noon(10), noon(20), noon(30)]
+    assert run.nominal_at == noon(40)
+    await repository.mark_done(run, noon(72))
+    [head] = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
+    assert head.nominal_at == noon(50)
+    await repository.cancel(head.id, noon(73))
+    claimed = await repository.claim(1, noon(74))
+    [run] = claimed.tasks
+    assert (run.nominal_at, claimed.dropped) == (noon(60), [])
+    await repository.mark_done(run, noon(85))
+    [head] = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
+    assert head.nominal_at == noon(90)
+    assert (await repository.get_schedule("s")).skipped_from == noon(70)
+
+
+@pytest.mark.parametrize(
+    ("at", "nominal", "dropped"),
+    [(29, 20, []), (29.5, None, [(20, 20)]), (50.5, 50, [(20, 40)])],
+)
+async def test_one_that_has_waited_may_be_late(
+    at: float, nominal: float | None, dropped: list[tuple[float, float]]
+) -> None:
+    """
+    An occurrence that has waited for a run is late if nothing runs for a while then.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s",
+        trigger=Interval(10),
+        work_id="w",
+        created_at=NOON,
+        overlap="queue",
+        late=Late(window=1),
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    [run] = (await repository.claim(1, noon(10))).tasks
+    await repository.mark_done(run, noon(28))
+    claimed = await repository.claim(1, noon(at))
+    expected = [] if nominal is None else [noon(nominal)]
+    assert [task.nominal_at for task in claimed.tasks] == expected
+    assert [(each.reason, each.first, each.last) for each in claimed.dropped] == [
+        ("late", noon(first), noon(last)) for first, last in dropped
+    ]
+
+
+async def test_one_that_waits_for_a_schedule_that_is_changed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What has waited is late as any other once its schedule is not to wait any more.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s", trigger=Interval(10), work_id="w", created_at=NOON, overlap="queue"
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    [run] = (await repository.claim(1, noon(10))).tasks
+    await repository.mark_done(run, noon(45))
+    update = ScheduleUpdate(overlap="skip", late=Late(run="all"))
+    await repository.change_schedule(UpdateSchedule("s", update, noon(46)))
+    claimed = await repository.claim(1, noon(55))
+    assert ([each.nominal_at for each in claimed.tasks], claimed.dropped) == (
+        [noon(20)],
+        [],
+    )
+
+
+async def test_the_last_of_those_that_were_dropped() -> None:
+    """
+    If all that have passed are dropped, the last of them is the schedule's last.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s", trigger=Interval(10), work_id="w", created_at=NOON, late=Late(window=1)
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    assert (await repository.claim(1, noon(45))).tasks == []
+    assert (await repository.get_schedule("s")).last_at == noon(40)
+
+
+# -- many that are late ---------------------------------------------------------------
+
+
+class CountingCron(Cron):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        type(self).asked += 1
+        return super().next_after(moment)
+
+
+class Bursts(BaseTrigger):
+    """A hundred thousand moments in the first tenth of a second of each year."""
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        year = datetime(moment.year, 1, 1, tzinfo=UTC)
+        if moment < year + timedelta(seconds=0.1):
+            return moment + TICK
+        return datetime(moment.year + 1, 1, 1, tzinfo=UTC)
+
+    def explain(self) -> str:
+        raise NotImplementedError
+
+    def to_data(self) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("overlap", ["allow", "skip"])
+@pytest.mark.parametrize("expression", ["0 9 * * MON-FRI", "* * * * *", "0 0 29 2 *"])
+async def test_very_many_that_are_late(
+    autojump_clock: trio.testing.MockClock, expression: str, overlap: Any
+) -> None:
+    """
+    However many run late, and after however long a gap, few moments are looked at for each.
+    """
+    repository = HeapRepository()
+    trigger = CountingCron(expression)
+    schedule = Schedule(
+        id="s",
+        trigger=trigger,
+        work_id="w",
+        created_at=NOON,
+        late=Late(run="all", limit=1000),
+        overlap=overlap,
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    CountingCron.asked = 0
+    then = datetime(2200, 1, 1, 12, tzinfo=UTC)
+    runs: list[Task] = []
+    while True:
+        claimed = await repository.claim(1000, then)
+        runs += claimed.tasks
+        if not claimed.tasks:
+            break
+        for run in claimed.tasks:
+            await repository.mark_done(run, then)
+    assert CountingCron.asked < 10_000
+    moments = [run.nominal_at for run in runs if run.nominal_at is not None]
+    assert len(moments) == len(runs) == (41 if expression == "0 0 29 2 *" else 1000)
+    following = [trigger.next_after(each) for each in moments]
+    assert following[:-1] == moments[1:]
+    assert following[-1] is not None
+    assert following[-1] > then
+
+
+async def test_moments_that_come_in_bursts() -> None:
+    """
+    The last few of those that are late are found wherever they are.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s",
+        trigger=Bursts(),
+        work_id="w",
+        created_at=NOON,
+        late=Late(run="all", limit=100),
+        overlap="allow",
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    claimed = await repository.claim(1000, datetime(2200, 12, 31, 12, tzinfo=UTC))
+    last = datetime(2200, 1, 1, microsecond=100_000, tzinfo=UTC)
+    expected = [last - n * TICK for n in reversed(range(100))]
+    assert [task.nominal_at for task in claimed.tasks] == expected
+
+
+def test_a_limit_that_is_too_high() -> None:
+    """
+    A limit that would flood whatever runs the works is refused.
+    """
+    assert Late(run="all", limit=10_000).limit == 10_000
+    with pytest.raises(InvalidTaskError, match="must be at most 10000, not 10001"):
+        Late(run="all", limit=10_001)

@@ -19,6 +19,9 @@ Catch: TypeAlias = Literal["latest", "earliest", "all", "none"]
 Overlap: TypeAlias = Literal["skip", "queue", "allow", "replace"]
 After: TypeAlias = Literal["start", "end"]
 
+MOST_LATE = 10_000
+"""So many occurrences that have passed can run."""
+
 ON_TIME = timedelta(seconds=1)
 """What starts so late is on time, if nothing late is to run."""
 
@@ -68,6 +71,12 @@ def _positive(value: int, field: str) -> int:
     return value
 
 
+def _limit(value: int, field: str) -> int:
+    if _positive(value, field) > MOST_LATE:
+        raise InvalidTaskError(field, f"must be at most {MOST_LATE}, not {shown(value)}")
+    return value
+
+
 def one_of(value: object, kind: Any, field: str) -> None:
     """Raise an `InvalidTaskError` for what is none of some words."""
     words: tuple[str, ...] = get_args(kind)
@@ -97,11 +106,11 @@ class Late:
     """
 
     limit: int = 100
-    """With ``"all"``: at most so many, the last ones."""
+    """With ``"all"``: at most so many, the last ones. Not more than 10,000."""
 
     def __attrs_post_init__(self) -> None:
         one_of(self.run, Catch, "run")
-        keep(self, "limit", _positive)
+        keep(self, "limit", _limit)
 
     @property
     def tolerance(self) -> timedelta | None:
@@ -175,7 +184,7 @@ class Schedule:
     last_at: datetime | None = None
     """The nominal time of the last occurrence that ran, or was cancelled or postponed.
 
-    If all that had passed were dropped, it is that of the first of them.
+    If all that had passed were dropped, it is that of the last of them.
     """
 
     runs: int = 0
@@ -193,7 +202,7 @@ class Schedule:
     queued_at: datetime | None = None
     """Until when the next occurrence has waited for the one before to end.
 
-    Or, while that is awaited, since when the next one is late already.
+    Or, where it does not wait: when it began to catch up on those that are late.
     """
 
     skipped_from: datetime | None = None

@@ -154,6 +154,8 @@ def _changed(
         nominal = _first(result, max(at, schedule.last_at or at))
         dropped = uncounted(schedule)
         result = evolved(result, counted(schedule, dropped))
+    if head is not None and schedule.overlap != result.overlap:
+        result = evolved(result, {"queued_at": None})  # it is late, as any other
     if run is not None and not waited and result.waits_for_end:
         step = _awaiting(result, head, run, nominal, at)
     elif head is not None:
