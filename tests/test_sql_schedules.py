@@ -526,3 +526,52 @@ async def test_a_pause_that_comes_between(
     [run] = claimed.tasks
     assert run.nominal_at == noon(10)
     assert [task.nominal_at for task in changes] == [noon(20)]
+
+
+async def test_a_run_ends_as_it_is_replaced(postgresql_url: str) -> None:
+    """
+    A claim that replaces a run and the end of that run do not wait for each other.
+    """
+    failed: list[str] = []
+    async with (
+        open_sql_repository(postgresql_url) as ending,
+        open_sql_repository(postgresql_url) as claiming,
+    ):
+        schedule = Schedule(
+            id="s", trigger=Interval(10), work_id="w", created_at=NOON, overlap="replace"
+        )
+        await ending.change_schedule(PutSchedule(schedule, NOON))
+        [run] = (await ending.claim(1, noon(10))).tasks
+        has_run, claim_waits = threading.Event(), threading.Event()
+
+        @event.listens_for(ending.store.engine, "after_cursor_execute")
+        def wait(*args: Any) -> None:
+            if "UPDATE gokugen_task SET state" in args[2] and not has_run.is_set():
+                has_run.set()
+                claim_waits.wait(60)
+
+        for repository in ending, claiming:
+
+            @event.listens_for(repository.store.engine, "handle_error")
+            def note(context: Any) -> None:
+                failed.append(str(context.original_exception))
+
+        async def end() -> None:
+            await ending.mark_done(run, noon(19))
+
+        def look() -> None:
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            with engine_of(postgresql_url) as engine, engine.connect() as connection:
+                while not connection.execute(text(waiting)).scalar():
+                    connection.rollback()
+            claim_waits.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            await trio.to_thread.run_sync(has_run.wait, 60)
+            nursery.start_soon(trio.to_thread.run_sync, look)
+            claimed = await claiming.claim(1, noon(20))
+        assert [task.nominal_at for task in claimed.tasks] == [noon(20)]
+        assert claimed.replaced == []
+        assert (await ending.get(run.id)).state is TaskState.DONE
+    assert failed == []

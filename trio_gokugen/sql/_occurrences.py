@@ -1,7 +1,6 @@
 """Schedules that follow what becomes of their tasks, in the same transaction.
 
 Whoever needs both locks tasks first, and schedules then, so that nobody waits in a circle.
-A claim that replaces runs locks these last, and may: then one of the two is begun anew.
 """
 
 from __future__ import annotations

@@ -183,3 +183,11 @@ class Statements:
             RUNNING, TASK.c.ended_at.is_(None), dialect.among(TASK.c.schedule_id, "ids")
         )
         self.runs_of: Select[Any] = dialect.locked(self.running_of)
+        replaces = select(id_).where(
+            dialect.among(id_, "ids"), SCHEDULE.c.overlap == "replace"
+        )
+        self.lock_replaced: Select[Any] = dialect.locked(
+            select(TASK.c.id)
+            .where(RUNNING, TASK.c.ended_at.is_(None), TASK.c.schedule_id.in_(replaces))
+            .order_by(TASK.c.id)
+        )

@@ -26,10 +26,12 @@ class Taking:
     def __init__(self, ongoing: Ongoing, rows: Iterable[Row[Any]], at: datetime) -> None:
         self._ongoing = ongoing
         self._at = at
-        self._schedules = Schedules(
-            ongoing,
-            (row.schedule_id for row in rows if isinstance(row.schedule_id, str)),
-        )
+        ids = {row.schedule_id for row in rows if isinstance(row.schedule_id, str)}
+        if ids and ongoing.dialect.locks_rows:
+            # Tasks first, as everybody does it: else who ends one of these, and then wants
+            # its schedule, would wait for us, and we for him.
+            ongoing.execute(ongoing.say.lock_replaced, {"ids": ongoing.dialect.listed(ids)})
+        self._schedules = Schedules(ongoing, ids)
         self._taken: dict[Key, Task] = {}
         self._replacing: dict[str, None] = {}
         self.claimed = Claimed([], [])
