@@ -223,7 +223,7 @@ class HeapStore(BulkRepository):
         self._put(task, entry[2], entry[3] + 1)
         self._bury(entry)
         if task.schedule_id is not None:
-            self._follow(task)
+            self._follow(task, operation.at)
         return task, True
 
     def _cancel(self, operation: CancelTask) -> tuple[Task, bool]:
@@ -412,12 +412,12 @@ class HeapStore(BulkRepository):
         else:
             self._replace(entry, task)
 
-    def _follow(self, task: Task) -> None:
-        """Have the schedule of a task follow what became of it."""
+    def _follow(self, task: Task, at: datetime | None = None) -> None:
+        """Have the schedule of a task follow what became of it, then."""
         self._note_run(task)
         schedule = self._schedules.get(task.schedule_id or "")
         if schedule is not None:
-            self._keep_step(_recurrence.follow(schedule, task, self._make_id))
+            self._keep_step(_recurrence.follow(schedule, task, self._make_id, at))
 
     def _keep_step(self, step: Step | None) -> None:
         if step is None:

@@ -468,22 +468,34 @@ def left(schedule: Schedule, task_id: str, at: datetime, new_id: NewId) -> Step 
     return planned(schedule, following, at, new_id, changes)
 
 
-def follow(schedule: Schedule, task: Task, new_id: NewId) -> Step | None:
-    """A task of it was changed, or has ended. None if that does not change the plan."""
+def follow(
+    schedule: Schedule, task: Task, new_id: NewId, at: datetime | None = None
+) -> Step | None:
+    """A task of it was changed, or has ended. None if that does not change the plan.
+
+    Args:
+      schedule: As it stands.
+      task: As it was left.
+      new_id: Makes ids.
+      at: When it was changed, if the task does not say so itself.
+    """
+    if task.state is TaskState.DISPATCHED:
+        at = task.dispatched_at
     try:
-        return _follow(schedule, task, new_id)
+        return _follow(schedule, task, task.ended_at or at or task.created_at, new_id)
     except InvalidTriggerError as error:
         return Step(_given_up(schedule, error))
 
 
-def _follow(schedule: Schedule, task: Task, new_id: NewId) -> Step | None:
-    at = task.ended_at or task.created_at
+def _follow(schedule: Schedule, task: Task, at: datetime, new_id: NewId) -> Step | None:
     if task.state.ended and task.id == schedule.awaited_id:
         return ended(schedule, task, at, new_id)
     if task.state is TaskState.SCHEDULED:
         nominal = task.nominal_at
         if nominal is not None and task.scheduled_at == schedule.due(nominal):
             return None  # not postponed
+    if task.state is TaskState.DISPATCHED and task.id == schedule.pending_id:
+        schedule = evolved(schedule, {"runs": schedule.runs + 1})
     return left(schedule, task.id, at, new_id)
 
 

@@ -5,7 +5,9 @@ Whoever needs both locks tasks first, and schedules then, so that nobody waits i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from types import MappingProxyType
 
 from trio_gokugen import _recurrence
 from trio_gokugen._schedule import Schedule
@@ -63,8 +65,18 @@ def add(ongoing: Ongoing, tasks: Collection[Task]) -> None:
     ongoing.execute_many(ongoing.say.add, [new_row(task, None) for task in tasks])
 
 
-def follow(ongoing: Ongoing, tasks: Iterable[Task]) -> None:
-    """Have schedules follow what became of their tasks, which is written already."""
+def follow(
+    ongoing: Ongoing,
+    tasks: Iterable[Task],
+    moments: Mapping[str, datetime] = MappingProxyType({}),
+) -> None:
+    """Have schedules follow what became of their tasks, which is written already.
+
+    Args:
+      ongoing: The transaction.
+      tasks: As they were left.
+      moments: By id, when they were changed, if they do not say so themselves.
+    """
     theirs = [task for task in tasks if task.schedule_id is not None]
     if not theirs:
         return
@@ -73,7 +85,8 @@ def follow(ongoing: Ongoing, tasks: Iterable[Task]) -> None:
         schedule = schedules.of(task)
         if schedule is None:
             continue
-        step = _recurrence.follow(schedule, task, ongoing.new_id)
+        at = moments.get(task.id)
+        step = _recurrence.follow(schedule, task, ongoing.new_id, at)
         if step is not None:
             schedules.step(step)
     schedules.write()
