@@ -82,6 +82,8 @@ class SchedulerStatistics:
     """Events that hooks and listeners have not seen yet."""
 
     added: int = 0
+    """By callers: what schedules make by themselves is not among these."""
+
     dispatched: int = 0
     done: int = 0
     failed: int = 0
