@@ -31,6 +31,7 @@ from trio_gokugen import (
     autojump_held,
     current_task,
     open_scheduler,
+    plan,
 )
 from trio_gokugen._schedule import (
     ChangeSchedule,
@@ -420,8 +421,41 @@ async def test_a_length_of_time_that_is_none(sqlite_url: str) -> None:
         await repository.change_schedule(PutSchedule(schedule, NOON))
         with repository.store.engine.begin() as connection:
             connection.execute(text("UPDATE gokugen_schedule SET jitter = 'short'"))
-        with pytest.raises(DamagedScheduleError, match="jitter is damaged"):
-            await repository.find_schedules()
+        found = await repository.find_schedules()
+        assert str(found.unreadable["s"]) == str(
+            DamagedScheduleError("s", "jitter is damaged")
+        )
+
+
+async def test_schedules_of_which_some_cannot_be_read(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    A schedule that cannot be read spoils no other: these are found, page by page, and it is
+    told why it is not.
+    """
+    async with (
+        open_sql_repository(database_url) as repository,
+        open_bench(repository) as (scheduler, _),
+    ):
+        for schedule_id in "abcdef":
+            await scheduler.add_schedule(schedule_id, Interval(10), "note", paused=True)
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'maybe' WHERE id <> 'c'")
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'skip' WHERE id = 'f'")
+        found = await scheduler.find_schedules()
+        assert [each.id for each in found] == ["c", "f"]
+        assert [*found.unreadable] == ["a", "b", "d", "e"]
+        for schedule_id, why in found.unreadable.items():
+            with pytest.raises(UnknownScheduleError) as caught:
+                await scheduler.get_schedule(schedule_id)
+            assert str(caught.value) == str(why)
+        pages: list[list[str]] = []
+        last: str | None = None
+        while page := await scheduler.find_schedules(limit=1, after=last):
+            pages.append([each.id for each in page] + [*page.unreadable])
+            last = page[-1].id
+        assert pages == [["c", "a", "b"], ["f", "d", "e"]]
+        assert len(plan(found, NOON, noon(20))) == 0
 
 
 async def test_a_damaged_occurrence(

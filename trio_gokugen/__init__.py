@@ -41,7 +41,7 @@ from ._json import JSON
 from ._plan import Plan, Planned, plan
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
-from ._schedule import Dropped, Late, Schedule
+from ._schedule import Dropped, FoundSchedules, Late, Schedule
 from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
 from ._task import UNCHANGED, Task, TaskParam, TaskState, TaskUpdate
 from ._timer import HookTimer, TimedRepository
@@ -70,6 +70,7 @@ __all__ = [
     "Dropped",
     "Either",
     "Except",
+    "FoundSchedules",
     "GokugenError",
     "HeapRepository",
     "HeapStore",

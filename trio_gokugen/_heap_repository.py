@@ -39,7 +39,7 @@ from ._ids import IdMaker
 from ._query import TaskQuery, find_order
 from ._recurrence import Step
 from ._repository import BulkRepository, recover_runs
-from ._schedule import Schedule, ScheduleChanged
+from ._schedule import FoundSchedules, Schedule, ScheduleChanged
 from ._task import Task, TaskState
 from ._timer import TimedRepository
 from .abc import (
@@ -164,10 +164,10 @@ class HeapStore(BulkRepository):
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         await trio.lowlevel.checkpoint()
         ids = sorted(each for each in self._schedules if after is None or each > after)
-        return [self._schedules[each] for each in ids[:limit]]
+        return FoundSchedules(self._schedules[each] for each in ids[:limit])
 
     def snapshot(self) -> list[Task]:
         """All tasks in the order they were added."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import attrs
 
-from ._errors import InvalidTaskError, InvalidTriggerError, shown
+from ._errors import InvalidTaskError, InvalidTriggerError, RefusedError, shown
 from ._interval import Interval
 from ._json import JSON, int64, json_object, name
 from ._task import UNCHANGED, Maybe, Task, as_utc, empty, keep
@@ -278,6 +278,15 @@ class Schedule:
             return nominal + timedelta(microseconds=microseconds)
         except OverflowError:
             return nominal
+
+
+class FoundSchedules(list[Schedule]):
+    """Schedules, and beside them those that are there, too, but cannot be read."""
+
+    def __init__(self, schedules: Iterable[Schedule] = ()) -> None:
+        super().__init__(schedules)
+        self.unreadable: dict[str, RefusedError] = {}
+        """By id, what `get_schedule` would raise."""
 
 
 def evolved(schedule: Schedule, changes: dict[str, Any]) -> Schedule:

@@ -13,6 +13,7 @@ from ._json import JSON
 from ._schedule import (
     After,
     ChangeSchedule,
+    FoundSchedules,
     Late,
     Overlap,
     PauseSchedule,
@@ -227,8 +228,11 @@ class Schedules(ABC):
 
     async def find_schedules(
         self, *, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         """All schedules, by id; or a page of them.
+
+        One that cannot be read spoils no other: it is not among them, and `unreadable` of
+        what is returned tells why, by its id.
 
         Args:
           limit: At most so many; `None` for all of them.
