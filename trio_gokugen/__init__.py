@@ -47,7 +47,7 @@ from ._plan import Plan, Planned, plan
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
 from ._retry import Discard, Retry, Snooze, exponential, fixed
-from ._schedule import Dropped, Late, Schedule
+from ._schedule import Dropped, FoundSchedules, Late, Schedule
 from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
 from ._task import (
     UNCHANGED,
@@ -86,6 +86,7 @@ __all__ = [
     "Either",
     "Except",
     "FailedAttempt",
+    "FoundSchedules",
     "GokugenError",
     "HeapRepository",
     "HeapStore",

@@ -39,7 +39,7 @@ from ._ids import IdMaker
 from ._query import TaskQuery, find_order
 from ._recurrence import Step
 from ._repository import BulkRepository, recover_runs
-from ._schedule import Schedule, ScheduleChanged
+from ._schedule import FoundSchedules, Schedule, ScheduleChanged
 from ._task import Task, TaskState
 from ._timer import TimedRepository
 from .abc import (
@@ -172,10 +172,10 @@ class HeapStore(BulkRepository):
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         await trio.lowlevel.checkpoint()
         ids = sorted(each for each in self._schedules if after is None or each > after)
-        return [self._schedules[each] for each in ids[:limit]]
+        return FoundSchedules(self._schedules[each] for each in ids[:limit])
 
     def snapshot(self) -> list[Task]:
         """All tasks in the order they were added."""
@@ -255,7 +255,7 @@ class HeapStore(BulkRepository):
         self._put(task, entry[2], entry[3] + 1)
         self._bury(entry)
         if task.schedule_id is not None:
-            self._follow(task)
+            self._follow(task, operation.at)
         return task, True
 
     def _cancel(self, operation: CancelTask) -> tuple[Task, bool]:
@@ -374,11 +374,12 @@ class HeapStore(BulkRepository):
     def _change_schedule(self, operation: OnSchedule) -> ScheduleChanged:
         change = operation.change
         schedule = self._schedules.get(change.schedule_id)
-        head: _Entry | None = None
-        if schedule is not None and schedule.pending_id is not None:
-            head = self._entries[schedule.pending_id]
+        head = None if schedule is None else self._entries.get(schedule.pending_id or "")
+        if head is not None and head[4].state is not _SCHEDULED:
+            head = None
         head_task = None if head is None else head[4]
-        step = _schedule_changes.change(schedule, head_task, change, self._make_id)
+        run = None if schedule is None else self._run_of(schedule)
+        step = _schedule_changes.change(schedule, head_task, change, self._make_id, run)
         if step is None:
             return ScheduleChanged(schedule, changed=False)
         if step.task is not None and head is not None:
@@ -396,6 +397,14 @@ class HeapStore(BulkRepository):
             made=step.successor,
             dropped=[*step.dropped],
         )
+
+    def _run_of(self, schedule: Schedule) -> Task | None:
+        """What a schedule waits for, or else its last run."""
+        if schedule.awaited_id is not None:
+            entry = self._entries.get(schedule.awaited_id)
+            return None if entry is None else entry[4]
+        runs = self._runs.get(schedule.id, ())
+        return _schedule_changes.last_of(self._entries[each][4] for each in runs)
 
     def check_new(self, schedules: Sequence[Schedule]) -> None:
         """Raise a `ScheduleExistsError` if one of them is there already."""
@@ -453,12 +462,12 @@ class HeapStore(BulkRepository):
         else:
             self._replace(entry, task)
 
-    def _follow(self, task: Task) -> None:
-        """Have the schedule of a task follow what became of it."""
+    def _follow(self, task: Task, at: datetime | None = None) -> None:
+        """Have the schedule of a task follow what became of it, then."""
         self._note_run(task)
         schedule = self._schedules.get(task.schedule_id or "")
         if schedule is not None:
-            self._keep_step(_recurrence.follow(schedule, task, self._make_id))
+            self._keep_step(_recurrence.follow(schedule, task, self._make_id, at))
 
     def _keep_step(self, step: Step | None) -> None:
         if step is None:

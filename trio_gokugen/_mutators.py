@@ -10,7 +10,7 @@ from typing import TypeAlias
 import attrs
 
 from ._errors import InvalidTaskError, shown
-from ._schedule import length
+from ._lengths import length
 from ._task import TaskParam
 
 Mutator: TypeAlias = "Callable[[TaskParam, datetime], TaskParam]"

@@ -131,6 +131,8 @@ class UpdateTask:
 
     task_id: str
     update: TaskUpdate
+    at: datetime | None = None
+    """When that is asked for. If it postpones an occurrence, the next one is made then."""
 
     async def carry_out(self, repository: RepositoryLike) -> tuple[Task, bool]:
         return await repository.update(self.task_id, self.update)

@@ -19,7 +19,7 @@ import trio
 from ._errors import NoSchedulesError, RefusedError
 from ._json import JSON
 from ._query import TaskQuery
-from ._schedule import ChangeSchedule, Schedule, ScheduleChanged
+from ._schedule import ChangeSchedule, FoundSchedules, Schedule, ScheduleChanged
 from ._task import ENDED, Progress, Task, TaskState, TaskUpdate
 from .abc import (
     ANY_TASK,
@@ -101,9 +101,9 @@ class NoSchedules:
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         await trio.lowlevel.checkpoint()
-        return []
+        return FoundSchedules()
 
 
 class BulkRepository(Unshared, ABC):

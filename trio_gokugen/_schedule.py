@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import attrs
 
-from ._errors import InvalidTaskError, InvalidTriggerError, shown
+from ._errors import InvalidTaskError, InvalidTriggerError, RefusedError, shown
 from ._interval import Interval
 from ._json import JSON, int64, json_object, name
 from ._lengths import length
@@ -19,6 +19,9 @@ from ._trigger import Trigger
 Catch: TypeAlias = Literal["latest", "earliest", "all", "none"]
 Overlap: TypeAlias = Literal["skip", "queue", "allow", "replace"]
 After: TypeAlias = Literal["start", "end"]
+
+MOST_LATE = 10_000
+"""So many occurrences that have passed can run."""
 
 ON_TIME = timedelta(seconds=1)
 """What starts so late is on time, if nothing late is to run."""
@@ -41,6 +44,12 @@ def _jitter(value: float | timedelta) -> timedelta:
 def _positive(value: int, field: str) -> int:
     if int64(value, field) < 1:
         raise InvalidTaskError(field, "must be at least 1")
+    return value
+
+
+def _limit(value: int, field: str) -> int:
+    if _positive(value, field) > MOST_LATE:
+        raise InvalidTaskError(field, f"must be at most {MOST_LATE}, not {shown(value)}")
     return value
 
 
@@ -73,11 +82,11 @@ class Late:
     """
 
     limit: int = 100
-    """With ``"all"``: at most so many, the last ones."""
+    """With ``"all"``: at most so many, the last ones. Not more than 10,000."""
 
     def __attrs_post_init__(self) -> None:
         one_of(self.run, Catch, "run")
-        keep(self, "limit", _positive)
+        keep(self, "limit", _limit)
 
     @property
     def tolerance(self) -> timedelta | None:
@@ -151,7 +160,7 @@ class Schedule:
     last_at: datetime | None = None
     """The nominal time of the last occurrence that ran, or was cancelled or postponed.
 
-    If all that had passed were dropped, it is that of the first of them.
+    If all that had passed were dropped, it is that of the last of them.
     """
 
     runs: int = 0
@@ -169,7 +178,7 @@ class Schedule:
     queued_at: datetime | None = None
     """Until when the next occurrence has waited for the one before to end.
 
-    Or, while that is awaited, since when the next one is late already.
+    Or, where it does not wait: when it began to catch up on those that are late.
     """
 
     skipped_from: datetime | None = None
@@ -245,6 +254,15 @@ class Schedule:
             return nominal + timedelta(microseconds=microseconds)
         except OverflowError:
             return nominal
+
+
+class FoundSchedules(list[Schedule]):
+    """Schedules, and beside them those that are there, too, but cannot be read."""
+
+    def __init__(self, schedules: Iterable[Schedule] = ()) -> None:
+        super().__init__(schedules)
+        self.unreadable: dict[str, RefusedError] = {}
+        """By id, what `get_schedule` would raise."""
 
 
 def evolved(schedule: Schedule, changes: dict[str, Any]) -> Schedule:

@@ -100,6 +100,8 @@ class SchedulerStatistics:
     """Events that hooks and listeners have not seen yet."""
 
     added: int = 0
+    """By callers: what schedules make by themselves is not among these."""
+
     dispatched: int = 0
     done: int = 0
     failed: int = 0
@@ -372,16 +374,17 @@ class Scheduler(Schedules):
             deadline=deadline,
             meta=meta,
         )
-        operation = UpdateTask(task_id, update)
+
+        def operation(now: datetime) -> UpdateTask:
+            return UpdateTask(task_id, update, now)
+
         if update.work_id is UNCHANGED and update.param is UNCHANGED:
-            _, changed = await engine.updates.queue.ask(lambda _: operation)
+            _, changed = await engine.updates.queue.ask(operation)
         else:
             # What is checked must still be so as it is written.
             async with self._turn_to_update(task_id) as end_turn:
                 await self._check_update(task_id, update)
-                _, changed = await engine.updates.queue.ask(
-                    lambda _: operation, laid_down=end_turn
-                )
+                _, changed = await engine.updates.queue.ask(operation, laid_down=end_turn)
         engine.dispatches.notice_new_works()
         return bool(changed)
 

@@ -22,6 +22,7 @@ from ._json import JSON
 from ._schedule import (
     After,
     ChangeSchedule,
+    FoundSchedules,
     Late,
     Overlap,
     PauseSchedule,
@@ -72,7 +73,7 @@ class Schedules(ABC):
 
         If there is a schedule of this id already, it is changed to be like this, or left
         alone if it is: so a program may say at every start what it wants. Its counters, and
-        whether it is paused, stay.
+        whether it is paused, stay. One that has stopped before its end goes on.
 
         Args:
           id: A name of your own.
@@ -265,8 +266,11 @@ class Schedules(ABC):
 
     async def find_schedules(
         self, *, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         """All schedules, by id; or a page of them.
+
+        One that cannot be read spoils no other: it is not among them, and `unreadable` of
+        what is returned tells why, by its id.
 
         Args:
           limit: At most so many; `None` for all of them.

@@ -23,7 +23,7 @@ import trio
 from ._errors import REFUSALS, SchedulerAlreadyRunningError
 from ._query import TaskQuery
 from ._repository import BulkRepository
-from ._schedule import Schedule
+from ._schedule import FoundSchedules, Schedule
 from ._task import Task, TaskState
 from .abc import (
     ANY_TASK,
@@ -261,7 +261,7 @@ class TimedRepository(BulkRepository, Generic[S]):
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         return await self.store.find_schedules(limit, after)
 
     def start_timer(self, clock: Clock) -> None:

@@ -32,7 +32,8 @@ from ._hooks import decision
 from ._ledger import Ledger
 from ._observers import Observers
 from ._outcomes import recording
-from ._task import Task
+from ._schedule import TriggerSchedule
+from ._task import Task, TaskState
 from ._update_queue import Item, Request, UpdateQueue
 from .abc import (
     Added,
@@ -286,7 +287,7 @@ class UpdateLoop:
             case ClaimTasks(), Claimed() as claimed:
                 self._settle_claim(request, claimed)
             case OnSchedule(), ScheduleChanged() as change:
-                self._settle_change(change)
+                self._settle_change(operation, change)
             case CancelTask(), (Task() as task, True):
                 ledger.ended(task)
                 observers.tell("on_update", operation, task)
@@ -307,7 +308,8 @@ class UpdateLoop:
     def _settle_claim(self, request: Request, claimed: Claimed) -> None:
         for task in claimed.expired:
             self._ledger.ended(task)
-            self._observers.tell_done(task)
+            if task.state is TaskState.FAILED:  # what is cancelled here has never run
+                self._observers.tell_done(task)
         for dropped in claimed.dropped:
             self._observers.tell("on_dropped", dropped)
         self._ledger.claimed(claimed.tasks, self._began)
@@ -316,9 +318,14 @@ class UpdateLoop:
             self._dispatcher.cancel(run, StopReason.REPLACED)
         self._start(request, claimed.tasks)
 
-    def _settle_change(self, change: ScheduleChanged) -> None:
+    def _settle_change(self, operation: OnSchedule, change: ScheduleChanged) -> None:
         if change.task is not None and change.task.state.ended:
             self._ledger.ended(change.task)
+        if isinstance(operation.change, TriggerSchedule):
+            self._ledger.added += 1
+        for task in change.task, change.made:
+            if task is not None:
+                self._observers.tell("on_update", operation, task)
         for dropped in change.dropped:
             self._observers.tell("on_dropped", dropped)
 

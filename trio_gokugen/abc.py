@@ -51,6 +51,7 @@ from ._retry import Retry
 from ._schedule import (
     ChangeSchedule,
     Dropped,
+    FoundSchedules,
     PauseSchedule,
     PutSchedule,
     RemoveSchedule,
@@ -388,8 +389,12 @@ class RepositoryLike(Protocol):
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
-        """Schedules by id; with `after`, those whose id is greater than this."""
+    ) -> FoundSchedules:
+        """Schedules by id; with `after`, those whose id is greater than this.
+
+        Those that cannot be read are not among them, nor counted by `limit`: what is wrong
+        with them is told beside.
+        """
         ...
 
 

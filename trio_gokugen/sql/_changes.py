@@ -11,6 +11,7 @@ is undone, and the batch begun anew with a look first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -56,6 +57,9 @@ class _Entry:
     progressed: bool = False
     dispatched: bool = False
     """Whether it has been dispatched by one of the operations."""
+
+    changed_at: datetime | None = None
+    """When it was updated."""
 
     @property
     def is_changed(self) -> bool:
@@ -208,6 +212,7 @@ class Changes:
         match operation:
             case UpdateTask(update=update):
                 entry.task = _transitions.updated(before, update)
+                entry.changed_at = operation.at
                 entry.replanned |= entry.task is not before
             case CancelTask(at=at):
                 entry.task = _transitions.cancelled(before, at)
@@ -272,7 +277,10 @@ class Changes:
             for entry in self._entries.values()
             if entry.stored is not None and entry.task is not entry.stored
         ]
-        follow(self._ongoing, [*ended, *changed])
+        moments = {
+            each.task.id: at for each in self._entries.values() if (at := each.changed_at)
+        }
+        follow(self._ongoing, [*ended, *changed], moments)
 
     def _write_progress(self, entries: Sequence[_Entry]) -> None:
         rows = [{"row": each.key, **progress_of(each.task)} for each in entries]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import RowMapping
 
@@ -10,7 +10,7 @@ from trio_gokugen._errors import GokugenError
 from trio_gokugen._schedule import Late, Schedule
 from trio_gokugen._triggers import trigger_from_data
 
-from ._errors import DamagedScheduleError
+from ._errors import DamagedScheduleError, UnknownScheduleError
 from ._schema import Damaged
 
 DEFINITION = (
@@ -27,6 +27,10 @@ DEFINITION = (
 )
 """The columns that a user says."""
 
+Unreadable: TypeAlias = DamagedScheduleError | UnknownScheduleError
+"""Why a schedule cannot be read."""
+
+UNREADABLE = DamagedScheduleError, UnknownScheduleError
 PROGRESS = (
     "paused",
     "next_at",
@@ -45,10 +49,13 @@ def schedule_of(row: RowMapping) -> Schedule:
     """The schedule of a row.
 
     Raises:
-      DamagedScheduleError: it cannot be read.
+      DamagedScheduleError: it cannot be read, by nobody.
+      UnknownScheduleError: others may be able to read it.
     """
     values: dict[str, Any] = {str(column): value for column, value in row.items()}
     damaged = [column for column, value in values.items() if isinstance(value, Damaged)]
+    if damaged:
+        raise DamagedScheduleError(row["id"], f"{', '.join(damaged)} is damaged")
     try:
         rule, late = values.pop("rule"), values.pop("late")
         after, paused = values.pop("counted_from"), values.pop("paused")
@@ -60,8 +67,7 @@ def schedule_of(row: RowMapping) -> Schedule:
             paused=paused == 1,
         )
     except (GokugenError, TypeError) as error:
-        what = f"{', '.join(damaged)} is damaged" if damaged else str(error)
-        raise DamagedScheduleError(row["id"], what) from error
+        raise UnknownScheduleError(row["id"], str(error)) from error
 
 
 def definition_of(schedule: Schedule) -> dict[str, Any]:

@@ -252,6 +252,16 @@ Index(
     sqlite_where=_has_key,
     postgresql_where=_has_key,
 )
+Index(
+    "gokugen_task_of_schedule",
+    TaskRow.schedule_id,
+    TaskRow.scheduled_at,
+    TaskRow.priority.desc(),
+    TaskRow.created_at,
+    TaskRow.id,
+    sqlite_where=_of_schedule,
+    postgresql_where=_of_schedule,
+)
 # Of pending tasks there may be many, at moments far apart: each added would cost a page of
 # this, too.
 _not_pending = text("state <> 'scheduled'")

@@ -191,10 +191,15 @@ class Statements:
         )
         self.define: Update = self.step.values({each: columns[each] for each in DEFINITION})
         self.remove_schedule: Delete = delete(SCHEDULE).where(this)
-        self.runs_of: Select[Any] = dialect.locked(
-            select(*COLUMNS).where(
-                RUNNING,
-                TASK.c.ended_at.is_(None),
-                dialect.among(TASK.c.schedule_id, "ids"),
-            )
+        self.running_of: Select[Any] = select(*COLUMNS).where(
+            RUNNING, TASK.c.ended_at.is_(None), dialect.among(TASK.c.schedule_id, "ids")
+        )
+        self.runs_of: Select[Any] = dialect.locked(self.running_of)
+        replaces = select(id_).where(
+            dialect.among(id_, "ids"), SCHEDULE.c.overlap == "replace"
+        )
+        self.lock_replaced: Select[Any] = dialect.locked(
+            select(TASK.c.id)
+            .where(RUNNING, TASK.c.ended_at.is_(None), TASK.c.schedule_id.in_(replaces))
+            .order_by(TASK.c.id)
         )

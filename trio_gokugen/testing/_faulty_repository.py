@@ -11,7 +11,7 @@ import trio
 
 from trio_gokugen._json import JSON
 from trio_gokugen._query import TaskQuery
-from trio_gokugen._schedule import Schedule
+from trio_gokugen._schedule import FoundSchedules, Schedule
 from trio_gokugen._task import ENDED, Progress, Task, TaskState, TaskUpdate
 from trio_gokugen.abc import (
     ANY_TASK,
@@ -291,8 +291,8 @@ class FaultyRepository:
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
-        schedules: list[Schedule] = await self._call(
+    ) -> FoundSchedules:
+        schedules: FoundSchedules = await self._call(
             "find_schedules", limit=limit, after=after
         )
         return schedules
