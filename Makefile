@@ -15,6 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 VENV := .venv
+# Two processes on two cores; each has servers of its own, so not as many as there may be cores.
+PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
 BENCH_VENV := .venv-bench
 BENCH_APSCHEDULER3_VENV := .venv-bench-apscheduler3
 PY := $(VENV)/bin/python
@@ -56,7 +58,7 @@ demo: $(VENV)/.demo  ## See tasks outlive a crash.
 
 .PHONY: test
 test: $(VENV)/.test  ## Run the tests, with every example and every code block of the documentation.
-	$(PY) -m pytest
+	$(PY) $(PYTEST)
 
 .PHONY: check
 check: $(VENV)/.check  ## Run everything that CI runs: format, lint, types, imports, tests, coverage.
@@ -66,7 +68,9 @@ check: $(VENV)/.check  ## Run everything that CI runs: format, lint, types, impo
 	$(PY) -m pyright
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" pyright --verifytypes trio_gokugen --ignoreexternal
 	$(VENV)/bin/lint-imports --no-cache --no-logo
-	$(PY) -m coverage run -m pytest
+	$(PY) -m coverage erase
+	$(PY) -m coverage run $(PYTEST)
+	$(PY) -m coverage combine --quiet
 	$(PY) -m coverage report
 
 .PHONY: format

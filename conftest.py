@@ -28,7 +28,7 @@ from trio.testing import MockClock
 from trio_gokugen import WorkRegistry, open_scheduler
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
-pytest_plugins = ["databases"]
+pytest_plugins = ["databases", "parallel"]
 
 
 def run_block(example: Example) -> None:

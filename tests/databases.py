@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from postgresql import Server
 from sqlalchemy import Engine, create_engine
+
+ENOUGH = 2**30
+"""Bytes for the files of all tests that run at a time."""
 
 
 def url_for_engine(url: str) -> str:
@@ -28,7 +33,14 @@ def engine_of(url: str) -> Generator[Engine]:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Generator[Server]:
-    """One server for all tests; who stops it must start it again."""
+    """One server for all tests that don't stop it: it doesn't wait for the disk."""
+    with Server(fsync="off") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mortal_server() -> Generator[Server]:
+    """One to be stopped, or killed, and started again: it writes as servers do."""
     with Server() as server:
         yield server
 
@@ -41,9 +53,25 @@ def postgresql_url(postgresql_server: Server) -> Generator[str]:
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    """A file that is not there yet."""
-    return f"sqlite:///{tmp_path / 'tasks.db'}"
+def mortal_url(mortal_server: Server) -> Generator[str]:
+    """An empty database on the server that may be stopped."""
+    with mortal_server.new_database() as url:
+        yield url
+
+
+def in_memory() -> Path | None:
+    """A directory in memory, if the system has one that is large enough."""
+    directory = Path("/dev/shm")  # noqa: S108 (what is made there has a name of its own)
+    if not directory.is_dir() or shutil.disk_usage(directory).free < ENOUGH:
+        return None
+    return directory
+
+
+@pytest.fixture
+def sqlite_url() -> Generator[str]:
+    """A file that is not there yet, where it need not wait for the disk."""
+    with TemporaryDirectory(prefix="gokugen-", dir=in_memory()) as directory:
+        yield f"sqlite:///{Path(directory) / 'tasks.db'}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,11 @@ NOON = datetime(2030, 6, 1, 12, tzinfo=UTC)
 def noon(seconds: float = 0) -> datetime:
     """So many seconds after noon."""
     return NOON + timedelta(seconds=seconds)
+
+
+def same_everywhere(value: object) -> str:
+    """A value as part of a test's id, which is the same in every process: no address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))[:80]
 
 
 @attrs.define

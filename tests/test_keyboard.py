@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Generator
 from types import FrameType
 from typing import Any
 
@@ -64,6 +65,15 @@ async def play(bench: Bench, repository: HeapRepository, interrupt: AtLine) -> N
             sys.settrace(None)
 
 
+@pytest.fixture
+def sigint() -> Generator[None]:
+    """A SIGINT is a `KeyboardInterrupt`, also in what a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("part", range(4))
 def test_an_interrupt_at_any_line(part: int) -> None:
     """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support import NOON, Bench, at, noon, open_bench, stored
+from support import NOON, Bench, at, noon, open_bench, same_everywhere, stored
 
 from trio_gokugen import (
     AlreadyCancelledError,
@@ -1231,7 +1231,7 @@ async def test_interrupting_a_run_that_has_lost_its_task(
         ("hooks", PartialHooks),
         ("hooks", [PartialHooks()]),
     ],
-    ids=str,
+    ids=same_everywhere,
 )
 async def test_parts_that_cannot_be_used(argument: str, value: Any) -> None:
     """

@@ -59,7 +59,7 @@ async def all_ended(repository: SQLRepository) -> list[Task]:
 
 @pytest.mark.parametrize("members", [2, 4])
 async def test_each_task_is_done_once(
-    postgresql_server: Server, postgresql_url: str, tmp_path: Path, members: int
+    mortal_server: Server, mortal_url: str, tmp_path: Path, members: int
 ) -> None:
     """
     Each task is done by exactly one run, unless it was in flight when the process was
@@ -73,22 +73,22 @@ async def test_each_task_is_done_once(
         fields = (line.split() for line in lines)
         return [(task_id, int(attempt), name) for task_id, attempt, name in fields]
 
-    async with opened(postgresql_url) as repository:
+    async with opened(mortal_url) as repository:
         await repository.add(
             [due("hang", "hang"), *(due(str(n), "nothing") for n in range(TASKS))]
         )
 
     with trio.fail_after(PATIENCE), ExitStack() as stack:
         processes = {
-            name: stack.enter_context(running(postgresql_url, name, log))
+            name: stack.enter_context(running(mortal_url, name, log))
             for name in map(str, range(members))
         }
         await until(lambda: len(runs()) > TASKS // 4)
         [victim] = [name for task_id, _, name in runs() if task_id == "hang"]
         processes.pop(victim).kill()
         await until(lambda: len(runs()) > TASKS // 2)
-        await trio.to_thread.run_sync(postgresql_server.restart)
-        async with opened(postgresql_url) as repository:
+        await trio.to_thread.run_sync(mortal_server.restart)
+        async with opened(mortal_url) as repository:
             tasks = await all_ended(repository)
         for process in processes.values():
             assert process.stdin is not None

@@ -39,7 +39,7 @@ from trio_gokugen import (
 )
 from trio_gokugen._autojump import autojump_held
 from trio_gokugen.abc import AddTasks
-from trio_gokugen.sql import migrate, open_sql_repository
+from trio_gokugen.sql import _open, migrate, open_sql_repository
 from trio_gokugen.testing import FaultyRepository
 
 
@@ -108,7 +108,7 @@ async def test_a_hook_ends_the_scheduler_that_cannot_look(
 @pytest.mark.parametrize("commits", [True, False])
 async def test_a_server_that_goes_in_a_commit(
     autojump_clock: trio.testing.MockClock,
-    postgresql_server: Server,
+    mortal_server: Server,
     commits: bool,
     away: float,
 ) -> None:
@@ -122,16 +122,16 @@ async def test_a_server_that_goes_in_a_commit(
     ) -> None:
         if commits:
             do()
-        postgresql_server.stop(signal.SIGINT)
+        mortal_server.stop(signal.SIGINT)
         connection.close()
         raise psycopg.OperationalError("the connection is lost")
 
     async def start() -> None:
         await trio.sleep(away)
         with autojump_held():
-            await trio.to_thread.run_sync(postgresql_server.start)
+            await trio.to_thread.run_sync(mortal_server.start)
 
-    with postgresql_server.new_database() as url:
+    with mortal_server.new_database() as url:
         async with open_sql_repository(url) as repository, trio.open_nursery() as nursery:
             fault = Fault(1, stop, COMMIT.__eq__)
             with faulty(fault):
@@ -336,11 +336,11 @@ def test_another_migrates_at_the_same_moment(database_url: str) -> None:
     assert [each for each in statements if "CREATE" in each] == []
 
 
-async def test_a_new_file_that_another_writes_to(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_new_file_that_another_writes_to(sqlite_url: str) -> None:
     """
     Opening a file of somebody else's waits until what he writes is written.
     """
-    with closing(sqlite3.connect(tmp_path / "tasks.db")) as other:
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as other:
         other.execute("CREATE TABLE theirs (x)")
         other.execute("BEGIN IMMEDIATE")
         other.execute("INSERT INTO theirs VALUES (1)")
@@ -361,13 +361,14 @@ async def test_a_new_file_that_another_writes_to(sqlite_url: str, tmp_path: Path
 
 
 async def test_a_file_that_another_does_not_let_go_of(
-    sqlite_url: str, tmp_path: Path
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     Opening a file to which somebody else writes for longer than SQLite waits fails, and
     leaves it as it is.
     """
-    with closing(sqlite3.connect(tmp_path / "tasks.db")) as other:
+    monkeypatch.setattr(_open, "BUSY_TIMEOUT", 1.0)
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as other:
         other.execute("CREATE TABLE theirs (x)")
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(RepositoryError, match="database is locked"):

@@ -292,13 +292,13 @@ async def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
 async def test_a_server_that_is_started_again(
-    autojump_clock: trio.testing.MockClock, postgresql_server: Server, how: int
+    autojump_clock: trio.testing.MockClock, mortal_server: Server, how: int
 ) -> None:
     """
     While the server is down, or has crashed, changes wait for it; then all goes on.
     """
     watch = Watch()
-    with postgresql_server.new_database() as url:
+    with mortal_server.new_database() as url:
         async with (
             open_sql_repository(url) as repository,
             open_bench(repository, hooks=patient(watch)) as (scheduler, bench),
@@ -306,13 +306,13 @@ async def test_a_server_that_is_started_again(
             await scheduler.add_tasks([at(1, "a"), at(5, "long", "sleep")])
             await trio.sleep(10)
             with autojump_held():
-                await trio.to_thread.run_sync(postgresql_server.stop, how)
+                await trio.to_thread.run_sync(mortal_server.stop, how)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(scheduler.add_tasks, [at(1, "b")])
                 error = await watch.failure()
                 assert isinstance(original(error), psycopg.OperationalError)
                 with autojump_held():
-                    await trio.to_thread.run_sync(postgresql_server.start)
+                    await trio.to_thread.run_sync(mortal_server.start)
             await scheduler.drain()
             tasks = await scheduler.find()
             assert {task.id: task.state for task in tasks} == dict.fromkeys(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import itertools
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,39 +11,44 @@ from typing import Any
 import attrs
 import trio.testing
 from postgresql import Server
-from sqlalchemy import Connection, create_engine, delete, event
+from sqlalchemy import Connection, Engine, create_engine, delete, event
 
 from trio_gokugen.sql import ScheduleRow, SQLRepository, TaskRow, open_sql_repository
+from trio_gokugen.sql._open import _engine
 from trio_gokugen.testing import REPOSITORY_CHECKS, check_repository
 
 
 @attrs.define
 class Databases:
-    """Databases of a server, made once and used again."""
+    """Databases whose tables are made once: each opening finds them empty.
 
-    server: Server
-    stack: ExitStack
-    free: list[str] = attrs.field(factory=list[str])
+    What is opened is new each time, but for the engine, which is one as a URL makes it.
+    """
+
+    url: Callable[[], str]
+    free: list[Engine] = attrs.field(factory=list[Engine])
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[SQLRepository]:
-        if not self.free:
-            self.free.append(self.stack.enter_context(self.server.new_database()))
-        url = self.free.pop()
-        async with open_sql_repository(url) as repository:
-            with repository.store.engine.begin() as connection:
+        engine = self.free.pop() if self.free else _engine(self.url(), "off")
+        async with open_sql_repository(engine) as repository:
+            with engine.begin() as connection:
                 connection.execute(delete(TaskRow))
                 connection.execute(delete(ScheduleRow))
             yield repository
-        self.free.append(url)
+        self.free.append(engine)
+
+    async def check(self) -> None:
+        await check_repository(self.open)
+        for engine in self.free:
+            engine.dispose()
 
 
 async def test_sqlite_in_memory(autojump_clock: trio.testing.MockClock) -> None:
     """
-    A database in memory keeps promises as a file does, which is held to all of them.
+    A database in memory keeps all promises.
     """
-    only = REPOSITORY_CHECKS[::4]  # what differs is its one connection
-    await check_repository(lambda: open_sql_repository("sqlite://"), only=only)
+    await Databases(lambda: "sqlite://").check()
 
 
 async def test_a_sqlite_file(
@@ -51,17 +57,8 @@ async def test_a_sqlite_file(
     """
     A file keeps all promises.
     """
-    number = 0
-
-    @asynccontextmanager
-    async def open_file() -> AsyncGenerator[SQLRepository]:
-        nonlocal number
-        number += 1
-        url = f"sqlite:///{tmp_path / str(number)}.db"
-        async with open_sql_repository(url, synchronous="off") as repository:
-            yield repository
-
-    await check_repository(open_file)
+    numbers = itertools.count()
+    await Databases(lambda: f"sqlite:///{tmp_path / str(next(numbers))}.db").check()
 
 
 async def test_postgresql(
@@ -71,7 +68,8 @@ async def test_postgresql(
     A PostgreSQL database keeps all promises.
     """
     with ExitStack() as stack:
-        await check_repository(Databases(postgresql_server, stack).open)
+        new_database = postgresql_server.new_database
+        await Databases(lambda: stack.enter_context(new_database())).check()
 
 
 async def test_an_engine_of_the_users_own(

@@ -19,7 +19,7 @@ import trio
 from postgresql import Server
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session
-from support import Bench, noon, stored
+from support import Bench, noon, same_everywhere, stored
 
 from trio_gokugen import (
     AlreadyDispatchedError,
@@ -647,16 +647,16 @@ async def _cancel_in(other: SQLRepository) -> None:
         (_cancel_in, "look"),
         (_add_two, "look"),
         (_add_unknown, "look"),
-        (lambda other: _notify(other, ""), "look"),
-        (lambda other: _notify(other, "somebody"), "look"),
-        (lambda other: _notify(other, "[" * 3_000), "look"),
-        (lambda other: _notify(other, '["x", "note"]'), "look"),
-        (lambda other: _notify(other, '["x", "note", null]'), "look"),
-        (lambda other: _notify(other, '["x", "note", "2020-01-01"]'), "look"),
-        (lambda other: _notify(other, '["x", [], "2020-01-01T00:00Z"]'), "look"),
-        (lambda other: _notify(other, '["x", "note", "2020-01-01T00:00Z"]'), "claim"),
+        (partial(_notify, payload=""), "look"),
+        (partial(_notify, payload="somebody"), "look"),
+        (partial(_notify, payload="[" * 3_000), "look"),
+        (partial(_notify, payload='["x", "note"]'), "look"),
+        (partial(_notify, payload='["x", "note", null]'), "look"),
+        (partial(_notify, payload='["x", "note", "2020-01-01"]'), "look"),
+        (partial(_notify, payload='["x", [], "2020-01-01T00:00Z"]'), "look"),
+        (partial(_notify, payload='["x", "note", "2020-01-01T00:00Z"]'), "claim"),
     ],
-    ids=str,
+    ids=same_everywhere,
 )
 async def test_what_is_told_as_due_is_claimed_without_a_look(
     postgresql_url: str, change: Callable[[SQLRepository], Any], answer: str
@@ -746,24 +746,24 @@ async def test_a_lost_connection_is_made_anew(postgresql_url: str) -> None:
 
 
 async def test_a_restart_of_the_server_is_outlived(
-    postgresql_server: Server, postgresql_url: str
+    mortal_server: Server, mortal_url: str
 ) -> None:
     """
     A scheduler whose hooks are patient goes on when its server is there again, and hears
     of what others change.
     """
     async with (
-        open_sql_repository(postgresql_url, name="me", poll=NEVER) as repository,
+        open_sql_repository(mortal_url, name="me", poll=NEVER) as repository,
         open_bench(repository, hooks=BackoffHooks(longest=0.1)) as (scheduler, bench),
     ):
         await scheduler.add_task("note", after=0.3, id="a")
-        await trio.to_thread.run_sync(postgresql_server.stop)
+        await trio.to_thread.run_sync(mortal_server.stop)
         await trio.sleep(0.5)
         assert bench.log == []
-        await trio.to_thread.run_sync(postgresql_server.start)
+        await trio.to_thread.run_sync(mortal_server.start)
         with trio.fail_after(PROMPTLY):
             await scheduler.wait("a")
-            with users_engine(postgresql_url) as engine, engine.begin() as connection:
+            with users_engine(mortal_url) as engine, engine.begin() as connection:
                 repository.add_task_in(connection, "note", after=0, id="b")
             await scheduler.wait("b")
     assert bench.ids() == ["a", "b"]

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support import same_everywhere
 
 from trio_gokugen import InvalidTaskError, WorkExistsError, WorkNotFoundError, WorkRegistry
 from trio_gokugen import abc as seams
@@ -548,7 +549,7 @@ def everything(a: int, /, b: int, *args: int, c: int, d: int = 0, **kwargs: int)
         (functools.partial(everything, 1), {"b": 1}, False),
         (functools.partial(everything, 1, 2, 3), {"c": 1}, True),
     ],
-    ids=str,
+    ids=same_everywhere,
 )
 def test_the_check_of_what_is_no_plain_function(
     function: Function, param: dict[str, Any], fitting: bool
