@@ -85,6 +85,7 @@ def tasks(draw: st.DrawFn) -> Task:
         errors=tuple(draw(st.lists(failed_attempts, max_size=3))),
         result=draw(st.none() | json_values.filter(bool)),
         progress=draw(st.none() | progresses),
+        when=draw(st.none() | names),
     )
 
 

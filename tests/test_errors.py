@@ -13,6 +13,8 @@ from trio_gokugen import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
+    ConditionExistsError,
+    ConditionNotFoundError,
     DamagedFileError,
     DeadlineExceededError,
     GokugenError,
@@ -72,6 +74,14 @@ EVERY = {
     "no work of many": (
         WorkNotFoundError("greet", 0),
         "task 0: no work is registered as 'greet'",
+    ),
+    "no condition": (
+        ConditionNotFoundError("tide"),
+        "no condition is registered as 'tide'",
+    ),
+    "condition exists": (
+        ConditionExistsError("tide"),
+        "a condition is already registered as 'tide'",
     ),
     "work exists": (
         WorkExistsError("greet"),
@@ -304,7 +314,15 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 NotRunningHereError,
             },
         ),
-        (LookupError, {ScheduleNotFoundError, TaskNotFoundError, WorkNotFoundError}),
+        (
+            LookupError,
+            {
+                ScheduleNotFoundError,
+                TaskNotFoundError,
+                WorkNotFoundError,
+                ConditionNotFoundError,
+            },
+        ),
         (
             ValueError,
             {
@@ -313,6 +331,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 InvalidTriggerError,
                 SchedulesRefusedError,
                 WorkExistsError,
+                ConditionExistsError,
                 DamagedFileError,
             },
         ),

@@ -254,6 +254,21 @@ def test_retry_fetches_in_the_end() -> None:
     ]
 
 
+def test_poll_until_it_is_so() -> None:
+    """
+    It is polled until the condition says that this is enough, and what waits for that runs.
+    """
+    assert run_script("poll_until.py").splitlines() == [
+        "asked for the first time",
+        "asked: last time it was 'not yet'",
+        "asked: last time it was 'not yet'",
+        "asked: last time it was 'here it is'",
+        "the bell rings",
+        "bell: stopped",
+        "parcel: stopped",
+    ]
+
+
 def test_embedded_shows_a_conversation_and_ends() -> None:
     """
     Run as a script, the service serves its own client: every kind of answer is shown.

@@ -452,6 +452,7 @@ OTHERS: dict[str, Any] = {
     "errors": (FailedAttempt(attempt=9, at=NOON, err="x"),),
     "result": 9,
     "progress": Progress(fraction=0.9, at=NOON),
+    "when": "x",
 }
 
 
@@ -592,7 +593,7 @@ def test_json_is_one_line_for_everybody(task: Task) -> None:
     assert "\n" not in text
     assert "\r" not in text
     fields = json.loads(text.encode())
-    rare = {"key", "retry", "retries", "errors", "result", "progress"}
+    rare = {"key", "retry", "retries", "errors", "result", "progress", "when"}
     assert fields.keys() | rare == attrs.fields_dict(Task).keys()
     assert all(getattr(task, each) for each in fields.keys() & rare)
     assert fields["state"] == task.state.value

@@ -3,12 +3,15 @@
 from ._autojump import autojump_held
 from ._calendar_interval import CalendarInterval
 from ._clock import SystemClock, TrioClock
+from ._conditions import Answer
 from ._cron import Cron
 from ._current_task import current_task
 from ._errors import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
+    ConditionExistsError,
+    ConditionNotFoundError,
     DamagedFileError,
     DeadlineExceededError,
     GokugenError,
@@ -48,7 +51,12 @@ from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
 from ._retry import Discard, Retry, Snooze, exponential, fixed
 from ._schedule import Dropped, FoundSchedules, Late, Schedule
-from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
+from ._scheduler import (
+    Scheduler,
+    SchedulerStatistics,
+    current_scheduler,
+    open_scheduler,
+)
 from ._task import (
     UNCHANGED,
     FailedAttempt,
@@ -72,12 +80,15 @@ __all__ = [
     "AlreadyCancelledError",
     "AlreadyDispatchedError",
     "AlreadyDoneError",
+    "Answer",
     "At",
     "BackoffHooks",
     "Both",
     "BulkRepository",
     "CalendarInterval",
     "ChainHooks",
+    "ConditionExistsError",
+    "ConditionNotFoundError",
     "Cron",
     "DamagedFileError",
     "DeadlineExceededError",
@@ -142,6 +153,7 @@ __all__ = [
     "WorkTimeoutError",
     "WorkerPoolDispatcher",
     "autojump_held",
+    "current_scheduler",
     "current_task",
     "exponential",
     "fixed",

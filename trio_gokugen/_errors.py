@@ -109,6 +109,26 @@ class WorkExistsError(GokugenError, ValueError):
         return f"a work is already registered as {self.work_id!r}"
 
 
+@attrs.frozen
+class ConditionNotFoundError(GokugenError, LookupError):
+    """No condition is registered under this name. Register it, or correct the name."""
+
+    condition: str
+
+    def __str__(self) -> str:
+        return f"no condition is registered as {self.condition!r}"
+
+
+@attrs.frozen
+class ConditionExistsError(GokugenError, ValueError):
+    """A condition of this name is registered already. Choose another name."""
+
+    condition: str
+
+    def __str__(self) -> str:
+        return f"a condition is already registered as {self.condition!r}"
+
+
 # -- what the store answers ---------------------------------------------------------
 
 

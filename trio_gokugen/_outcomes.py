@@ -12,6 +12,7 @@ from typing import Any
 
 import outcome
 
+from ._conditions import Skipped
 from ._describe import brief, describe
 from ._errors import (
     DeadlineExceededError,
@@ -21,7 +22,7 @@ from ._errors import (
     WorkStoppedError,
 )
 from ._json import json_value
-from ._retry import Discard, Retry, RetryAfter, Snooze, wish
+from ._retry import Discard, RetryAfter, Snooze, wish
 from ._task import Task
 from .abc import (
     CancelRun,
@@ -84,19 +85,23 @@ def _after_failure(
     run: Task, now: datetime, error: BaseException, works: WorkRegistry
 ) -> Operation:
     wanted = wish(error)
+    if isinstance(error, Skipped):
+        return CancelRun(run, now)
     if isinstance(wanted, Snooze):
         return _snoozing(run, now, wanted)
     if isinstance(wanted, Discard):
         return EndTask(run, now, describe(wanted))
     err = describe(error)
-    work = _work_of(run, works)
-    retry = run.retry if run.retry is not None or work is None else work.retry
     try:
-        wait = _wait(run, error, retry, wanted)
+        wait = _wait(run, error, works, wanted)
     except Exception as broken:  # noqa: BLE001 (it is told beside the failure)
         return EndTask(run, now, f"{err}\n\nand its Retry failed, too: {describe(broken)}")
     if wait is None:
         return EndTask(run, now, err)
+    return _trying_again(run, now, wait, err)
+
+
+def _trying_again(run: Task, now: datetime, wait: timedelta, err: str) -> Operation:
     again_at = _later(now, wait)
     if again_at is None or _is_too_late(run, again_at):
         why = "not tried again: its deadline would have passed by then"
@@ -105,9 +110,11 @@ def _after_failure(
 
 
 def _wait(
-    run: Task, error: BaseException, retry: Retry | None, wanted: RetryAfter | None
+    run: Task, error: BaseException, works: WorkRegistry, wanted: RetryAfter | None
 ) -> timedelta | None:
     """How long until the next attempt; none if there is to be none."""
+    work = _work_of(run, works)
+    retry = run.retry if run.retry is not None or work is None else work.retry
     failed = run.retries + 1
     most = None if retry is None else retry.max_attempts
     if most is not None and failed >= most:

@@ -418,7 +418,7 @@ def occurrence(
     schedule: Schedule, nominal: datetime, task_id: str, created_at: datetime
 ) -> Task:
     due = schedule.due(nominal)
-    return evolve(
+    task = evolve(
         _BLANK,
         {
             "id": task_id,
@@ -433,6 +433,7 @@ def occurrence(
             "priority": schedule.priority,
         },
     )
+    return task if schedule.when is None else evolve(task, {"when": schedule.when})
 
 
 def later(moment: datetime, length: timedelta | None) -> datetime | None:
@@ -481,10 +482,17 @@ def follow(
     """
     if task.state is TaskState.DISPATCHED:
         at = task.dispatched_at
+    noted = schedule
+    if schedule.when is not None and task.state in _RAN and task.attempt:
+        noted = evolved(schedule, {"ended_id": task.id})
     try:
-        return _follow(schedule, task, task.ended_at or at or task.created_at, new_id)
+        step = _follow(noted, task, task.ended_at or at or task.created_at, new_id)
     except InvalidTriggerError as error:
-        return Step(_given_up(schedule, error))
+        return Step(_given_up(noted, error))
+    return Step(noted) if step is None and noted is not schedule else step
+
+
+_RAN = TaskState.DONE, TaskState.FAILED
 
 
 def _follow(schedule: Schedule, task: Task, at: datetime, new_id: NewId) -> Step | None:

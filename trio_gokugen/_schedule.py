@@ -151,6 +151,9 @@ class Schedule:
     after: After = "start"
     """Whether an interval is counted from occurrence to occurrence, or from their ends."""
 
+    when: str | None = None
+    """The condition that is asked before an occurrence runs."""
+
     paused: bool = False
 
     created_at: datetime
@@ -183,6 +186,9 @@ class Schedule:
 
     skipped_from: datetime | None = None
     """The nominal time of the first that fell due while the one before was running."""
+
+    ended_id: str | None = None
+    """With a condition: the id of its last run that was done or has failed."""
 
     def __attrs_post_init__(self) -> None:
         for field, check in _CHECKS.items():
@@ -283,8 +289,13 @@ DEFINITION = (
     "late",
     "overlap",
     "after",
+    "when",
 )
 """The fields that a user says, and may change."""
+
+
+def _name_or_none(value: object, field: str) -> str | None:
+    return None if value is None else name(value, field)
 
 
 def _trigger(value: object, field: str) -> object:
@@ -300,6 +311,7 @@ _CHECKS: dict[str, Any] = {
     "param": json_object,
     "meta": json_object,
     "priority": int64,
+    "when": _name_or_none,
 }
 
 
@@ -317,6 +329,7 @@ class ScheduleUpdate:
     late: Maybe[Late] = UNCHANGED
     overlap: Maybe[Overlap] = UNCHANGED
     after: Maybe[After] = UNCHANGED
+    when: Maybe[str | None] = UNCHANGED
 
     def __attrs_post_init__(self) -> None:
         if self.trigger is not UNCHANGED:

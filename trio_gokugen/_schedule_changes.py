@@ -250,4 +250,5 @@ def _run_now(schedule: Schedule, at: datetime, new_id: NewId) -> Task:
     """A run of it now, beside its plan."""
     task = occurrence(schedule, at, new_id(at), at)
     deadline = later(at, schedule.deadline_after)
-    return evolve(task, {"nominal_at": None, "scheduled_at": at, "deadline": deadline})
+    now = {"nominal_at": None, "scheduled_at": at, "deadline": deadline}
+    return evolve(task, now if task.when is None else {**now, "when": None})

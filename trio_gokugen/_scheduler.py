@@ -13,7 +13,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, cast
 
 import attrs
 import trio
@@ -31,6 +31,7 @@ from ._arguments import (
 )
 from ._callables import check_async
 from ._clock import default_clock
+from ._conditions import scheduler as running_scheduler
 from ._current_task import current_task
 from ._engine import Engine
 from ._errors import (
@@ -209,7 +210,11 @@ class Scheduler(Schedules):
             self._listeners,
             clock,
         )
-        await self._engine.run(self._recover, task_status)
+        token = running_scheduler.set(self)
+        try:
+            await self._engine.run(self._recover, task_status)
+        finally:
+            running_scheduler.reset(token)
 
     async def stop(self, grace: float | timedelta | None = None) -> None:
         """Stop, and return once everything has ended.
@@ -662,6 +667,10 @@ class Scheduler(Schedules):
         except InvalidTaskError as error:
             raise InvalidTaskError(error.field, error.reason, index) from None
 
+    def _check_condition(self, name: str | None) -> None:
+        if name is not None:
+            self._works.get_condition(name)
+
     @asynccontextmanager
     async def _turn_to_update(self, task_id: str) -> AsyncGenerator[Callable[[], None]]:
         """Let updates of a task's work and param go one at a time.
@@ -695,6 +704,22 @@ class Scheduler(Schedules):
             self._check(update.work_id, param)
         elif task.work_id in self._works.work_ids:
             self._check(task.work_id, param)
+
+
+def current_scheduler() -> Scheduler:
+    """The scheduler that runs what calls this: a work, a hook, or a condition.
+
+    Works in the tasks and threads that these start, too.
+
+    Raises:
+      RuntimeError: outside of these.
+    """
+    try:
+        return cast("Scheduler", running_scheduler.get())
+    except LookupError:
+        raise RuntimeError(
+            "current_scheduler() is for use inside a work or a hook"
+        ) from None
 
 
 _MAX_WORKERS = 10

@@ -12,6 +12,7 @@ from ._arguments import check_limit, checked_id
 from ._engine import Engine
 from ._errors import (
     REFUSALS,
+    ConditionNotFoundError,
     InvalidTaskError,
     NoSchedulesError,
     SchedulesRefusedError,
@@ -53,6 +54,10 @@ class Schedules(ABC):
     def _check(self, work_id: str, param: Mapping[str, JSON]) -> None:
         """Refuse what the work would not take."""
 
+    @abstractmethod
+    def _check_condition(self, name: str | None) -> None:
+        """Refuse one that is not registered."""
+
     async def add_schedule(
         self,
         id: str,
@@ -67,6 +72,7 @@ class Schedules(ABC):
         late: Late | None = None,
         overlap: Overlap = "skip",
         after: After = "start",
+        when: str | None = None,
         paused: bool = False,
     ) -> Schedule:
         """Have a work run again and again.
@@ -92,6 +98,7 @@ class Schedules(ABC):
             ``"skip"`` it; ``"queue"`` it, one at a time; ``"allow"`` it to run beside the
             other; or let it ``"replace"`` the other, which is cancelled.
           after: ``"end"``: an interval is counted from the end of each occurrence.
+          when: Name of a registered condition, which is asked before an occurrence runs.
           paused: A new schedule does nothing before it is resumed.
 
         Returns:
@@ -99,7 +106,7 @@ class Schedules(ABC):
 
         Raises:
           InvalidTaskError, InvalidTriggerError: a value cannot be used; `field` names it.
-          WorkNotFoundError: no such work is registered.
+          WorkNotFoundError, ConditionNotFoundError: no such one is registered.
           NoSchedulesError: the repository keeps none.
         """
         engine = self._running()
@@ -121,10 +128,12 @@ class Schedules(ABC):
             late=Late() if late is None else late,
             overlap=overlap,
             after=after,
+            when=when,
             paused=paused,
             created_at=engine.clock.now(),
         )
         self._check(schedule.work_id, schedule.param)
+        self._check_condition(schedule.when)
         return _there(await self._say(lambda now: PutSchedule(schedule, now)))
 
     async def add_schedules(self, schedules: Iterable[Schedule]) -> list[Schedule]:
@@ -170,6 +179,7 @@ class Schedules(ABC):
         late: Maybe[Late] = UNCHANGED,
         overlap: Maybe[Overlap] = UNCHANGED,
         after: Maybe[After] = UNCHANGED,
+        when: Maybe[str | None] = UNCHANGED,
     ) -> Schedule:
         """Change a schedule, and its next occurrence. What is not given stays.
 
@@ -177,7 +187,7 @@ class Schedules(ABC):
 
         Raises:
           InvalidTaskError, InvalidTriggerError: a value cannot be used; `field` names it.
-          WorkNotFoundError: no such work is registered.
+          WorkNotFoundError, ConditionNotFoundError: no such one is registered.
           ScheduleNotFoundError: there is no such schedule.
         """
         self._running()
@@ -193,11 +203,14 @@ class Schedules(ABC):
             late=late,
             overlap=overlap,
             after=after,
+            when=when,
         )
         before = await self._repository.get_schedule(schedule_id)
         new = update.changed(before)
         if (new.work_id, new.param) != (before.work_id, before.param):
             self._check(new.work_id, new.param)
+        if new.when != before.when:
+            self._check_condition(new.when)
         change = await self._say(lambda now: UpdateSchedule(schedule_id, update, now))
         return _there(change)
 
@@ -290,7 +303,8 @@ class Schedules(ABC):
             seen.add(schedule.id)
             try:
                 self._check(schedule.work_id, schedule.param)
-            except (InvalidTaskError, WorkNotFoundError) as error:
+                self._check_condition(schedule.when)
+            except (InvalidTaskError, WorkNotFoundError, ConditionNotFoundError) as error:
                 yield schedule.id, str(error)
 
     async def _say(self, make: Callable[[datetime], ChangeSchedule]) -> ScheduleChanged:

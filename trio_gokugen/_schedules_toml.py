@@ -236,6 +236,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "jitter": _length,
     "overlap": _as_it_is,
     "after": _as_it_is,
+    "when": _as_it_is,
     "paused": _paused,
 }
 """What makes of a value the one that a schedule has, or refuses it."""

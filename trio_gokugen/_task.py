@@ -180,6 +180,7 @@ _CHECKS: Mapping[str, Callable[[Any, str], object]] = {
     "dispatched_at": as_utc_or_none,
     "done_at": as_utc_or_none,
     "key": _name_or_none,
+    "when": _name_or_none,
     "retry": _retry,
     "retries": _count,
     "errors": _errors,
@@ -392,6 +393,9 @@ class Task:
     progress: Progress | None = None
     """How far its work has come, as that has told last."""
 
+    when: str | None = None
+    """The condition that is asked before its work runs."""
+
     def __attrs_post_init__(self) -> None:
         for field in _IN_ORDER:
             keep(self, field, _CHECKS[field])
@@ -448,6 +452,7 @@ _SPARSE: Mapping[str, Any] = {
     "errors": (),
     "result": None,
     "progress": None,
+    "when": None,
 }
 """Fields that few tasks have, and what they are if they are not there.
 

@@ -9,13 +9,22 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
-from ._callables import called, is_async
-from ._errors import InvalidTaskError, WorkExistsError, WorkNotFoundError, shown
+from ._callables import called, check_async, is_async
+from ._conditions import Condition
+from ._errors import (
+    ConditionExistsError,
+    ConditionNotFoundError,
+    InvalidTaskError,
+    WorkExistsError,
+    WorkNotFoundError,
+    shown,
+)
 from ._json import name
 from ._retry import Retry
 from .abc import Work
 
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=Condition)
 
 
 class WorkRegistry:
@@ -29,6 +38,7 @@ class WorkRegistry:
     def __init__(self) -> None:
         self._works: dict[str, Work] = {}
         self._work_ids: frozenset[str] = frozenset()
+        self._conditions: dict[str, Condition] = {}
 
     @overload
     def register(self, work_id: F, /) -> F: ...
@@ -115,6 +125,50 @@ class WorkRegistry:
 
         return decorate if function is None else decorate(function)
 
+    @overload
+    def condition(self, name: C, /) -> C: ...
+    @overload
+    def condition(self, name: str | None = None, /) -> Callable[[C], C]: ...
+    @overload
+    def condition(self, name: str, function: C, /) -> C: ...
+
+    def condition(
+        self, name: str | Condition | None = None, function: Condition | None = None, /
+    ) -> Any:
+        """Register an async function that says whether an occurrence of a schedule runs.
+
+        A decorator, with or without arguments; or call it with a name and a function. It is
+        called with the `Schedule` and with the last run of it that was done or has failed,
+        a `Task`, if there is one; and returns an `Answer`, `True` or `False`, or a `Snooze`
+        to be asked again later.
+
+        Raises:
+          ConditionExistsError: the name is taken.
+          TypeError: it is not an async function, or has no name of its own.
+        """
+        if name is not None and not isinstance(name, str):
+            return self._put_condition(None, name)
+
+        def decorate(decorated: C) -> C:
+            return self._put_condition(name, decorated)
+
+        return decorate if function is None else decorate(function)
+
+    def _put_condition(self, name_: str | None, function: C) -> C:
+        check_async(function, "function")
+        found = _own_name(function, "name") if name_ is None else name(name_, "name")
+        if found in self._conditions:
+            raise ConditionExistsError(found)
+        self._conditions[found] = function
+        return function
+
+    def get_condition(self, name: str) -> Condition:
+        """The condition of this name, or a `ConditionNotFoundError`."""
+        try:
+            return self._conditions[name]
+        except KeyError:
+            raise ConditionNotFoundError(name) from None
+
     @property
     def work_ids(self) -> frozenset[str]:
         """The names registered so far."""
@@ -131,9 +185,7 @@ class WorkRegistry:
         if not callable(function):
             raise TypeError(f"function: must be a function, not {shown(function)}")
         if work_id is None:
-            work_id = getattr(function, "__name__", None)
-            if work_id is None or work_id == "<lambda>":
-                raise TypeError(f"work_id: {function!r} has no name, so give it one")
+            work_id = _own_name(function, "work_id")
         called_in_the_end = called(function)
         if inspect.isasyncgenfunction(called_in_the_end) or inspect.isgeneratorfunction(
             called_in_the_end
@@ -151,6 +203,13 @@ class WorkRegistry:
         self._works[work.work_id] = work
         self._work_ids = frozenset(self._works)
         return function
+
+
+def _own_name(function: Callable[..., Any], argument: str) -> str:
+    own: str | None = getattr(function, "__name__", None)
+    if own is None or own == "<lambda>":
+        raise TypeError(f"{argument}: {function!r} has no name, so give it one")
+    return own
 
 
 def _check_kind(value: object, kind: type, argument: str, what: str) -> None:

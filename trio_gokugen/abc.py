@@ -21,6 +21,7 @@ import trio
 from . import _recurrence as recurrence
 from . import _schedule_changes as schedule_changes
 from . import _transitions as transitions
+from ._conditions import Condition
 from ._errors import StopReason
 from ._json import JSON
 from ._operations import (
@@ -77,6 +78,7 @@ __all__ = [
     "ClaimTasks",
     "Claimed",
     "Clock",
+    "Condition",
     "DeleteEnded",
     "DispatchTask",
     "Dispatcher",
@@ -490,6 +492,14 @@ class WorkRegistry(Protocol):
 
         Raises:
           WorkNotFoundError: if there is none.
+        """
+        ...
+
+    def get_condition(self, name: str) -> Condition:
+        """The condition of this name.
+
+        Raises:
+          ConditionNotFoundError: if there is none.
         """
         ...
 

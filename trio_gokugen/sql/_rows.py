@@ -44,7 +44,7 @@ FIELDS = (
 )
 """The fields of a task, each a column."""
 
-RARE = "unique_key", "retrying", "result", "progress"
+RARE = "unique_key", "rare", "result", "progress"
 """Columns of what few tasks have, and are read apart."""
 
 COLUMNS = [
@@ -130,42 +130,37 @@ def _rare_of(values: tuple[Any, ...]) -> dict[str, Any]:
     for column, value in zip(RARE, values, strict=True):
         if isinstance(value, Damaged):
             raise InvalidTaskError(column, "is not JSON")
-    key, retrying, result, progress = values
-    fields: dict[str, Any] = {}
-    if key is not None:
-        fields["key"] = key
-    if result is not None:
-        fields["result"] = result
+    key, rare, result, progress = values
+    fields: dict[str, Any] = {"key": key, "result": result}
     if progress is not None:
         fields["progress"] = progress_from_data(progress)
-    if retrying is not None:
-        fields |= _retrying_of(retrying)
-    return fields
+    if rare is not None:
+        fields |= _said_in(rare)
+    return {field: value for field, value in fields.items() if value is not None}
 
 
-def _retrying_of(retrying: Any) -> dict[str, Any]:
+def _said_in(rare: Any) -> dict[str, Any]:
+    """What `_rare` has made a column of."""
     try:
-        retry, retries = retrying["retry"], retrying["retries"]
-        errors = errors_from_data(retrying["errors"])
+        retry, retries, when = rare["retry"], rare["retries"], rare["when"]
+        errors = errors_from_data(rare["errors"])
     except (TypeError, KeyError):
-        raise InvalidTaskError("retrying", "is not what was written") from None
-    if type(retries) is not int:
-        raise InvalidTaskError("retrying", "has no count")
-    return {
-        "retry": None if retry is None else retry_from_data(retry),
-        "retries": retries,
-        "errors": errors,
-    }
+        raise InvalidTaskError("rare", "is not what was written") from None
+    if type(retries) is not int or type(when) not in {str, type(None)}:
+        raise InvalidTaskError("rare", "is not what was written")
+    retry = None if retry is None else retry_from_data(retry)
+    return {"retry": retry, "retries": retries, "errors": errors, "when": when}
 
 
-def _retrying(task: Task) -> JSON:
-    """How a task is tried again, as it is stored; nothing of one that is not."""
-    if task.retry is None and not task.retries:
+def _rare(task: Task) -> JSON:
+    """What few tasks have, as it is stored; nothing for others."""
+    if task.retry is None and not task.retries and task.when is None:
         return None
     return {
         "retry": None if task.retry is None else task.retry.to_data(),
         "retries": task.retries,
         "errors": errors_to_data(task.errors),
+        "when": task.when,
     }
 
 
@@ -199,7 +194,7 @@ def plan_of(task: Task) -> dict[str, Any]:
         "param": task.param,
         "meta": task.meta,
         "nominal_at": task.nominal_at,
-        "retrying": _retrying(task),
+        "rare": _rare(task),
     }
 
 

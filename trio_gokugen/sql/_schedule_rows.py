@@ -24,6 +24,7 @@ DEFINITION = (
     "late",
     "overlap",
     "counted_from",
+    "condition",
 )
 """The columns that a user says."""
 
@@ -41,6 +42,7 @@ PROGRESS = (
     "awaited_id",
     "queued_at",
     "skipped_from",
+    "ended_id",
 )
 """The columns that its occurrences change."""
 
@@ -59,11 +61,13 @@ def schedule_of(row: RowMapping) -> Schedule:
     try:
         rule, late = values.pop("rule"), values.pop("late")
         after, paused = values.pop("counted_from"), values.pop("paused")
+        when = values.pop("condition")
         return Schedule(
             **values,
             trigger=trigger_from_data(rule),
             late=Late(**late),
             after=after,
+            when=when,
             paused=paused == 1,
         )
     except (GokugenError, TypeError) as error:
@@ -83,6 +87,7 @@ def definition_of(schedule: Schedule) -> dict[str, Any]:
         "late": schedule.late.to_data(),
         "overlap": schedule.overlap,
         "counted_from": schedule.after,
+        "condition": schedule.when,
     }
 
 

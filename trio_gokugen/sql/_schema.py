@@ -188,8 +188,8 @@ class TaskRow(Base):
 
     # What few tasks have. One has another name than the field, which is a word of SQL.
     unique_key: Mapped[str | None] = mapped_column(_Id)
-    retrying: Mapped[dict[str, Any] | None] = mapped_column(JSONValue)
-    """How it is tried again: ``retry``, ``retries`` and ``errors``."""
+    rare: Mapped[dict[str, Any] | None] = mapped_column(JSONValue)
+    """Its ``retry``, ``retries``, ``errors`` and ``when``, if it has one of them."""
 
     result: Mapped[Any | None] = mapped_column(JSONValue)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONValue)
@@ -315,6 +315,9 @@ class ScheduleRow(Base):
     counted_from: Mapped[str] = mapped_column(Text)
     """What is called ``after`` elsewhere."""
 
+    condition: Mapped[str | None] = mapped_column(_Id)
+    """What is called ``when`` elsewhere."""
+
     paused: Mapped[int] = mapped_column(Integer)
     """0 or 1."""
 
@@ -327,6 +330,7 @@ class ScheduleRow(Base):
     awaited_id: Mapped[str | None] = mapped_column(_Id)
     queued_at: Mapped[datetime | None] = mapped_column(Moment)
     skipped_from: Mapped[datetime | None] = mapped_column(Moment)
+    ended_id: Mapped[str | None] = mapped_column(_Id)
 
 
 SCHEDULE = cast_("Table", ScheduleRow.__table__)

@@ -25,16 +25,15 @@ from ._repository_kit import (
 
 checks = RepositoryChecks()
 
-_HALF = Progress(
-    fraction=0.5, note="half \N{LATIN SMALL LETTER U WITH DIAERESIS}", at=moment(4)
-)
+_HALF = Progress(fraction=0.5, note="halfway", at=moment(4))
 
 
 @checks
 async def rare_fields_are_kept(repository: TaskRepository) -> None:
     """What few tasks have is kept, to the letter."""
     tasks = [
-        new("a", key="\N{CJK UNIFIED IDEOGRAPH-523B}"),
+        new("a", key="刻"),
+        new("w", when="condition"),
         new("b", retry=Retry(3, wait=fixed(1.5), jitter=2, retry_on=(OSError, KeyError))),
         new("c", retry=Retry(None, wait=exponential(0.1, factor=1.5, longest=9))),
         new(

@@ -162,7 +162,11 @@ async def schedules_are_kept_losslessly(repository: TaskRepository) -> None:
     ]
     expected = [
         attrs.evolve(
-            schedule, trigger=trigger, jitter=timedelta(microseconds=n), overlap="allow"
+            schedule,
+            trigger=trigger,
+            jitter=timedelta(microseconds=n),
+            overlap="allow",
+            when=None if n % 2 else f"condition {n}",
         )
         for n, (schedule, trigger) in enumerate(zip(schedules, triggers, strict=True))
     ]

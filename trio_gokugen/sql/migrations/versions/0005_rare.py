@@ -1,4 +1,4 @@
-"""What few tasks have: a key, how they are tried again, a result, how far they are."""
+"""What few tasks have: keys, retries, results and progress; and what schedules ask."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ def upgrade() -> None:
     name = sa.Text(collation="C") if on_postgresql else sa.Text()
     json = sa.JSON() if on_postgresql else sa.Text()
     op.add_column("gokugen_task", sa.Column("unique_key", name))
-    op.add_column("gokugen_task", sa.Column("retrying", json))
+    op.add_column("gokugen_task", sa.Column("rare", json))
     op.add_column("gokugen_task", sa.Column("result", json))
     op.add_column("gokugen_task", sa.Column("progress", json))
+    op.add_column("gokugen_schedule", sa.Column("condition", name))
+    op.add_column("gokugen_schedule", sa.Column("ended_id", name))
     indices = {
         "gokugen_task_key": "unique_key IS NOT NULL AND ended_at IS NULL",
         "gokugen_task_any_key": "unique_key IS NOT NULL",
