@@ -239,8 +239,15 @@ class RepositoryLike(Protocol):
     async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
         """Do `mark_dispatched` to the first due tasks, as one step.
 
+        What is due of a schedule is taken as `recurrence.take` says: it may be dispatched
+        for another of its moments, or put off, and what comes after it is made. If it
+        `replaces` what runs of the schedule, that is cancelled.
+
         Returns:
-          At most `limit` dispatched tasks, and those that were past their deadline.
+          At most `limit` dispatched tasks, and those that have ended instead: they were
+          past their deadline, or, of a schedule, have no moment left, or were replaced at
+          once. Also the tasks that are `made`, or put off, and pending now; the runs that
+          are `replaced`, as they have ended; and what is `dropped`, which does not run.
         """
         ...
 
