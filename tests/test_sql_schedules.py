@@ -63,10 +63,10 @@ def check(directory: Path) -> int:
     """Each moment has had its one run, or was dropped, and counted; return how many."""
     with closing(sqlite3.connect(directory / "tasks.db")) as connection:
         [schedule] = connection.execute(
-            "SELECT overlap, runs, dropped, last_at, pending_id, awaited_id"
-            " FROM gokugen_schedule"
+            "SELECT overlap, runs, dropped, created_at, last_at, next_at,"
+            " pending_id, awaited_id FROM gokugen_schedule"
         )
-        overlap, runs, dropped, last_at, *tasks = schedule
+        overlap, runs, dropped, created_at, last_at, next_at, *tasks = schedule
         assert tasks == [None, None]
         assert dropped == 0 or overlap == "skip"
         rows = connection.execute("SELECT nominal_at, state FROM gokugen_task").fetchall()
@@ -74,7 +74,10 @@ def check(directory: Path) -> int:
     assert {state for _, state in rows} <= {"done", "cancelled"}
     moments = range(done[0], last_at + 1, TICK)
     assert set(done) <= set(moments)
-    assert runs == len(done) == len(set(done)) == len(moments) - dropped
+    assert runs == len(done) == len(set(done))
+    # On a busy machine some are dropped before the first that runs, or after the last.
+    others = (done[0] - created_at) // TICK + (next_at - last_at) // TICK - 1
+    assert 0 <= dropped - (len(moments) - runs) <= others
     return len(done)
 
 

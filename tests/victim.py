@@ -282,6 +282,8 @@ class Victim:
             overlap="skip" if self._order.number % 2 else "allow",
         )
         await trio.sleep(0.07)
+        while (await scheduler.get_schedule("s")).runs < 2:  # noqa: ASYNC110 (others run it)
+            await trio.sleep(0.01)
         await scheduler.pause_schedule("s")
         await scheduler.drain()
 
