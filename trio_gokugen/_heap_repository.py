@@ -228,6 +228,9 @@ class HeapStore(BulkRepository):
             self._put(task, entry[2], entry[3] + 1)
             self._bury(entry)
         self._put_new(added.new)
+        for task in added.new:
+            if task.key is not None and not task.state.ended:
+                self._keys[task.key] = task.id
         return added
 
     def _holder_of(self, key: str) -> Task | None:
@@ -238,8 +241,6 @@ class HeapStore(BulkRepository):
         ended: list[str] = []
         for task in tasks:
             self._put(task, next(self._sequence), 0)
-            if task.key is not None and not task.state.ended:
-                self._keys[task.key] = task.id
             if task.schedule_id is not None:
                 self._note_run(task)
             if task.state.ended:

@@ -255,12 +255,17 @@ class TaskParam:
     def __attrs_post_init__(self) -> None:
         for field, check in _PARAM_CHECKS:
             keep(self, field, check)
+        if self.key is not None:
+            keep(self, "key", name)
+        if self.retry is not None:
+            keep(self, "retry", _retry)
         check_deadline(self.scheduled_at, self.deadline)
 
 
 _PARAM_CHECKS = tuple(
     (field.name, _CHECKS[field.name] if field.name != "id" else _name_or_none)
     for field in attrs.fields(TaskParam)
+    if field.name not in {"key", "retry"}  # which few have
 )
 
 
