@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import outcome
 
 from ._arguments import check_limit, checked_id
-from ._engine import Engine
+from ._calls import Calls
 from ._errors import (
     REFUSALS,
     ConditionNotFoundError,
@@ -38,25 +37,11 @@ from ._schedule import (
 )
 from ._task import UNCHANGED, Maybe, Task
 from ._trigger import Trigger
-from .abc import OnSchedule, TaskRepository
+from .abc import OnSchedule
 
 
-class Schedules(ABC):
+class Schedules(Calls):
     """The part of a `Scheduler` that is about schedules. Each method is a checkpoint."""
-
-    _repository: TaskRepository
-
-    @abstractmethod
-    def _running(self) -> Engine:
-        """What runs it, or a `SchedulerNotRunningError`."""
-
-    @abstractmethod
-    def _check(self, work_id: str, param: Mapping[str, JSON]) -> None:
-        """Refuse what the work would not take."""
-
-    @abstractmethod
-    def _check_condition(self, name: str | None) -> None:
-        """Refuse one that is not registered."""
 
     async def add_schedule(
         self,
