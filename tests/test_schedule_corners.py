@@ -530,6 +530,27 @@ async def test_an_occurrence_is_there_and_has_ended(
     assert not changed.changed
 
 
+async def test_the_next_occurrence_has_ended(tmp_path: Path) -> None:
+    """
+    A schedule goes on once it is added again, though its file says that it has a next
+    occurrence, and that has ended.
+    """
+    before = HeapRepository()
+    schedule = Schedule(id="s", trigger=Interval(10), work_id="note", created_at=NOON)
+    changed = await before.change_schedule(PutSchedule(schedule, NOON))
+    assert changed.made is not None
+    await before.dump(tmp_path / "dump")
+    lines = (tmp_path / "dump").read_text().splitlines()
+    ended = attrs.evolve(changed.made, state=TaskState.CANCELLED, cancelled_at=noon(1))
+    (tmp_path / "dump").write_text(f"{lines[0]}\n{ended.to_json()}\n")
+    repository = HeapRepository()
+    await repository.load(tmp_path / "dump")
+    changed = await repository.change_schedule(PutSchedule(schedule, noon(2)))
+    assert changed.made is not None
+    assert changed.made.nominal_at == noon(10)
+    assert await repository.get_next() == changed.made
+
+
 async def test_a_trigger_that_has_failed_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -746,13 +767,14 @@ class CountingCron(Cron):
 
 
 class Bursts(BaseTrigger):
-    """A hundred thousand moments in the first tenth of a second of each year."""
+    """A hundred thousand moments in the first tenth of a second of each year, and one."""
 
     def next_after(self, moment: datetime) -> datetime | None:
         year = datetime(moment.year, 1, 1, tzinfo=UTC)
         if moment < year + timedelta(seconds=0.1):
             return moment + TICK
-        return datetime(moment.year + 1, 1, 1, tzinfo=UTC)
+        summer = datetime(moment.year, 7, 1, tzinfo=UTC)
+        return summer if moment < summer else datetime(moment.year + 1, 1, 1, tzinfo=UTC)
 
     def explain(self) -> str:
         raise NotImplementedError
@@ -815,7 +837,8 @@ async def test_moments_that_come_in_bursts() -> None:
     await repository.change_schedule(PutSchedule(schedule, NOON))
     claimed = await repository.claim(1000, datetime(2200, 12, 31, 12, tzinfo=UTC))
     last = datetime(2200, 1, 1, microsecond=100_000, tzinfo=UTC)
-    expected = [last - n * TICK for n in reversed(range(100))]
+    expected = [last - n * TICK for n in reversed(range(99))]
+    expected.append(datetime(2200, 7, 1, tzinfo=UTC))
     assert [task.nominal_at for task in claimed.tasks] == expected
 
 

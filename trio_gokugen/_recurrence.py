@@ -6,6 +6,19 @@ its next occurrence; when this is taken, cancelled or postponed, or when it has 
 the schedule has it, the one after is made. Nothing here grows with the time that has
 passed: who looks for the last of many moments halves the time between, and what cannot be
 counted quickly is counted up to a thousand.
+
+    a task                            by       the next occurrence
+    ------------------------------    -----    ----------------------------------------
+    is taken, and runs                take     is made; or by `ended`, if it waits
+    is taken, and is too late         take     is the same task, moved; or made, if it
+                                               has failed by its deadline
+    has ended, and was waited for     ended    is made: what fell due meanwhile is
+                                               skipped, or is what is queued
+    is cancelled, postponed, or       left     is made
+    dispatched by its id
+    is any other of the schedule      -        stays
+
+What users say to a schedule is in `_schedule_changes`.
 """
 
 from __future__ import annotations
