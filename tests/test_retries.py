@@ -11,19 +11,22 @@ import pytest
 import trio
 import trio.testing
 from databases import engine_of
-from support import Bench, TroubledRepository, noon, open_bench
+from sqlalchemy import text
+from support import Bench, TroubledRepository, noon, open_bench, stored
 
 from trio_gokugen import (
     Discard,
     HeapRepository,
     InvalidTaskError,
     KeyExistsError,
+    NotRunningHereError,
     PartialHooks,
     Progress,
     Retry,
     Scheduler,
     Snooze,
     Task,
+    TaskExistsError,
     TaskParam,
     TaskState,
     autojump_held,
@@ -31,7 +34,7 @@ from trio_gokugen import (
     exponential,
     fixed,
 )
-from trio_gokugen.abc import Operation, RetryTask
+from trio_gokugen.abc import CancelTask, Operation, RetryTask
 from trio_gokugen.sql import open_sql_repository
 
 
@@ -514,6 +517,31 @@ async def test_a_store_that_fails_is_told_the_same_again(
     assert (task.attempt, task.retries) == (2, 1)
 
 
+async def test_what_another_has_taken_cannot_be_interrupted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If the next attempt of what was to be interrupted runs elsewhere, that is told.
+    """
+    repository = TroubledRepository()
+
+    async def trouble(operations: Sequence[Operation]) -> None:
+        if any(isinstance(each, RetryTask) for each in operations):
+            await trio.sleep(1)
+        if any(isinstance(each, CancelTask) for each in operations):
+            repository.before_apply = None
+            await repository.mark_dispatched("a", noon(1))  # as another would
+
+    repository.before_apply = trouble
+    async with open_bench(repository, recover="leave") as (scheduler, bench):
+        failing(bench, [ValueError()], retry=Retry(2, wait=fixed(0)))
+        await scheduler.add_task("flaky", after=0, id="a")
+        await trio.sleep(0.5)
+        with pytest.raises(NotRunningHereError):
+            await scheduler.interrupt("a")
+    assert bench.ids() == ["a"]
+
+
 # -- keys -------------------------------------------------------------------------------
 
 
@@ -764,6 +792,29 @@ async def test_progress_is_for_works(autojump_clock: trio.testing.MockClock) -> 
     async with open_bench() as (scheduler, _):
         with pytest.raises(RuntimeError, match="for use inside a work"):
             await scheduler.progress(0.5)
+
+
+async def test_what_cannot_be_seen_is_taken(
+    autojump_clock: trio.testing.MockClock, postgresql_url: str
+) -> None:
+    """
+    In a transaction that sees the database as it was, an id taken since is refused, too.
+    """
+
+    def transact() -> None:
+        with engine_of(postgresql_url) as engine:
+            isolated = engine.execution_options(isolation_level="REPEATABLE READ")
+            with isolated.begin() as connection:
+                connection.execute(text("SELECT count(*) FROM gokugen_task"))
+                trio.from_thread.run(repository.add, [stored("a", seconds=60)])
+                with pytest.raises(TaskExistsError, match="'a'"):
+                    repository.add_task_in(connection, "note", after=5, id="a")
+                repository.add_task_in(connection, "note", after=5, id="b")
+
+    async with open_sql_repository(postgresql_url) as repository:
+        with autojump_held():
+            await trio.to_thread.run_sync(transact)
+        assert (await repository.get("b")).id == "b"
 
 
 @pytest.mark.parametrize("where", ["sqlite", "postgresql"])

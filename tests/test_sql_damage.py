@@ -52,6 +52,20 @@ DAMAGES_OF_DUE_TASKS = [
     ("done_at", "'now'"),
     ("err", "x'ff'"),
     ("err", LETTER),
+    ("rare", "'{'"),
+    ("rare", "'[]'"),
+    ("rare", "7"),
+    ("rare", """'{"retry":null,"retries":"x","errors":[],"when":null}'"""),
+    ("rare", """'{"retry":7,"retries":1,"errors":[],"when":null}'"""),
+    ("rare", """'{"retry":null,"retries":1,"errors":7,"when":null}'"""),
+    ("rare", """'{"retry":null,"retries":1,"errors":[],"when":7}'"""),
+    ("result", LETTER),
+    ("result", DEEP),
+    ("progress", "'half'"),
+    ("progress", "'0.5'"),
+    ("progress", """'{"fraction":0.5}'"""),
+    ("unique_key", "x'ff'"),
+    ("unique_key", LETTER),
 ]
 
 
@@ -84,6 +98,9 @@ DAMAGES_ON_POSTGRESQL = [
     ("scheduled_at", "'4000-01-01 BC'"),
     ("deadline", "'infinity'"),
     ("cancelled_at", "'20000-01-01'"),
+    ("rare", "'[1]'"),
+    ("result", DEEP),
+    ("progress", "'1'"),
 ]
 
 

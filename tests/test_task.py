@@ -265,6 +265,8 @@ BAD: dict[Callable[..., object], dict[str, list[Any]]] = {
         "priority": BAD_INTEGERS,
         "meta": BAD_OBJECTS,
         "id": BAD_NAMES[1:],
+        "key": BAD_NAMES[1:],
+        "retry": [3, "often", Retry, Retry(wait=lambda failed: failed)],
     },
     a_task: {
         "id": BAD_NAMES,
@@ -278,6 +280,13 @@ BAD: dict[Callable[..., object], dict[str, list[Any]]] = {
         "interruptions": BAD_COUNTS,
         "scheduled_at": [None],
         "created_at": [None],
+        "key": BAD_NAMES[1:],
+        "when": BAD_NAMES[1:],
+        "retry": [3, "often", Retry, Retry(retry_on=lambda error: True)],
+        "retries": BAD_COUNTS,
+        "errors": [None, 7, "none", {}, [7], [{"attempt": 1}]],
+        "result": [object(), math.nan, {1: 2}],
+        "progress": [0.5, {"fraction": 0.5}],
     },
     an_update: {
         "work_id": BAD_NAMES,
@@ -644,6 +653,7 @@ BAD_JSON_MOMENTS: list[Any] = [
     {},
     "2024-02-30T12:00:00+00:00",
 ]
+BAD_ERROR = {"attempt": 1, "at": str(NOON), "err": None}
 BAD_JSON: dict[str, list[Any]] = {
     "id": [None, "", 1, "\0", "\ud800"],
     "work_id": [None, "", 1, "\0", "\ud800"],
@@ -664,6 +674,13 @@ BAD_JSON: dict[str, list[Any]] = {
     "done_at": [*BAD_JSON_MOMENTS, "20240229"],
     "owner": ["me", None],
     "": [1],
+    "key": [7, "", "nul\0"],
+    "when": [7, ""],
+    "retry": [7, [], {}, "often", {"max_attempts": 0}],
+    "retries": [None, True, -1, 2**63],
+    "errors": [None, 7, {}, "none", [7], [{}], [{"attempt": 1}], [BAD_ERROR]],
+    "result": [math.nan, {"a": 2**63}, {"a": "\ud800"}],
+    "progress": [7, [], {}, {"fraction": 2, "at": str(NOON)}, {"fraction": 0.5}],
 }
 
 

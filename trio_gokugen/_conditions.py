@@ -42,9 +42,17 @@ class Skipped(Exception):  # noqa: N818 (it is no error)
 class Asked(Protocol):
     """The part of a scheduler that conditions have to do with."""
 
-    async def get(self, task_id: str) -> Task: ...
-    async def get_schedule(self, id: str) -> Schedule: ...
-    async def pause_schedule(self, id: str) -> bool: ...
+    async def get(self, task_id: str) -> Task:
+        """The task as it stands."""
+        ...
+
+    async def get_schedule(self, id: str) -> Schedule:
+        """The schedule as it stands."""
+        ...
+
+    async def pause_schedule(self, id: str) -> bool:
+        """Let no occurrence run until it is resumed."""
+        ...
 
 
 scheduler: ContextVar[Asked] = ContextVar("trio_gokugen_current_scheduler")

@@ -216,7 +216,7 @@ class HeapStore(BulkRepository):
                 raise TaskExistsError(task.id)
             new.add(task.id)
         self._put_new(operation.tasks)
-        return Added(operation.tasks, (), operation.tasks)
+        return Added(operation.tasks, [], operation.tasks)
 
     def _add_by_key(self, operation: AddTasks) -> Added:
         entries = self._entries

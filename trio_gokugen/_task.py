@@ -513,6 +513,8 @@ def _object(value: Any, field: str, kind: type[T]) -> T:
     """What `_plain` has made of such an object."""
     try:
         return kind(**{key: _read(key, each) for key, each in value.items()})
+    except InvalidTaskError as error:
+        raise InvalidTaskError(f"{field}.{error.field}", error.reason) from None
     except (TypeError, AttributeError):
         raise InvalidTaskError(field, f"cannot be read: {shown(value)}") from None
 

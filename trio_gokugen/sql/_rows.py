@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row
 
 from trio_gokugen._errors import InvalidTaskError
-from trio_gokugen._json import JSON
+from trio_gokugen._json import JSON, json_value, name
 from trio_gokugen._retry import retry_from_data
 from trio_gokugen._task import (
     Task,
@@ -20,7 +21,7 @@ from trio_gokugen._task import (
     progress_from_data,
 )
 
-from ._schema import EPOCH, TASK, Damaged
+from ._schema import EPOCH, TASK
 
 FIELDS = (
     "id",
@@ -112,11 +113,15 @@ def task_of(row: Row[Any]) -> Task:
             return _unreadable(fields)
         _readable.add(types)
     rare = values[_COMMON:_ALL]
-    if rare != _NOTHING_RARE:
+    if rare == _NOTHING_RARE:
+        return made_of(fields)
+    for column, value in zip(RARE, rare, strict=True):
+        if value is None:
+            continue
         try:
-            fields |= _rare_of(rare)
-        except InvalidTaskError as error:
-            return _failed(fields, error.field)
+            fields |= _READ[column](value)
+        except InvalidTaskError:
+            return _failed(fields, column)
     return made_of(fields)
 
 
@@ -125,18 +130,16 @@ _ALL = _COMMON + len(RARE)
 _NOTHING_RARE = (None,) * len(RARE)
 
 
-def _rare_of(values: tuple[Any, ...]) -> dict[str, Any]:
-    """The fields that few tasks have, or an `InvalidTaskError` that names the column."""
-    for column, value in zip(RARE, values, strict=True):
-        if isinstance(value, Damaged):
-            raise InvalidTaskError(column, "is not JSON")
-    key, rare, result, progress = values
-    fields: dict[str, Any] = {"key": key, "result": result}
-    if progress is not None:
-        fields["progress"] = progress_from_data(progress)
-    if rare is not None:
-        fields |= _said_in(rare)
-    return {field: value for field, value in fields.items() if value is not None}
+def _key(value: Any) -> dict[str, Any]:
+    return {"key": name(value, "key")}
+
+
+def _result(value: Any) -> dict[str, Any]:
+    return {"result": json_value(value, "result")}
+
+
+def _progress(value: Any) -> dict[str, Any]:
+    return {"progress": progress_from_data(value)}
 
 
 def _said_in(rare: Any) -> dict[str, Any]:
@@ -150,6 +153,15 @@ def _said_in(rare: Any) -> dict[str, Any]:
         raise InvalidTaskError("rare", "is not what was written")
     retry = None if retry is None else retry_from_data(retry)
     return {"retry": retry, "retries": retries, "errors": errors, "when": when}
+
+
+_READ: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "unique_key": _key,
+    "rare": _said_in,
+    "result": _result,
+    "progress": _progress,
+}
+"""What makes fields of a column that few tasks have, or an `InvalidTaskError`."""
 
 
 def _rare(task: Task) -> JSON:
