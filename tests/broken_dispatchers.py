@@ -24,6 +24,7 @@ from trio_gokugen._current_task import running
 from trio_gokugen.abc import (
     ANY_TASK,
     Clock,
+    Condition,
     Dispatcher,
     DispatcherStatistics,
     Fetch,
@@ -328,6 +329,9 @@ class OtherWorks:
 
     def get(self, work_id: str) -> Work:
         return self.alter(self.works.get(work_id))
+
+    def get_condition(self, name: str) -> Condition:
+        return self.works.get_condition(name)
 
 
 class Calling(WorkerPoolDispatcher):

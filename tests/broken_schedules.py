@@ -18,7 +18,7 @@ from trio_gokugen._schedule import (
     TriggerSchedule,
     evolved,
 )
-from trio_gokugen.abc import Claimed, OnSchedule
+from trio_gokugen.abc import Claimed, DispatchTask, OnSchedule
 
 
 @breaks("an_occurrence_is_a_task")
@@ -45,24 +45,40 @@ class ForgetsTheNext(HeapStore):
 
 @breaks("the_next_waits_for_the_end", "a_lost_run_has_a_next_one")
 class DoesNotSeeEnds(HeapStore):
-    def _follow(self, task: Task) -> None:
+    def _follow(self, task: Task, at: datetime | None = None) -> None:
         if not task.state.ended:
-            super()._follow(task)
+            super()._follow(task, at)
 
 
 @breaks("an_interval_counts_from_the_end")
 class CountsFromTheStart(HeapStore):
-    def _follow(self, task: Task) -> None:
+    def _follow(self, task: Task, at: datetime | None = None) -> None:
         if task.done_at is not None:
             task = attrs.evolve(task, done_at=task.dispatched_at)
-        super()._follow(task)
+        super()._follow(task, at)
 
 
 @breaks("what_is_cancelled_is_skipped")
 class DoesNotSeeCancellations(HeapStore):
-    def _follow(self, task: Task) -> None:
+    def _follow(self, task: Task, at: datetime | None = None) -> None:
         if task.state is not TaskState.CANCELLED:
-            super()._follow(task)
+            super()._follow(task, at)
+
+
+@breaks("what_is_postponed_leaves_its_place")
+class DoesNotHearWhen(HeapStore):
+    def _follow(self, task: Task, at: datetime | None = None) -> None:
+        super()._follow(task)
+
+
+@breaks("a_lost_run_has_a_next_one")
+class CountsClaimsOnly(HeapStore):
+    def _dispatch(self, operation: DispatchTask) -> Task:
+        task = super()._dispatch(operation)
+        if (schedule := self._schedules.get(task.schedule_id or "")) is not None:
+            runs = {"runs": schedule.runs - 1}
+            self._schedules[schedule.id] = evolved(schedule, runs)
+        return task
 
 
 class _Taking(HeapStore):
@@ -127,6 +143,12 @@ class KeepsWhatWasPutFirst(HeapStore):
         if isinstance(change, PutSchedule) and there is not None:
             return ScheduleChanged(there, changed=False)
         return super()._change_schedule(operation)
+
+
+@breaks("a_schedule_begins_to_wait")
+class DoesNotKnowWhatRuns(HeapStore):
+    def _run_of(self, schedule: Schedule) -> Task | None:
+        return super()._run_of(schedule) if schedule.awaited_id is not None else None
 
 
 @breaks("schedules_go_on_whatever_happens")

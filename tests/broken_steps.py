@@ -11,13 +11,15 @@ import trio
 from broken import breaks
 from stores import ListStore
 
-from trio_gokugen import HeapRepository, Task, TaskQuery, TaskState, TaskUpdate
+from trio_gokugen import JSON, HeapRepository, Task, TaskQuery, TaskState, TaskUpdate
 from trio_gokugen._task import ENDED
 from trio_gokugen.abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     Claimed,
     EndTask,
+    IfExists,
     Operation,
     RecoverAction,
     TaskFilter,
@@ -103,9 +105,10 @@ class DoesNotYield(ListStore):
 
 @breaks("a_cancelled_call_changes_nothing")
 class ShieldsItsChanges(HeapRepository):
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         with trio.CancelScope(shield=True):
-            await super().add(tasks)
+            await super().add(tasks, if_exists)
+        return Added(tasks, (), tasks)
 
 
 @breaks("a_cancelled_call_changes_nothing", "changes_are_atomic")
@@ -153,13 +156,13 @@ class NeverUnlocks(HeapRepository):
         super().__init__()
         self.lock = trio.Lock()
 
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         if any(task.id == "new" for task in tasks):
             await self.lock.acquire()
-            await super().add(tasks)
+            added = await super().add(tasks, if_exists)
             self.lock.release()
-        else:
-            await super().add(tasks)
+            return added
+        return await super().add(tasks, if_exists)
 
 
 # -- concurrency ----------------------------------------------------------------------
@@ -210,14 +213,16 @@ class UpdatesInTwoSteps(Torn):
 
 @breaks("a_run_ends_once")
 class EndsInTwoSteps(Torn):
-    async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
+    async def mark_done(
+        self, run: Task, at: datetime, err: str | None = None, result: JSON = None
+    ) -> Task:
         await trio.lowlevel.checkpoint()
-        return await self.torn(run.id, lambda: self.do_end(run, at, err))
+        return await self.torn(run.id, lambda: self.do_end(run, at, err, result))
 
 
 @breaks("an_id_is_added_once")
 class AddsInTwoSteps(Torn):
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         await trio.lowlevel.checkpoint()
         before = dict(self.tasks)
         self.do_add(tasks)
@@ -225,15 +230,17 @@ class AddsInTwoSteps(Torn):
         await trio.lowlevel.checkpoint()
         for task in tasks:
             self.put(task)
+        return Added(tasks, (), tasks)
 
 
 @breaks("no_change_is_lost")
 class WritesAllThatItHasRead(ListStore):
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         everything = dict(self.tasks)
         await trio.lowlevel.checkpoint()
         self.tasks = everything
         self.do_add(tasks)
+        return Added(tasks, (), tasks)
 
 
 @breaks("no_change_is_lost")
@@ -244,10 +251,11 @@ class CountsBesides(HeapRepository):
         super().__init__()
         self.count = 0
 
-    async def add(self, tasks: Sequence[Task]) -> None:
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
         count = self.count
-        await super().add(tasks)
+        added = await super().add(tasks, if_exists)
         self.count = count + len(tasks)
+        return added
 
     async def count_pending(self) -> Mapping[str, int]:
         await super().count_pending()

@@ -13,6 +13,7 @@ from broken import breaks
 from stores import ListStore
 
 from trio_gokugen import (
+    JSON,
     AlreadyCancelledError,
     AlreadyDispatchedError,
     NotDispatchedError,
@@ -202,16 +203,16 @@ class DoesNotSayWhyItFailed(ListStore):
 
 @breaks("mark_done_only_while_dispatched")
 class EndsTheCancelled(ListStore):
-    def do_end(self, run: Task, at: datetime, err: str | None) -> Task:
+    def do_end(self, run: Task, at: datetime, err: str | None, result: JSON = None) -> Task:
         try:
-            return super().do_end(run, at, err)
+            return super().do_end(run, at, err, result)
         except AlreadyCancelledError:
             return self.put(attrs.evolve(run, state=TaskState.DONE, done_at=at))
 
 
 @breaks("mark_done_ends_the_task")
 class TakesAnEmptyErrorForNone(ListStore):
-    def do_end(self, run: Task, at: datetime, err: str | None) -> Task:
+    def do_end(self, run: Task, at: datetime, err: str | None, result: JSON = None) -> Task:
         return super().do_end(run, at, err or None)
 
 

@@ -13,8 +13,10 @@ import outcome
 import trio
 
 from trio_gokugen import (
+    JSON,
     BulkRepository,
     HeapStore,
+    Progress,
     SimpleRepository,
     Task,
     TaskExistsError,
@@ -30,7 +32,9 @@ from trio_gokugen._repository import NoSchedules, recover_runs
 from trio_gokugen._task import ENDED
 from trio_gokugen.abc import (
     ANY_TASK,
+    Added,
     DeleteEnded,
+    IfExists,
     Operation,
     RecoverAction,
     TaskFilter,
@@ -71,6 +75,20 @@ class ListStore(SimpleRepository):
         for task in tasks:
             self.put(task)
 
+    def holder(self, key: str) -> Task | None:
+        tasks = (task for task in self.tasks.values() if not task.state.ended)
+        return next((task for task in tasks if task.key == key), None)
+
+    def do_add_by_key(self, tasks: Sequence[Task], if_exists: IfExists) -> Added:
+        if all(task.key is None for task in tasks):
+            self.do_add(tasks)
+            return Added(tasks, (), tasks)
+        added = _transitions.added(tasks, if_exists, self.tasks.__contains__, self.holder)
+        for task in added.changed:
+            self.put(task)
+        self.do_add(added.new)
+        return added
+
     def do_update(self, task_id: str, update: TaskUpdate) -> tuple[Task, bool]:
         before = self.find_one(task_id)
         after = self.put(_transitions.updated(before, update))
@@ -90,8 +108,17 @@ class ListStore(SimpleRepository):
             task = self.put(attrs.evolve(task, at_most_once=at_most_once))
         return task
 
-    def do_end(self, run: Task, at: datetime, err: str | None) -> Task:
-        return self.put(_transitions.ended(self.find_one(run.id), run, at, err))
+    def do_end(self, run: Task, at: datetime, err: str | None, result: JSON = None) -> Task:
+        return self.put(_transitions.ended(self.find_one(run.id), run, at, err, result))
+
+    def do_retry(
+        self, run: Task, at: datetime, scheduled_at: datetime, err: str | None
+    ) -> Task:
+        task = self.find_one(run.id)
+        return self.put(_transitions.retried(task, run, at, scheduled_at, err))
+
+    def do_note(self, run: Task, progress: Progress) -> Task:
+        return self.put(_transitions.progressed(self.find_one(run.id), run, progress))
 
     def do_cancel_run(self, run: Task, at: datetime) -> Task:
         return self.put(_transitions.interrupted(self.find_one(run.id), run, at))
@@ -136,8 +163,8 @@ class ListStore(SimpleRepository):
         await trio.lowlevel.checkpoint()
         return function()
 
-    async def add(self, tasks: Sequence[Task]) -> None:
-        await self.step(lambda: self.do_add(tasks))
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
+        return await self.step(lambda: self.do_add_by_key(tasks, if_exists))
 
     async def get(self, task_id: str) -> Task:
         return await self.step(lambda: self.find_one(task_id))
@@ -153,8 +180,18 @@ class ListStore(SimpleRepository):
     ) -> Task:
         return await self.step(lambda: self.do_mark(task_id, at, at_most_once=at_most_once))
 
-    async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
-        return await self.step(lambda: self.do_end(run, at, err))
+    async def mark_done(
+        self, run: Task, at: datetime, err: str | None = None, result: JSON = None
+    ) -> Task:
+        return await self.step(lambda: self.do_end(run, at, err, result))
+
+    async def retry(
+        self, run: Task, at: datetime, scheduled_at: datetime, err: str | None = None
+    ) -> Task:
+        return await self.step(lambda: self.do_retry(run, at, scheduled_at, err))
+
+    async def note_progress(self, run: Task, progress: Progress) -> Task:
+        return await self.step(lambda: self.do_note(run, progress))
 
     async def mark_cancelled(self, run: Task, at: datetime) -> Task:
         return await self.step(lambda: self.do_cancel_run(run, at))

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 from hypothesis import strategies as st
 
-from trio_gokugen import Task, TaskState
+from trio_gokugen import FailedAttempt, Progress, Retry, Task, TaskState, exponential, fixed
 
 # Without the recursion of the library's own type, which strategies cannot follow.
 Json: TypeAlias = Any
@@ -36,6 +36,23 @@ zoned_moments = st.datetimes(timezones=zones, allow_imaginary=True)
 """Every moment that can be written, whether or not UTC can tell it."""
 
 
+lengths = st.timedeltas(timedelta(0), timedelta(days=36_525))
+retries = st.builds(
+    Retry,
+    st.none() | st.integers(1, 2**63 - 1),
+    wait=st.builds(fixed, lengths)
+    | st.builds(exponential, lengths, factor=st.floats(1, 1e9), longest=lengths),
+    jitter=lengths,
+    retry_on=st.sampled_from([Exception, OSError, (ValueError, KeyError)]),
+)
+failed_attempts = st.builds(
+    FailedAttempt, attempt=st.integers(0, 2**63 - 1), at=moments, err=texts
+)
+progresses = st.builds(
+    Progress, fraction=st.floats(0, 1), note=st.none() | texts, at=moments
+)
+
+
 @st.composite
 def tasks(draw: st.DrawFn) -> Task:
     """Any task at all, whatever its fields say together."""
@@ -62,6 +79,13 @@ def tasks(draw: st.DrawFn) -> Task:
         cancelled_at=draw(st.none() | moments),
         dispatched_at=draw(st.none() | moments),
         done_at=draw(st.none() | moments),
+        key=draw(st.none() | names),
+        retry=draw(st.none() | retries),
+        retries=draw(st.integers(0, 2**63 - 1)),
+        errors=tuple(draw(st.lists(failed_attempts, max_size=3))),
+        result=draw(st.none() | json_values.filter(bool)),
+        progress=draw(st.none() | progresses),
+        when=draw(st.none() | names),
     )
 
 

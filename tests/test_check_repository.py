@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import broken_order
+import broken_rare
 import broken_schedules
 import broken_steps
 import broken_stores
@@ -19,10 +20,17 @@ from broken import BROKEN
 from stores import ListStore, SlowlyReadStore, ThreadedStore
 
 from trio_gokugen import HeapRepository, Task, TimedRepository
-from trio_gokugen.abc import TaskRepository
+from trio_gokugen.abc import Added, IfExists, TaskRepository
 from trio_gokugen.testing import REPOSITORY_CHECKS, FaultyRepository, check_repository
 
-LISTED = (broken_order, broken_schedules, broken_steps, broken_stores, broken_timers)
+LISTED = (
+    broken_order,
+    broken_rare,
+    broken_schedules,
+    broken_steps,
+    broken_stores,
+    broken_timers,
+)
 """To be imported is what they are there for."""
 
 # -- right ones -----------------------------------------------------------------------
@@ -171,10 +179,11 @@ async def test_errors_of_the_repository_are_told(
     """
 
     class Failing(HeapRepository):
-        async def add(self, tasks: Sequence[Task]) -> None:
+        async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.fail, "one")
                 nursery.start_soon(self.fail, "two")
+            return Added(tasks, (), tasks)
 
         async def fail(self, message: str) -> None:
             raise OSError(message)

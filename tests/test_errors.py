@@ -13,11 +13,15 @@ from trio_gokugen import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
+    ConditionExistsError,
+    ConditionNotFoundError,
     DamagedFileError,
     DeadlineExceededError,
     GokugenError,
+    InvalidSchedulesError,
     InvalidTaskError,
     InvalidTriggerError,
+    KeyExistsError,
     LeakedCancelledError,
     LostRunError,
     NoSchedulesError,
@@ -30,6 +34,7 @@ from trio_gokugen import (
     ScheduleNotFoundError,
     SchedulerAlreadyRunningError,
     SchedulerNotRunningError,
+    SchedulesRefusedError,
     StopReason,
     TaskExistsError,
     TaskNotFoundError,
@@ -53,10 +58,30 @@ EVERY = {
         InvalidTriggerError("expression", "the minute, '61', cannot be used"),
         "expression: the minute, '61', cannot be used",
     ),
+    "invalid schedules": (
+        InvalidSchedulesError("crontab", ((2, "is too short"), (7, "is not JSON"))),
+        "crontab, line 2: is too short\ncrontab, line 7: is not JSON",
+    ),
+    "schedules refused": (
+        SchedulesRefusedError((("s1", "no work is registered as 'greet'"), ("s2", "no"))),
+        "2 refused, none added:\n  's1': no work is registered as 'greet'\n  's2': no",
+    ),
+    "schedule refused": (
+        SchedulesRefusedError((("s1", "trigger: odd"),), ("s2", "s3")),
+        "1 refused, 2 added:\n  's1': trigger: odd",
+    ),
     "no work": (WorkNotFoundError("greet"), "no work is registered as 'greet'"),
     "no work of many": (
         WorkNotFoundError("greet", 0),
         "task 0: no work is registered as 'greet'",
+    ),
+    "no condition": (
+        ConditionNotFoundError("tide"),
+        "no condition is registered as 'tide'",
+    ),
+    "condition exists": (
+        ConditionExistsError("tide"),
+        "a condition is already registered as 'tide'",
     ),
     "work exists": (
         WorkExistsError("greet"),
@@ -68,6 +93,10 @@ EVERY = {
     "no schedules": (
         NoSchedulesError(),
         "the repository keeps no schedules: use another, or add single tasks",
+    ),
+    "key exists": (
+        KeyExistsError("k", "t1"),
+        "task 't1' has the key 'k' and has not ended",
     ),
     "task exists": (TaskExistsError("t1"), "task 't1' exists already"),
     "dispatched": (
@@ -254,6 +283,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 ScheduleNotFoundError,
                 ScheduleExistsError,
                 NoSchedulesError,
+                KeyExistsError,
                 TaskNotFoundError,
                 TaskExistsError,
                 AlreadyDispatchedError,
@@ -272,6 +302,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 ScheduleNotFoundError,
                 ScheduleExistsError,
                 NoSchedulesError,
+                KeyExistsError,
                 TaskNotFoundError,
                 TaskExistsError,
                 AlreadyDispatchedError,
@@ -283,10 +314,26 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 NotRunningHereError,
             },
         ),
-        (LookupError, {ScheduleNotFoundError, TaskNotFoundError, WorkNotFoundError}),
+        (
+            LookupError,
+            {
+                ScheduleNotFoundError,
+                TaskNotFoundError,
+                WorkNotFoundError,
+                ConditionNotFoundError,
+            },
+        ),
         (
             ValueError,
-            {InvalidTaskError, InvalidTriggerError, WorkExistsError, DamagedFileError},
+            {
+                InvalidSchedulesError,
+                InvalidTaskError,
+                InvalidTriggerError,
+                SchedulesRefusedError,
+                WorkExistsError,
+                ConditionExistsError,
+                DamagedFileError,
+            },
         ),
         (RuntimeError, {SchedulerNotRunningError, SchedulerAlreadyRunningError}),
         (TimeoutError, {DeadlineExceededError, WorkTimeoutError}),
@@ -323,8 +370,10 @@ def test_errors_are_caught_by_what_they_have_in_common(
         WorkNotFoundError("\ud800"),
         TaskNotFoundError("\ud800"),
         DamagedFileError("tasks-\udcff.jsonl", 1, "is not JSON"),
+        InvalidSchedulesError("crontab-\udcff", ((1, "is not UTF-8"),)),
+        SchedulesRefusedError((("s", "no work is registered as '\ud800'"),)),
     ],
-    ids=["field", "trigger", "work", "task", "path"],
+    ids=["field", "trigger", "work", "task", "path", "schedules", "refusals"],
 )
 def test_an_error_can_always_be_printed(error: GokugenError) -> None:
     """

@@ -211,6 +211,24 @@ def test_cron_runs_again_and_again() -> None:
     assert lines[-1] == "report: At 09:00 on Monday through Friday, Europe/Berlin"
 
 
+CRONTAB = """\
+nightly: At 02:30 every day, Europe/Berlin
+bills: At 09:00 on Monday through Friday, UTC; but not on 2030-12-25, 2031-01-01 (UTC)
+look around: Every 1m30s, counted from 1970-01-01, UTC
+monthly: At 00:00 on the first day of every month, UTC
+poll: Every 1h30m, counted from 1970-01-01, UTC
+weekly: At 18:00 on Friday, Asia/Tokyo
+backed up to the safe
+"""
+
+
+def test_crontab_reads_files() -> None:
+    """
+    The schedules of both files are added, and told in words; one is run.
+    """
+    assert run_script("crontab.py") == CRONTAB
+
+
 def test_plan_prints_a_table() -> None:
     """
     What is planned is printed as a table, with the reason of each line.
@@ -219,6 +237,36 @@ def test_plan_prints_a_table() -> None:
     assert head.split() == ["schedule", "nominal", "time", "starts", "why"]
     outcomes = [line.split("00:00  ")[-1].split(": ")[0].split()[-1] for line in lines]
     assert outcomes == ["runs", "runs", "dropped", "late", "late", "late", "runs"]
+
+
+def test_retry_fetches_in_the_end() -> None:
+    """
+    What fails is tried again, what sleeps is not counted, what is gone is given up.
+    """
+    lines = run_script("retry.py").splitlines()
+    again = "today's: ConnectionError: no answer for today's, so again later"
+    assert lines.count(again) == 2
+    assert "tomorrow's: snoozed, so again later" in lines
+    assert sorted(lines[-3:]) == [
+        "gone: Discard: there is no such page, after 1 attempts",
+        "today's: 7 letters, after 3 attempts",
+        "tomorrow's: 10 letters, after 2 attempts",
+    ]
+
+
+def test_poll_until_it_is_so() -> None:
+    """
+    It is polled until the condition says that this is enough, and what waits for that runs.
+    """
+    assert run_script("poll_until.py").splitlines() == [
+        "asked for the first time",
+        "asked: last time it was 'not yet'",
+        "asked: last time it was 'not yet'",
+        "asked: last time it was 'here it is'",
+        "the bell rings",
+        "bell: stopped",
+        "parcel: stopped",
+    ]
 
 
 def test_embedded_shows_a_conversation_and_ends() -> None:

@@ -353,12 +353,14 @@ async def work_starts_though_its_claim_failed() -> None:
 
 
 def _stopped_is_done(patch: pytest.MonkeyPatch) -> None:
-    def operation_for(result: TaskResult, now: datetime) -> Operation:
-        if isinstance(result.outcome, outcome.Error):
-            return EndTask(result.run, now, "context canceled")
-        return EndTask(result.run, now)
+    def recording(
+        run: Task, ended: outcome.Outcome[Any], works: object, now: datetime
+    ) -> Operation:
+        if isinstance(ended, outcome.Error):
+            return EndTask(run, now, "context canceled")
+        return EndTask(run, now)
 
-    patch.setattr(_update_loop, "_operation_for", operation_for)
+    patch.setattr(_update_loop, "recording", recording)
 
 
 @fault(_stopped_is_done)
@@ -420,7 +422,7 @@ async def a_leaked_cancellation_is_taken_for_ours() -> None:
 
 def _whatever_is_done(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        _update_loop, "_operation_for", lambda result, now: EndTask(result.run, now)
+        _update_loop, "recording", lambda run, ended, works, now: EndTask(run, now)
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -13,6 +16,8 @@ from support import NOON, Bench, noon, open_bench
 
 from trio_gokugen import (
     At,
+    ChainHooks,
+    Cron,
     Dropped,
     HeapRepository,
     Interval,
@@ -427,3 +432,420 @@ async def test_what_was_postponed_is_too_late() -> None:
     assert (failed.state, failed.nominal_at) == (TaskState.FAILED, noon(60))
     assert await repository.get_schedule("s") == before
     assert before.next_at == noon(120)
+
+
+# -- what has stopped goes on ---------------------------------------------------------
+
+
+async def loaded_without(
+    path: Path, repository: HeapRepository, *states: str
+) -> HeapRepository:
+    """A repository loaded from the other's dump, in which some tasks are missing."""
+    await repository.dump(path)
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if json.loads(line).get("state") not in states]
+    path.write_text("\n".join(kept) + "\n")
+    loaded = HeapRepository()
+    await loaded.load(path)
+    return loaded
+
+
+@pytest.mark.parametrize("call", ["add", "update", "pause"])
+async def test_the_next_occurrence_was_not_in_the_file(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, call: str
+) -> None:
+    """
+    A schedule whose next occurrence is missing goes on once it is added again, the same, or
+    changed, or paused and resumed.
+    """
+    before = HeapRepository()
+    schedule = Schedule(id="s", trigger=Interval(10), work_id="note", created_at=NOON)
+    await before.change_schedule(PutSchedule(schedule, NOON))
+    repository = await loaded_without(tmp_path / "dump", before, "scheduled")
+    async with open_bench(repository) as (scheduler, bench):
+        if call == "add":
+            added = await scheduler.add_schedule("s", Interval(10), "note")
+            assert added.pending_id is not None
+        elif call == "update":
+            await scheduler.update_schedule("s", priority=1)
+        else:
+            assert await scheduler.pause_schedule("s")
+            assert await scheduler.resume_schedule("s")
+        await trio.sleep(25)
+    assert times(bench) == [10.0, 20.0]
+
+
+@pytest.mark.parametrize("after", ["start", "end"])
+@pytest.mark.parametrize("call", ["add", "update", "pause"])
+async def test_the_awaited_run_was_not_in_the_file(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, call: str, after: Any
+) -> None:
+    """
+    A schedule that waits for the end of a task that is missing goes on once it is added
+    again, or changed, or paused and resumed.
+    """
+    before = HeapRepository()
+    schedule = Schedule(
+        id="s", trigger=Interval(10), work_id="note", created_at=NOON, after=after
+    )
+    await before.change_schedule(PutSchedule(schedule, NOON))
+    await before.claim(1, noon(10))
+    repository = await loaded_without(tmp_path / "dump", before, "dispatched")
+    await trio.sleep(15)
+    async with open_bench(repository) as (scheduler, bench):
+        if call == "add":
+            await scheduler.add_schedule("s", Interval(10), "note", after=after)
+        elif call == "update":
+            await scheduler.update_schedule("s", priority=1)
+        else:
+            await scheduler.pause_schedule("s")
+            await scheduler.resume_schedule("s")
+        await trio.sleep(21)
+    first = 25.0 if (call, after) == ("update", "end") else 20.0
+    assert times(bench) == [first, first + 10]
+
+
+async def test_an_occurrence_is_there_and_has_ended(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A schedule goes on once it is added again, though its file says that it waits for a run
+    that has ended.
+    """
+    before = HeapRepository()
+    schedule = Schedule(id="s", trigger=Interval(10), work_id="note", created_at=NOON)
+    await before.change_schedule(PutSchedule(schedule, NOON))
+    [run] = (await before.claim(1, noon(10))).tasks
+    await before.dump(tmp_path / "dump")
+    lines = (tmp_path / "dump").read_text().splitlines()
+    ended = attrs.evolve(run, state=TaskState.DONE, done_at=noon(12))
+    (tmp_path / "dump").write_text(f"{lines[0]}\n{ended.to_json()}\n")
+    repository = HeapRepository()
+    await repository.load(tmp_path / "dump")
+    await repository.change_schedule(PutSchedule(schedule, noon(15)))
+    [head] = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
+    assert head.nominal_at == noon(20)
+    # And not once more.
+    changed = await repository.change_schedule(PutSchedule(schedule, noon(15)))
+    assert not changed.changed
+
+
+async def test_the_next_occurrence_has_ended(tmp_path: Path) -> None:
+    """
+    A schedule goes on once it is added again, though its file says that it has a next
+    occurrence, and that has ended.
+    """
+    before = HeapRepository()
+    schedule = Schedule(id="s", trigger=Interval(10), work_id="note", created_at=NOON)
+    changed = await before.change_schedule(PutSchedule(schedule, NOON))
+    assert changed.made is not None
+    await before.dump(tmp_path / "dump")
+    lines = (tmp_path / "dump").read_text().splitlines()
+    ended = attrs.evolve(changed.made, state=TaskState.CANCELLED, cancelled_at=noon(1))
+    (tmp_path / "dump").write_text(f"{lines[0]}\n{ended.to_json()}\n")
+    repository = HeapRepository()
+    await repository.load(tmp_path / "dump")
+    changed = await repository.change_schedule(PutSchedule(schedule, noon(2)))
+    assert changed.made is not None
+    assert changed.made.nominal_at == noon(10)
+    assert await repository.get_next() == changed.made
+
+
+async def test_a_trigger_that_has_failed_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A schedule that has ended since its trigger had failed goes on once it is added again.
+    """
+    trigger = Own(noon(10), ValueError("no luck"), noon(20), None)
+    async with open_bench() as (scheduler, bench):
+        await scheduler.add_schedule("s", trigger, "note")
+        await trio.sleep(15)
+        assert (await scheduler.get_schedule("s")).next_at is None
+        schedule = await scheduler.add_schedule("s", trigger, "note")
+        assert schedule.next_at == noon(20)
+        await trio.sleep(10)
+    assert times(bench) == [20.0]
+
+
+async def test_what_has_come_to_its_end(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A schedule that has no moment left stays as it is if it is added again, or changed; and
+    one that waits for a run, or is paused, does too.
+    """
+    repository = HeapRepository()
+    moments = At([noon(1)])
+    async with open_bench(repository) as (scheduler, bench):
+        await scheduler.add_schedule("s", moments, "sleep", {"seconds": 3})
+        for schedule_id, paused in ("t", False), ("p", True):
+            await scheduler.add_schedule(schedule_id, Interval(9), "sleep", paused=paused)
+        for seconds in 2, 8:
+            await trio.sleep(seconds)
+            before = await scheduler.find_schedules()
+            await scheduler.add_schedule("s", moments, "sleep", {"seconds": 3})
+            for schedule_id in "t", "p":
+                await scheduler.add_schedule(schedule_id, Interval(9), "sleep")
+            assert await scheduler.find_schedules() == before
+        assert (await scheduler.update_schedule("s", priority=1)).next_at is None
+        await scheduler.interrupt((await scheduler.get_schedule("t")).awaited_id or "")
+        await scheduler.pause_schedule("t")
+    assert times(bench) == [1.0, 9.0]
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["going on", "paused"])
+async def test_a_schedule_that_is_not_to_overlap_any_more(
+    autojump_clock: trio.testing.MockClock, *, paused: bool
+) -> None:
+    """
+    A schedule that is changed not to overlap while it runs waits for the end of that run.
+    """
+    told = Told()
+    async with open_bench(hooks=told) as (scheduler, bench):
+        await scheduler.add_schedule(
+            "s", Interval(10), "sleep", {"seconds": 25}, overlap="allow"
+        )
+        await trio.sleep(12)
+        if paused:
+            await scheduler.pause_schedule("s")
+        await scheduler.update_schedule("s", overlap="skip")
+        if paused:
+            await scheduler.resume_schedule("s")
+        await trio.sleep(35)
+    assert times(bench) == [10.0, 40.0]
+    assert told.moments() == [("overlap", 20, 30)]
+
+
+# -- late, and more comes -------------------------------------------------------------
+
+
+async def test_what_falls_due_while_late_ones_run(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What falls due while those that are late run, one after the other, is skipped, and no
+    more of them run than were late as the first was taken.
+    """
+    repository, told = HeapRepository(), Told()
+    late = Late(run="all", limit=3)
+    async with open_bench(repository):
+        schedule = Schedule(
+            id="s",
+            trigger=Interval(10),
+            work_id="sleep",
+            param={"seconds": 25},
+            created_at=NOON,
+            late=late,
+        )
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+    await trio.sleep(55)
+    nominal: list[datetime | None] = []
+
+    async def note(task: Task) -> None:
+        nominal.append(task.nominal_at)
+
+    hooks = ChainHooks(told, PartialHooks(on_dispatch=note))
+    async with open_bench(repository, hooks=hooks) as (scheduler, bench):
+        await trio.sleep(100)
+        schedule = await scheduler.get_schedule("s")
+        assert (schedule.runs, schedule.dropped) == (4, 10)
+    assert times(bench) == [55.0, 80.0, 105.0, 140.0]
+    assert nominal == [noon(30), noon(40), noon(50), noon(140)]
+    assert told.moments() == [("late", 10, 20), ("overlap", 60, 130)]
+
+
+async def test_late_ones_that_are_cancelled_or_too_late(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What falls due while late ones run is skipped also if one of these is cancelled before
+    it runs, or past its deadline.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s",
+        trigger=Interval(10),
+        work_id="w",
+        created_at=NOON,
+        late=Late(run="all"),
+        deadline_after=timedelta(seconds=35),
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    claimed = await repository.claim(1, noon(65))
+    [run] = claimed.tasks
+    # Those of 10, 20 and 30 are past their deadlines.
+    assert [task.nominal_at for task in claimed.expired] == [noon(10), noon(20), noon(30)]
+    assert run.nominal_at == noon(40)
+    await repository.mark_done(run, noon(72))
+    [head] = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
+    assert head.nominal_at == noon(50)
+    await repository.cancel(head.id, noon(73))
+    claimed = await repository.claim(1, noon(74))
+    [run] = claimed.tasks
+    assert (run.nominal_at, claimed.dropped) == (noon(60), [])
+    await repository.mark_done(run, noon(85))
+    [head] = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
+    assert head.nominal_at == noon(90)
+    assert (await repository.get_schedule("s")).skipped_from == noon(70)
+
+
+@pytest.mark.parametrize(
+    ("at", "nominal", "dropped"),
+    [(29, 20, []), (29.5, None, [(20, 20)]), (50.5, 50, [(20, 40)])],
+)
+async def test_one_that_has_waited_may_be_late(
+    at: float, nominal: float | None, dropped: list[tuple[float, float]]
+) -> None:
+    """
+    An occurrence that has waited for a run is late if nothing runs for a while then.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s",
+        trigger=Interval(10),
+        work_id="w",
+        created_at=NOON,
+        overlap="queue",
+        late=Late(window=1),
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    [run] = (await repository.claim(1, noon(10))).tasks
+    await repository.mark_done(run, noon(28))
+    claimed = await repository.claim(1, noon(at))
+    expected = [] if nominal is None else [noon(nominal)]
+    assert [task.nominal_at for task in claimed.tasks] == expected
+    assert [(each.reason, each.first, each.last) for each in claimed.dropped] == [
+        ("late", noon(first), noon(last)) for first, last in dropped
+    ]
+
+
+async def test_one_that_waits_for_a_schedule_that_is_changed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What has waited is late as any other once its schedule is not to wait any more.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s", trigger=Interval(10), work_id="w", created_at=NOON, overlap="queue"
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    [run] = (await repository.claim(1, noon(10))).tasks
+    await repository.mark_done(run, noon(45))
+    update = ScheduleUpdate(overlap="skip", late=Late(run="all"))
+    await repository.change_schedule(UpdateSchedule("s", update, noon(46)))
+    claimed = await repository.claim(1, noon(55))
+    assert ([each.nominal_at for each in claimed.tasks], claimed.dropped) == (
+        [noon(20)],
+        [],
+    )
+
+
+async def test_the_last_of_those_that_were_dropped() -> None:
+    """
+    If all that have passed are dropped, the last of them is the schedule's last.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s", trigger=Interval(10), work_id="w", created_at=NOON, late=Late(window=1)
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    assert (await repository.claim(1, noon(45))).tasks == []
+    assert (await repository.get_schedule("s")).last_at == noon(40)
+
+
+# -- many that are late ---------------------------------------------------------------
+
+
+class CountingCron(Cron):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        type(self).asked += 1
+        return super().next_after(moment)
+
+
+class Bursts(BaseTrigger):
+    """A hundred thousand moments in the first tenth of a second of each year, and one."""
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        year = datetime(moment.year, 1, 1, tzinfo=UTC)
+        if moment < year + timedelta(seconds=0.1):
+            return moment + TICK
+        summer = datetime(moment.year, 7, 1, tzinfo=UTC)
+        return summer if moment < summer else datetime(moment.year + 1, 1, 1, tzinfo=UTC)
+
+    def explain(self) -> str:
+        raise NotImplementedError
+
+    def to_data(self) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("overlap", ["allow", "skip"])
+@pytest.mark.parametrize("expression", ["0 9 * * MON-FRI", "* * * * *", "0 0 29 2 *"])
+async def test_very_many_that_are_late(
+    autojump_clock: trio.testing.MockClock, expression: str, overlap: Any
+) -> None:
+    """
+    However many run late, and after however long a gap, few moments are looked at for each.
+    """
+    repository = HeapRepository()
+    trigger = CountingCron(expression)
+    schedule = Schedule(
+        id="s",
+        trigger=trigger,
+        work_id="w",
+        created_at=NOON,
+        late=Late(run="all", limit=1000),
+        overlap=overlap,
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    CountingCron.asked = 0
+    then = datetime(2200, 1, 1, 12, tzinfo=UTC)
+    runs: list[Task] = []
+    while True:
+        claimed = await repository.claim(1000, then)
+        runs += claimed.tasks
+        if not claimed.tasks:
+            break
+        for run in claimed.tasks:
+            await repository.mark_done(run, then)
+    assert CountingCron.asked < 10_000
+    moments = [run.nominal_at for run in runs if run.nominal_at is not None]
+    assert len(moments) == len(runs) == (41 if expression == "0 0 29 2 *" else 1000)
+    following = [trigger.next_after(each) for each in moments]
+    assert following[:-1] == moments[1:]
+    assert following[-1] is not None
+    assert following[-1] > then
+
+
+async def test_moments_that_come_in_bursts() -> None:
+    """
+    The last few of those that are late are found wherever they are.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s",
+        trigger=Bursts(),
+        work_id="w",
+        created_at=NOON,
+        late=Late(run="all", limit=100),
+        overlap="allow",
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    claimed = await repository.claim(1000, datetime(2200, 12, 31, 12, tzinfo=UTC))
+    last = datetime(2200, 1, 1, microsecond=100_000, tzinfo=UTC)
+    expected = [last - n * TICK for n in reversed(range(99))]
+    expected.append(datetime(2200, 7, 1, tzinfo=UTC))
+    assert [task.nominal_at for task in claimed.tasks] == expected
+
+
+def test_a_limit_that_is_too_high() -> None:
+    """
+    A limit that would flood whatever runs the works is refused.
+    """
+    assert Late(run="all", limit=10_000).limit == 10_000
+    with pytest.raises(InvalidTaskError, match="must be at most 10000, not 10001"):
+        Late(run="all", limit=10_001)

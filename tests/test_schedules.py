@@ -36,6 +36,7 @@ from trio_gokugen import (
     current_task,
 )
 from trio_gokugen._schedule import PutSchedule
+from trio_gokugen.abc import OnSchedule, Operation
 
 
 def times(bench: Bench) -> list[float]:
@@ -791,3 +792,78 @@ async def test_pages_of_schedules(autojump_clock: trio.testing.MockClock) -> Non
         assert [each.id for each in first] == ["a", "b"]
         [last] = await scheduler.find_schedules(limit=2, after="b")
         assert last.id == "c"
+
+
+# -- what hooks are told --------------------------------------------------------------
+
+
+class Watching(PartialHooks):
+    """Keeps what it is told of changes, and of ends."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[str, str]] = []
+        self.ended: list[str] = []
+        super().__init__(on_update=self.note, on_task_done=self.note_end)
+
+    async def note(self, operation: Operation, task: Task) -> None:
+        what: object = operation
+        if isinstance(operation, OnSchedule):
+            what = operation.change
+        self.updates.append((type(what).__name__, task.state.value))
+
+    async def note_end(self, task: Task) -> None:
+        self.ended.append(task.state.value)
+
+
+async def test_hooks_are_told_of_schedules(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A change of a schedule is told for each of its tasks that it has changed or made; and
+    what was told to run now counts as added.
+    """
+    hooks = Watching()
+    async with open_bench(hooks=hooks) as (scheduler, _):
+        await scheduler.add_schedule("s", Interval(10), "note")
+        await scheduler.add_schedule("s", Interval(10), "note")
+        await scheduler.update_schedule("s", priority=1)
+        await scheduler.pause_schedule("s")
+        await scheduler.resume_schedule("s")
+        assert scheduler.statistics().added == 0
+        await scheduler.trigger_schedule("s")
+        await scheduler.remove_schedule("s")
+        assert scheduler.statistics().added == 1
+        await scheduler.drain()
+    assert hooks.updates == [
+        ("PutSchedule", "scheduled"),
+        ("UpdateSchedule", "scheduled"),
+        ("PauseSchedule", "cancelled"),
+        ("ResumeSchedule", "scheduled"),
+        ("TriggerSchedule", "scheduled"),
+        ("RemoveSchedule", "cancelled"),
+        ("EndTask", "done"),
+    ]
+    assert hooks.ended == ["done"]
+
+
+async def test_what_has_not_run_is_not_told_as_a_run(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    An occurrence that is cancelled, as its time has passed and none is to come, is not told
+    as a run that is over; one that has failed, since its deadline has passed, is.
+    """
+    hooks = Watching()
+    repository = HeapRepository()
+    once = At([noon(10)])
+    dropped = Schedule(
+        id="s", trigger=once, work_id="note", created_at=NOON, late=Late(run="none")
+    )
+    failed = Schedule(
+        id="t", trigger=once, work_id="note", created_at=NOON, deadline_after=1
+    )
+    for schedule in dropped, failed:
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+    await trio.sleep(20)
+    async with open_bench(repository, hooks=hooks) as (scheduler, _):
+        await scheduler.drain()
+        assert scheduler.statistics().cancelled == 1
+    assert hooks.ended == ["failed"]

@@ -536,6 +536,7 @@ async def test_a_settled_result_is_not_kept_for_the_last_write() -> None:
     """
     ledger = Ledger()
     loop = UpdateLoop(
+        WorkRegistry(),
         HeapRepository(),
         TrioClock(NOON),
         PassThroughHooks(),

@@ -21,7 +21,7 @@ from sqlalchemy import bindparam, inspect, text
 from sqlalchemy.orm import Session
 from support import NOON, noon, stored
 
-from trio_gokugen import TaskQuery, TaskState, sql
+from trio_gokugen import Interval, Late, Schedule, TaskQuery, TaskState, sql
 from trio_gokugen.abc import ClaimTasks, RecoverAction
 from trio_gokugen.sql import SchemaError, TaskRow, _migrate, open_sql_repository
 from trio_gokugen.sql._schema import Base, Moment
@@ -245,6 +245,81 @@ async def test_tables_of_the_first_version_are_brought_up_to_date(
         [claimed] = await repository.apply([ClaimTasks(9, noon(1))])
         assert [task.id for task in claimed.unwrap().tasks] == ["first", "later"]
         await repository.add([stored("new")])
+    assert tables(database_url) == TABLES
+
+
+OF_0003 = """
+    INSERT INTO gokugen_schedule (
+        id, rule, work_id, param, meta, priority, deadline_after, jitter, late, overlap,
+        counted_from, paused, created_at, next_at, last_at, runs, dropped, pending_id,
+        awaited_id, queued_at, skipped_from
+    ) VALUES
+        ('s', '{"every": "10s", "anchor": null}', 'note', '{}', '{}', 0, 1000000, 2000000,
+            '{"window": 3.0, "run": "all", "limit": 4}', 'queue', 'start', 0, :noon, :later,
+            :noon, 5, 6, 'head', 'run', :noon, :later)
+"""
+TASKS_OF_0003 = """
+    INSERT INTO gokugen_task (
+        id, work_id, state, scheduled_at, priority, created_at, param, meta, attempt,
+        interruptions, at_most_once, cancelled_at, dispatched_at, done_at, ended_at,
+        dispatched_by, lease_until, schedule_id, nominal_at
+    ) VALUES
+        ('head', 'note', 'scheduled', :later, 0, :noon, '{}', '{}', 0, 0, 0, NULL, NULL,
+            NULL, NULL, NULL, NULL, 's', :later),
+        ('run', 'note', 'dispatched', :noon, 0, :noon, '{}', '{}', 1, 0, 0, NULL, :noon,
+            NULL, NULL, 'dead', :past, 's', :noon),
+        ('gone', 'note', 'cancelled', :noon, 1, :noon, '{}', '{}', 0, 0, 0, :later, NULL,
+            NULL, :later, NULL, NULL, 's', :noon),
+        ('other', 'note', 'done', :noon, 0, :noon, '{}', '{}', 1, 0, 0, NULL, :noon,
+            :later, :later, 'dead', NULL, NULL, NULL)
+"""
+"""A schedule and its tasks, as the third revision had them."""
+
+
+async def test_schedules_are_brought_up_to_date(database_url: str) -> None:
+    """
+    Schedules of the third revision, and their tasks, are found as they were.
+    """
+    upgrade_to("0003", database_url)
+    moment = Moment()
+    with engine_of(database_url) as engine, engine.begin() as connection:
+        moments = {"past": datetime(2020, 1, 1, tzinfo=UTC), "noon": NOON, "later": noon(9)}
+        for statement in OF_0003, TASKS_OF_0003:
+            values = [
+                bindparam(name, at, moment)
+                for name, at in moments.items()
+                if f":{name}" in statement
+            ]
+            connection.execute(text(statement).bindparams(*values))
+    async with open_sql_repository(database_url) as repository:
+        [schedule] = await repository.find_schedules()
+        expected = Schedule(
+            id="s",
+            trigger=Interval(10),
+            work_id="note",
+            created_at=NOON,
+            deadline_after=1,
+            jitter=2,
+            late=Late(window=3, run="all", limit=4),
+            overlap="queue",
+            next_at=noon(9),
+            last_at=NOON,
+            runs=5,
+            dropped=6,
+            pending_id="head",
+            awaited_id="run",
+            queued_at=NOON,
+            skipped_from=noon(9),
+        )
+        assert schedule == expected
+        of_schedule = TaskQuery(schedule_ids={"s"})
+        found = await repository.find(of_schedule)
+        assert [(each.id, each.nominal_at) for each in found] == [
+            ("gone", NOON),
+            ("run", NOON),
+            ("head", noon(9)),
+        ]
+        assert await repository.find(of_schedule, 1, found[0]) == found[1:2]
     assert tables(database_url) == TABLES
 
 

@@ -16,7 +16,7 @@ import trio.testing
 import victim
 from databases import engine_of
 from sqlalchemy import event, text
-from support import NOON, Bench, noon, open_bench
+from support import NOON, Bench, noon, open_bench, stored
 from test_sql_kills import KILLED, Killer, killer
 
 from trio_gokugen import (
@@ -31,10 +31,24 @@ from trio_gokugen import (
     autojump_held,
     current_task,
     open_scheduler,
+    plan,
 )
-from trio_gokugen._schedule import PauseSchedule, PutSchedule
+from trio_gokugen._schedule import (
+    ChangeSchedule,
+    PauseSchedule,
+    PutSchedule,
+    RemoveSchedule,
+    ResumeSchedule,
+    ScheduleUpdate,
+    UpdateSchedule,
+)
 from trio_gokugen._trigger import BaseTrigger
-from trio_gokugen.sql import DamagedScheduleError, open_sql_repository
+from trio_gokugen.sql import (
+    DamagedScheduleError,
+    SQLRepository,
+    UnknownScheduleError,
+    open_sql_repository,
+)
 
 __all__ = ["killer"]
 
@@ -211,22 +225,96 @@ async def test_a_trigger_of_ones_own(
             await scheduler.update_schedule("s", trigger=OwnTrigger())
 
 
-DAMAGES = [
-    ("rule", '\'{"cron": "@never"}\''),
-    ("rule", "'{}'"),
-    ("late", "'{\"unknown\": 1}'"),
-    ("overlap", "'maybe'"),
-    ("jitter", "-1"),
+UNKNOWN = [
+    ("rule", '{"moon": "full"}'),
+    ("rule", '{"cron": "@daily", "tz": "Mars/Olympus"}'),
+    ("rule", '{"every": "10", "twice": true}'),
+    ("late", '{"unknown": 1}'),
+    ("overlap", "maybe"),
 ]
 
 
-@pytest.mark.parametrize(("column", "value"), DAMAGES)
-async def test_a_damaged_schedule(
-    autojump_clock: trio.testing.MockClock, database_url: str, column: str, value: str
+@pytest.mark.parametrize(("column", "value"), UNKNOWN)
+async def test_a_schedule_that_is_not_known(
+    autojump_clock: trio.testing.MockClock,
+    database_url: str,
+    caplog: pytest.LogCaptureFixture,
+    column: str,
+    value: str,
 ) -> None:
     """
-    A schedule that cannot be read fails its next occurrence, which says why; others go
-    on; and it can be removed, and added again.
+    What is due of a schedule that is not known here is left, and told once; others go on;
+    and once it is known, it goes on, too.
+    """
+    async with (
+        open_sql_repository(database_url, poll=5) as repository,
+        open_bench(repository) as (scheduler, bench),
+    ):
+        await scheduler.add_schedule("s", Interval(10), "note")
+        await scheduler.add_schedule("other", Interval(150), "note")
+        cast = "" if database_url.startswith("sqlite") or column == "overlap" else "::json"
+        before = {
+            "rule": '{"every": "10s"}',
+            "late": '{"window": null, "run": "latest", "limit": 100}',
+            "overlap": "skip",
+        }
+        for found in value, before[column]:
+            with repository.store.engine.begin() as connection:
+                connection.exec_driver_sql(
+                    f"UPDATE gokugen_schedule SET {column} = '{found}'{cast} WHERE id = 's'"  # noqa: S608 (of a test)
+                )
+            if found != value:
+                break
+            await trio.sleep(155)
+            for call in scheduler.get_schedule, scheduler.pause_schedule:
+                with pytest.raises(UnknownScheduleError, match="is not known to this"):
+                    await call("s")
+        assert [when for _, when in bench.starts] == [150.0]
+        await trio.sleep(60)
+        [first, *_] = [
+            task
+            for task in await scheduler.find(TaskQuery(states={TaskState.DONE}))
+            if task.schedule_id == "s"
+        ]
+        assert (first.attempt, first.dispatched_at) == (1, noon(190))
+        assert (await scheduler.get_schedule("s")).dropped == 18
+    told = [each for each in caplog.records if "is not known" in each.getMessage()]
+    assert len(told) == 1
+
+
+async def test_what_one_does_not_know_another_runs_on_time(database_url: str) -> None:
+    """
+    An occurrence of a schedule that one program does not know is taken by another in time,
+    and by nobody twice.
+    """
+    async with (
+        open_sql_repository(database_url) as old,
+        open_sql_repository(database_url) as new,
+    ):
+        schedule = Schedule(id="s", trigger=Interval(10), work_id="w", created_at=NOON)
+        await old.change_schedule(PutSchedule(schedule, NOON))
+        await old.add([stored(str(n), "w", 5 + n) for n in range(3)])
+        say(old, "UPDATE gokugen_schedule SET overlap = 'maybe'")
+        found = [task.id for _ in range(3) for task in (await old.claim(1, noon(20))).tasks]
+        assert found == ["0", "1", "2"]
+        assert (await old.claim(9, noon(20))).tasks == []
+        assert await old.get_next() is None
+        say(old, "UPDATE gokugen_schedule SET overlap = 'queue'")
+        [run] = (await new.claim(1, noon(20))).tasks
+        assert (run.nominal_at, run.attempt) == (noon(20), 1)
+        # Removed, and added again, it is known at once.
+        await old.change_schedule(RemoveSchedule("s", noon(21)))
+        await old.change_schedule(PutSchedule(schedule, noon(21)))
+        [run] = (await old.claim(1, noon(30))).tasks
+        assert run.nominal_at == noon(30)
+
+
+async def test_a_damaged_schedule(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    A schedule that nobody can read fails its next occurrence, which says why; others go on;
+    and it can be removed, and added again.
     """
     async with (
         open_sql_repository(database_url) as repository,
@@ -234,9 +322,8 @@ async def test_a_damaged_schedule(
     ):
         await scheduler.add_schedule("s", Interval(10), "note")
         await scheduler.add_schedule("other", Interval(15), "note")
-        with repository.store.engine.begin() as connection:
-            change = f"UPDATE gokugen_schedule SET {column} = {value} WHERE id = 's'"  # noqa: S608 (of a test)
-            connection.execute(text(change.replace(":", "\\:")))
+        value = "9e18" if database_url.startswith("sqlite") else "'infinity'"
+        say(repository, f"UPDATE gokugen_schedule SET created_at = {value} WHERE id = 's'")  # noqa: S608 (of a test)
         [head, _] = await scheduler.find(TaskQuery(states={TaskState.SCHEDULED}))
         ended = await scheduler.wait(head.id)
         assert ended.state is TaskState.FAILED
@@ -251,6 +338,83 @@ async def test_a_damaged_schedule(
         assert schedule.next_at == noon(30)
 
 
+def say(repository: SQLRepository, statement: str, **values: Any) -> None:
+    """Say something to the database of a repository."""
+    with repository.store.engine.begin() as connection:
+        connection.execute(text(statement), values)
+
+
+async def test_what_is_removed_unread(database_url: str) -> None:
+    """
+    With a schedule that cannot be read its next occurrence goes, too.
+    """
+    async with open_sql_repository(database_url) as repository:
+        schedule = Schedule(id="s", trigger=Interval(1), work_id="w", created_at=NOON)
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'maybe'")
+        changed = await repository.change_schedule(RemoveSchedule("s", NOON))
+        assert changed.task is not None
+        assert changed.task.state is TaskState.CANCELLED
+        assert await repository.find(TaskQuery()) == [changed.task]
+        assert await repository.find_schedules() == []
+
+
+async def test_a_run_that_is_gone(sqlite_url: str) -> None:
+    """
+    A schedule whose run somebody has deleted goes on once it is added again.
+    """
+    async with open_sql_repository(sqlite_url) as repository:
+        schedule = Schedule(id="s", trigger=Interval(10), work_id="w", created_at=NOON)
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        await repository.claim(1, noon(10))
+        say(repository, "DELETE FROM gokugen_task")
+        changed = await repository.change_schedule(PutSchedule(schedule, noon(12)))
+        assert changed.made is not None
+        assert changed.made.nominal_at == noon(20)
+
+
+@pytest.mark.parametrize("change", ["add", "update", "pause"])
+@pytest.mark.parametrize("param", ["{}", "[1]"], ids=["whole", "damaged"])
+async def test_a_run_that_has_ended_unseen(
+    database_url: str, change: str, param: str
+) -> None:
+    """
+    A schedule that could not be read as the run it waits for ended goes on once it is
+    readable, and added again, or changed, or paused and resumed; and no sooner than the run
+    has ended.
+    """
+    async with open_sql_repository(database_url) as repository:
+        schedule = Schedule(id="s", trigger=Interval(10), work_id="w", created_at=NOON)
+        other = ScheduleUpdate(meta={"other": 1})
+
+        async def touch(at: datetime) -> None:
+            changes: dict[str, list[ChangeSchedule]] = {
+                "add": [PutSchedule(schedule, at)],
+                "update": [UpdateSchedule("s", other, at)],
+                "pause": [PauseSchedule("s", at), ResumeSchedule("s", at, catch_up=True)],
+            }
+            for each in changes[change]:
+                await repository.change_schedule(each)
+
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        [run] = (await repository.claim(1, noon(10))).tasks
+        damage = "UPDATE gokugen_task SET param = CAST(:param AS JSON)"
+        if database_url.startswith("sqlite"):
+            damage = "UPDATE gokugen_task SET param = :param"
+        say(repository, damage, param=param)
+        await touch(noon(11))
+        assert (await repository.get_schedule("s")).awaited_id == run.id
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'maybe'")
+        await repository.mark_done(run, noon(25))
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'skip'")
+        await touch(noon(26))
+        pending = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
+        [first] = (await repository.claim(9, noon(30))).tasks
+        assert len(pending) == 1
+        assert first.nominal_at == noon(30)
+        assert first.attempt == 1
+
+
 async def test_a_length_of_time_that_is_none(sqlite_url: str) -> None:
     """
     A length of time that cannot be read is told by name.
@@ -260,8 +424,41 @@ async def test_a_length_of_time_that_is_none(sqlite_url: str) -> None:
         await repository.change_schedule(PutSchedule(schedule, NOON))
         with repository.store.engine.begin() as connection:
             connection.execute(text("UPDATE gokugen_schedule SET jitter = 'short'"))
-        with pytest.raises(DamagedScheduleError, match="jitter is damaged"):
-            await repository.find_schedules()
+        found = await repository.find_schedules()
+        assert str(found.unreadable["s"]) == str(
+            DamagedScheduleError("s", "jitter is damaged")
+        )
+
+
+async def test_schedules_of_which_some_cannot_be_read(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    A schedule that cannot be read spoils no other: these are found, page by page, and it is
+    told why it is not.
+    """
+    async with (
+        open_sql_repository(database_url) as repository,
+        open_bench(repository) as (scheduler, _),
+    ):
+        for schedule_id in "abcdef":
+            await scheduler.add_schedule(schedule_id, Interval(10), "note", paused=True)
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'maybe' WHERE id <> 'c'")
+        say(repository, "UPDATE gokugen_schedule SET overlap = 'skip' WHERE id = 'f'")
+        found = await scheduler.find_schedules()
+        assert [each.id for each in found] == ["c", "f"]
+        assert [*found.unreadable] == ["a", "b", "d", "e"]
+        for schedule_id, why in found.unreadable.items():
+            with pytest.raises(UnknownScheduleError) as caught:
+                await scheduler.get_schedule(schedule_id)
+            assert str(caught.value) == str(why)
+        pages: list[list[str]] = []
+        last: str | None = None
+        while page := await scheduler.find_schedules(limit=1, after=last):
+            pages.append([each.id for each in page] + [*page.unreadable])
+            last = page[-1].id
+        assert pages == [["c", "a", "b"], ["f", "d", "e"]]
+        assert len(plan(found, NOON, noon(20))) == 0
 
 
 async def test_a_damaged_occurrence(
@@ -366,3 +563,52 @@ async def test_a_pause_that_comes_between(
     [run] = claimed.tasks
     assert run.nominal_at == noon(10)
     assert [task.nominal_at for task in changes] == [noon(20)]
+
+
+async def test_a_run_ends_as_it_is_replaced(postgresql_url: str) -> None:
+    """
+    A claim that replaces a run and the end of that run do not wait for each other.
+    """
+    failed: list[str] = []
+    async with (
+        open_sql_repository(postgresql_url) as ending,
+        open_sql_repository(postgresql_url) as claiming,
+    ):
+        schedule = Schedule(
+            id="s", trigger=Interval(10), work_id="w", created_at=NOON, overlap="replace"
+        )
+        await ending.change_schedule(PutSchedule(schedule, NOON))
+        [run] = (await ending.claim(1, noon(10))).tasks
+        has_run, claim_waits = threading.Event(), threading.Event()
+
+        @event.listens_for(ending.store.engine, "after_cursor_execute")
+        def wait(*args: Any) -> None:
+            if "UPDATE gokugen_task SET state" in args[2] and not has_run.is_set():
+                has_run.set()
+                claim_waits.wait(60)
+
+        for repository in ending, claiming:
+
+            @event.listens_for(repository.store.engine, "handle_error")
+            def note(context: Any) -> None:
+                failed.append(str(context.original_exception))
+
+        async def end() -> None:
+            await ending.mark_done(run, noon(19))
+
+        def look() -> None:
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            with engine_of(postgresql_url) as engine, engine.connect() as connection:
+                while not connection.execute(text(waiting)).scalar():
+                    connection.rollback()
+            claim_waits.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            await trio.to_thread.run_sync(has_run.wait, 60)
+            nursery.start_soon(trio.to_thread.run_sync, look)
+            claimed = await claiming.claim(1, noon(20))
+        assert [task.nominal_at for task in claimed.tasks] == [noon(20)]
+        assert claimed.replaced == []
+        assert (await ending.get(run.id)).state is TaskState.DONE
+    assert failed == []

@@ -260,7 +260,7 @@ async def test_a_task_is_added_and_dispatched_in_one_batch(database_url: str) ->
     ):
         batch: list[Operation] = [AddTasks([stored("x")]), DispatchTask("x", noon())]
         added, dispatched = await first.apply(batch)
-        assert added.unwrap() is None
+        assert [*added.unwrap().new] == [stored("x")]
         run = dispatched.unwrap()
         assert await second.recover(RecoverAction.REVERT, noon(29)) == []
         assert (await first.renew([run], RecoverAction.REVERT, noon(29))).lost == []

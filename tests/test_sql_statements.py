@@ -117,7 +117,8 @@ def what_is_said(engine: Engine) -> dict[str, Any]:
         live(core.transaction(connection))
         running = TaskQuery(states={TaskState.DISPATCHED})
         of_schedule = TaskQuery(schedule_ids={"s"})
-        for query in TaskQuery(), running, TaskQuery(ids={"0"}), of_schedule:
+        pending_of = TaskQuery(schedule_ids={"s"}, states={TaskState.SCHEDULED})
+        for query in TaskQuery(), running, TaskQuery(ids={"0"}), of_schedule, pending_of:
             statement, given = search(core.dialect, connection, query, 1, a_task("0"))
             connection.execute(statement, given)
     assert len(said) > 15
@@ -223,6 +224,42 @@ def test_no_statement_reads_the_whole_table(postgresql_url: str, *, analyzed: bo
                 assert connection.execute(statement, given).all() == []
                 read = connection.execute(text(READ)).one()
     assert sum(read) < 5_000
+
+
+HISTORY = """
+    INSERT INTO gokugen_task (
+        id, work_id, state, scheduled_at, priority, created_at, param, meta, attempt,
+        interruptions, at_most_once, done_at, ended_at, schedule_id, nominal_at
+    )
+    SELECT 'old ' || n, 'a', 'done', t, 0, t, '{}', '{}', 1, 0, 0, t, t, 's', t
+    FROM (
+        SELECT n, TIMESTAMPTZ '2000-01-01 00:00Z' + n * INTERVAL '1 minute' AS t
+        FROM generate_series(1, 20000) AS n
+    ) AS moments
+"""
+
+
+def test_a_page_of_a_schedule_is_not_all_of_it(postgresql_url: str) -> None:
+    """
+    However long the history of a schedule, to find a page of it, or what is pending of it,
+    reads few rows.
+    """
+    middle = datetime(2000, 1, 8, tzinfo=UTC)
+    after = Task(id="old", work_id="a", scheduled_at=middle, created_at=middle)
+    live: frozenset[TaskState] = frozenset(TaskState) - ENDED
+    with engine_of(postgresql_url) as engine:
+        migrate(engine)
+        core = SQLCore(engine, name="test")
+        with engine.begin() as connection:
+            connection.execute(text(HISTORY))
+            connection.execute(text("ANALYZE gokugen_task"))
+            before = connection.execute(text(READ)).one()
+            for states, found in (None, 10), (live, 0):
+                query = TaskQuery(schedule_ids={"s", "t"}, states=states)
+                statement, given = search(core.dialect, connection, query, 10, after)
+                assert len(connection.execute(statement, given).all()) == found
+            read = connection.execute(text(READ)).one()
+    assert sum(read) - sum(before) < 100
 
 
 def steps(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

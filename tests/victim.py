@@ -278,7 +278,7 @@ class Victim:
             "s",
             Interval(0.02),
             "work",
-            late=Late(run="all", limit=100_000),
+            late=Late(run="all", limit=10_000),
             overlap="skip" if self._order.number % 2 else "allow",
         )
         await trio.sleep(0.07)

@@ -3,17 +3,22 @@
 from ._autojump import autojump_held
 from ._calendar_interval import CalendarInterval
 from ._clock import SystemClock, TrioClock
+from ._conditions import Answer
 from ._cron import Cron
 from ._current_task import current_task
 from ._errors import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
+    ConditionExistsError,
+    ConditionNotFoundError,
     DamagedFileError,
     DeadlineExceededError,
     GokugenError,
+    InvalidSchedulesError,
     InvalidTaskError,
     InvalidTriggerError,
+    KeyExistsError,
     LeakedCancelledError,
     LostRunError,
     NoSchedulesError,
@@ -26,6 +31,7 @@ from ._errors import (
     ScheduleNotFoundError,
     SchedulerAlreadyRunningError,
     SchedulerNotRunningError,
+    SchedulesRefusedError,
     StopReason,
     TaskExistsError,
     TaskNotFoundError,
@@ -38,12 +44,28 @@ from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._interval import Interval
 from ._json import JSON
+from ._load_schedules import load_schedules
+from ._mutators import Mutator, randomised, run_now
 from ._plan import Plan, Planned, plan
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
-from ._schedule import Dropped, Late, Schedule
-from ._scheduler import Scheduler, SchedulerStatistics, open_scheduler
-from ._task import UNCHANGED, Task, TaskParam, TaskState, TaskUpdate
+from ._retry import Discard, Retry, Snooze, exponential, fixed
+from ._schedule import Dropped, FoundSchedules, Late, Schedule
+from ._scheduler import (
+    Scheduler,
+    SchedulerStatistics,
+    current_scheduler,
+    open_scheduler,
+)
+from ._task import (
+    UNCHANGED,
+    FailedAttempt,
+    Progress,
+    Task,
+    TaskParam,
+    TaskState,
+    TaskUpdate,
+)
 from ._timer import HookTimer, TimedRepository
 from ._triggers import At, Both, Either, Except, trigger_from_data, trigger_from_json
 from ._work_registry import WorkRegistry
@@ -58,30 +80,39 @@ __all__ = [
     "AlreadyCancelledError",
     "AlreadyDispatchedError",
     "AlreadyDoneError",
+    "Answer",
     "At",
     "BackoffHooks",
     "Both",
     "BulkRepository",
     "CalendarInterval",
     "ChainHooks",
+    "ConditionExistsError",
+    "ConditionNotFoundError",
     "Cron",
     "DamagedFileError",
     "DeadlineExceededError",
+    "Discard",
     "Dropped",
     "Either",
     "Except",
+    "FailedAttempt",
+    "FoundSchedules",
     "GokugenError",
     "HeapRepository",
     "HeapStore",
     "HookAction",
     "HookTimer",
     "Interval",
+    "InvalidSchedulesError",
     "InvalidTaskError",
     "InvalidTriggerError",
+    "KeyExistsError",
     "Late",
     "LeakedCancelledError",
     "LoopHooks",
     "LostRunError",
+    "Mutator",
     "NoSchedulesError",
     "NotDispatchedError",
     "NotDueError",
@@ -90,8 +121,10 @@ __all__ = [
     "PassThroughHooks",
     "Plan",
     "Planned",
+    "Progress",
     "RefusedError",
     "RepositoryError",
+    "Retry",
     "Schedule",
     "ScheduleExistsError",
     "ScheduleNotFoundError",
@@ -99,7 +132,9 @@ __all__ = [
     "SchedulerAlreadyRunningError",
     "SchedulerNotRunningError",
     "SchedulerStatistics",
+    "SchedulesRefusedError",
     "SimpleRepository",
+    "Snooze",
     "StopReason",
     "SystemClock",
     "Task",
@@ -118,9 +153,15 @@ __all__ = [
     "WorkTimeoutError",
     "WorkerPoolDispatcher",
     "autojump_held",
+    "current_scheduler",
     "current_task",
+    "exponential",
+    "fixed",
+    "load_schedules",
     "open_scheduler",
     "plan",
+    "randomised",
+    "run_now",
     "trigger_from_data",
     "trigger_from_json",
 ]

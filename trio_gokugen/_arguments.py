@@ -6,13 +6,14 @@ import math
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from ._errors import InvalidTaskError, shown
 from ._json import JSON, name
+from ._retry import Retry
 from ._schedule import Schedule
 from ._task import Task, TaskParam, as_utc
-from .abc import RecoverAction
+from .abc import IfExists, RecoverAction
 
 Recover: TypeAlias = Literal["revert", "fail", "leave"]
 
@@ -27,6 +28,8 @@ def new_param(
     deadline: datetime | None,
     meta: Mapping[str, JSON] | None,
     id: str | None,
+    key: str | None = None,
+    retry: Retry | None = None,
 ) -> TaskParam:
     if at is None and after is None:
         raise InvalidTaskError("at", "is missing: give a moment, at, or seconds, after")
@@ -42,6 +45,8 @@ def new_param(
         deadline=deadline,
         meta={} if meta is None else meta,
         id=id,
+        key=key,
+        retry=retry,
     )
 
 
@@ -106,6 +111,15 @@ def recover_action(recover: Recover) -> RecoverAction:
         raise ValueError(
             f"recover: must be 'revert', 'fail' or 'leave', not {shown(recover)}"
         ) from None
+
+
+def check_if_exists(if_exists: IfExists) -> None:
+    words = get_args(IfExists)
+    if not isinstance(if_exists, str) or if_exists not in words:
+        raise InvalidTaskError(
+            "if_exists",
+            f"must be 'raise', 'return' or 'replace', not {shown(if_exists)}",
+        )
 
 
 def check_limit(limit: int | None) -> None:

@@ -21,6 +21,11 @@ def describe(error: BaseException) -> str:
     return f"{head}\n\n{frames}"
 
 
+def brief(description: str) -> str:
+    """The beginning and the end of what `describe` gave, for a history."""
+    return _cut(description, MAX_MESSAGE)
+
+
 def _traceback(error: BaseException) -> str:
     try:
         summary = traceback.TracebackException.from_exception(

@@ -49,7 +49,7 @@ class Engine:
         self.ledger = Ledger()
         self.observers = Observers(hooks, listeners)
         self.updates = UpdateLoop(
-            repository, clock, deciding, self.observers, self.ledger, dispatcher
+            works, repository, clock, deciding, self.observers, self.ledger, dispatcher
         )
         self.dispatches = DispatchLoop(
             works,

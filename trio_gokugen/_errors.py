@@ -109,6 +109,26 @@ class WorkExistsError(GokugenError, ValueError):
         return f"a work is already registered as {self.work_id!r}"
 
 
+@attrs.frozen
+class ConditionNotFoundError(GokugenError, LookupError):
+    """No condition is registered under this name. Register it, or correct the name."""
+
+    condition: str
+
+    def __str__(self) -> str:
+        return f"no condition is registered as {self.condition!r}"
+
+
+@attrs.frozen
+class ConditionExistsError(GokugenError, ValueError):
+    """A condition of this name is registered already. Choose another name."""
+
+    condition: str
+
+    def __str__(self) -> str:
+        return f"a condition is already registered as {self.condition!r}"
+
+
 # -- what the store answers ---------------------------------------------------------
 
 
@@ -162,6 +182,21 @@ class NoSchedulesError(RefusedError):
 
     def __str__(self) -> str:
         return "the repository keeps no schedules: use another, or add single tasks"
+
+
+@attrs.frozen
+class KeyExistsError(RefusedError):
+    """A task of this key is there that has not ended. Nothing was added.
+
+    To have that one instead, or to change it, say so by `if_exists`.
+    """
+
+    key: str
+    task_id: str
+    """The task that has it."""
+
+    def __str__(self) -> str:
+        return f"task {self.task_id!r} has the key {self.key!r} and has not ended"
 
 
 @attrs.frozen
@@ -272,6 +307,41 @@ class DamagedFileError(RepositoryError, ValueError):
 
     def __str__(self) -> str:
         return printable(f"{self.path}, line {self.line}: {self.reason}")
+
+
+@attrs.frozen
+class InvalidSchedulesError(GokugenError, ValueError):
+    """A file of schedules cannot be used, and nothing of it was.
+
+    It is told all that is wrong: mend these lines, then load the file again.
+    """
+
+    path: str
+    errors: tuple[tuple[int, str], ...]
+    """The lines, counted from 1, and what is wrong there, in the order of the lines."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}, line {line}: {reason}" for line, reason in self.errors]
+        return printable("\n".join(lines))
+
+
+@attrs.frozen
+class SchedulesRefusedError(GokugenError, ValueError):
+    """Of schedules that were to be added in one go, some are refused.
+
+    Correct them and add all again: what is there already stays as it is.
+    """
+
+    refusals: tuple[tuple[str, str], ...]
+    """The ids of all that are refused, and why."""
+
+    added: tuple[str, ...] = ()
+    """The ids of those that are there now: none, unless it was the store that refused."""
+
+    def __str__(self) -> str:
+        refused = [f"{schedule_id!r}: {reason}" for schedule_id, reason in self.refusals]
+        head = f"{len(refused)} refused, {len(self.added) or 'none'} added:"
+        return printable("\n  ".join([head, *refused]))
 
 
 REFUSALS = (RefusedError, InvalidTaskError, InvalidTriggerError)

@@ -39,11 +39,12 @@ from ._ids import IdMaker
 from ._query import TaskQuery, find_order
 from ._recurrence import Step
 from ._repository import BulkRepository, recover_runs
-from ._schedule import Schedule, ScheduleChanged
+from ._schedule import FoundSchedules, Schedule, ScheduleChanged
 from ._task import Task, TaskState
 from ._timer import TimedRepository
 from .abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -52,9 +53,11 @@ from .abc import (
     DeleteEnded,
     DispatchTask,
     EndTask,
+    NoteProgress,
     OnSchedule,
     Operation,
     RecoverAction,
+    RetryTask,
     RevertTask,
     TaskFilter,
     UpdateTask,
@@ -109,11 +112,16 @@ class HeapStore(BulkRepository):
             DispatchTask: self._dispatch,
             ClaimTasks: self._claim,
             EndTask: self._end,
+            RetryTask: self._retry,
+            NoteProgress: self._note_progress,
             RevertTask: self._revert,
             CancelRun: self._cancel_run,
             DeleteEnded: self._delete_ended,
             OnSchedule: self._change_schedule,
         }
+        self._keys: dict[str, str] = {}
+        """By key, the task that has it and has not ended."""
+
         self._schedules: dict[str, Schedule] = {}
         self._runs: dict[str, dict[str, None]] = {}
         """By schedule, the tasks of it that are dispatched."""
@@ -164,10 +172,10 @@ class HeapStore(BulkRepository):
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         await trio.lowlevel.checkpoint()
         ids = sorted(each for each in self._schedules if after is None or each > after)
-        return [self._schedules[each] for each in ids[:limit]]
+        return FoundSchedules(self._schedules[each] for each in ids[:limit])
 
     def snapshot(self) -> list[Task]:
         """All tasks in the order they were added."""
@@ -199,14 +207,39 @@ class HeapStore(BulkRepository):
         orphans = [t for t in tasks if t.state is _DISPATCHED and only.accepts(t)]
         return await recover_runs(self, orphans, action, at)
 
-    def _add(self, operation: AddTasks) -> None:
+    def _add(self, operation: AddTasks) -> Added:
         new: set[str] = set()
         for task in operation.tasks:
+            if task.key is not None:
+                return self._add_by_key(operation)
             if task.id in self._entries or task.id in new:
                 raise TaskExistsError(task.id)
             new.add(task.id)
+        self._put_new(operation.tasks)
+        return Added(operation.tasks, (), operation.tasks)
+
+    def _add_by_key(self, operation: AddTasks) -> Added:
+        entries = self._entries
+        added = _transitions.added(
+            operation.tasks, operation.if_exists, entries.__contains__, self._holder_of
+        )
+        for task in added.changed:
+            entry = entries[task.id]
+            self._put(task, entry[2], entry[3] + 1)
+            self._bury(entry)
+        self._put_new(added.new)
+        for task in added.new:
+            if task.key is not None and not task.state.ended:
+                self._keys[task.key] = task.id
+        return added
+
+    def _holder_of(self, key: str) -> Task | None:
+        task_id = self._keys.get(key)
+        return None if task_id is None else self._entries[task_id][4]
+
+    def _put_new(self, tasks: Sequence[Task]) -> None:
         ended: list[str] = []
-        for task in operation.tasks:
+        for task in tasks:
             self._put(task, next(self._sequence), 0)
             if task.schedule_id is not None:
                 self._note_run(task)
@@ -223,7 +256,7 @@ class HeapStore(BulkRepository):
         self._put(task, entry[2], entry[3] + 1)
         self._bury(entry)
         if task.schedule_id is not None:
-            self._follow(task)
+            self._follow(task, operation.at)
         return task, True
 
     def _cancel(self, operation: CancelTask) -> tuple[Task, bool]:
@@ -281,7 +314,9 @@ class HeapStore(BulkRepository):
 
     def _end(self, operation: EndTask) -> Task:
         entry = self._entry(operation.run.id)
-        task = _transitions.ended(entry[4], operation.run, operation.at, operation.err)
+        task = _transitions.ended(
+            entry[4], operation.run, operation.at, operation.err, operation.result
+        )
         self._replace(entry, task)
         self._keep(task.id)
         if task.schedule_id is not None:
@@ -294,6 +329,22 @@ class HeapStore(BulkRepository):
         self._put(task, entry[2], entry[3] + 1)
         if task.schedule_id is not None:
             self._note_run(task)
+        return task
+
+    def _retry(self, operation: RetryTask) -> Task:
+        entry = self._entry(operation.run.id)
+        task = _transitions.retried(
+            entry[4], operation.run, operation.at, operation.scheduled_at, operation.err
+        )
+        self._put(task, entry[2], entry[3] + 1)
+        if task.schedule_id is not None:
+            self._note_run(task)
+        return task
+
+    def _note_progress(self, operation: NoteProgress) -> Task:
+        entry = self._entry(operation.run.id)
+        task = _transitions.progressed(entry[4], operation.run, operation.progress)
+        self._replace(entry, task)
         return task
 
     def _cancel_run(self, operation: CancelRun) -> Task:
@@ -324,11 +375,12 @@ class HeapStore(BulkRepository):
     def _change_schedule(self, operation: OnSchedule) -> ScheduleChanged:
         change = operation.change
         schedule = self._schedules.get(change.schedule_id)
-        head: _Entry | None = None
-        if schedule is not None and schedule.pending_id is not None:
-            head = self._entries[schedule.pending_id]
+        head = None if schedule is None else self._entries.get(schedule.pending_id or "")
+        if head is not None and head[4].state is not _SCHEDULED:
+            head = None
         head_task = None if head is None else head[4]
-        step = _schedule_changes.change(schedule, head_task, change, self._make_id)
+        run = None if schedule is None else self._run_of(schedule)
+        step = _schedule_changes.change(schedule, head_task, change, self._make_id, run)
         if step is None:
             return ScheduleChanged(schedule, changed=False)
         if step.task is not None and head is not None:
@@ -346,6 +398,14 @@ class HeapStore(BulkRepository):
             made=step.successor,
             dropped=[*step.dropped],
         )
+
+    def _run_of(self, schedule: Schedule) -> Task | None:
+        """What a schedule waits for, or else its last run."""
+        if schedule.awaited_id is not None:
+            entry = self._entries.get(schedule.awaited_id)
+            return None if entry is None else entry[4]
+        runs = self._runs.get(schedule.id, ())
+        return _schedule_changes.last_of(self._entries[each][4] for each in runs)
 
     def check_new(self, schedules: Sequence[Schedule]) -> None:
         """Raise a `ScheduleExistsError` if one of them is there already."""
@@ -403,12 +463,12 @@ class HeapStore(BulkRepository):
         else:
             self._replace(entry, task)
 
-    def _follow(self, task: Task) -> None:
-        """Have the schedule of a task follow what became of it."""
+    def _follow(self, task: Task, at: datetime | None = None) -> None:
+        """Have the schedule of a task follow what became of it, then."""
         self._note_run(task)
         schedule = self._schedules.get(task.schedule_id or "")
         if schedule is not None:
-            self._keep_step(_recurrence.follow(schedule, task, self._make_id))
+            self._keep_step(_recurrence.follow(schedule, task, self._make_id, at))
 
     def _keep_step(self, step: Step | None) -> None:
         if step is None:
@@ -468,6 +528,10 @@ class HeapStore(BulkRepository):
     def _keep(self, task_id: str) -> None:
         """Keep an ended task for a while, and forget the oldest of too many."""
         self._ended[task_id] = None
+        if self._keys:
+            key = self._entries[task_id][4].key
+            if key is not None and self._keys.get(key) == task_id:
+                del self._keys[key]
         if len(self._ended) > self._keep_ended:
             oldest, _ = self._ended.popitem(last=False)
             del self._entries[oldest]

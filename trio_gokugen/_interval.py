@@ -24,7 +24,7 @@ _EVERY = re.compile(
 def duration(value: object) -> timedelta:
     """A length of time: a timedelta, seconds, or text such as ``1h30m``."""
     try:
-        found = _duration(value)
+        found = read_duration(value)
     except (OverflowError, ValueError):
         found = None
     if found is None:
@@ -37,7 +37,8 @@ def duration(value: object) -> timedelta:
     return found
 
 
-def _duration(value: object) -> timedelta | None:
+def read_duration(value: object) -> timedelta | None:
+    """A length of time, which may be none at all; or `None` for what is not one."""
     if isinstance(value, timedelta):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):

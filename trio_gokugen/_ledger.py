@@ -64,6 +64,7 @@ class Ledger:
         self.failed = 0
         self.cancelled = 0
         self.reverted = 0
+        self.retried = 0
         self.unknown_works: dict[str, int] = {}
         self.closed = False
         self.version = 0
@@ -99,14 +100,25 @@ class Ledger:
         self._forget(run)
         self.recovered(task)
 
+    def retrying(self, run: Task, task: Task) -> None:
+        """The run is over, and its task scheduled for another attempt."""
+        self._forget(run)
+        self.retried += 1
+        for waiter in self._waiters.get(run.id, ()):
+            if waiter.run is not None and waiter.run.attempt == run.attempt:
+                waiter.settle(task)
+
     def lost(self, run: Task) -> None:
         """The result is never going to be in the store."""
         self._forget(run)
 
-    def _forget(self, run: Task) -> None:
+    def _is_current(self, run: Task) -> bool:
         # Of a task that was taken back and claimed anew, a later run may go on already.
         known = self.runs.get(run.id)
-        if known is not None and known.attempt == run.attempt:
+        return known is not None and known.attempt == run.attempt
+
+    def _forget(self, run: Task) -> None:
+        if self._is_current(run):
             del self.runs[run.id]
             if not self.runs:
                 self.held_since = math.inf
@@ -120,7 +132,7 @@ class Ledger:
         """These, of which `renewing` told, are leased since then."""
         # Not all of them run any more, if it took long; and what was claimed meanwhile is
         # leased since its own claim, which may have been begun before the renewal.
-        if any(self.runs.get(run.id) is run for run in runs):
+        if any(self._is_current(run) for run in runs):
             self.held_since = min(since, self._claimed_since)
         self.noted()
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
 from ._errors import InvalidTaskError
+from ._json import JSON
 from ._query import TaskQuery
 from ._schedule import ChangeSchedule, Dropped, ScheduleChanged
-from ._task import ENDED, Task, TaskState, TaskUpdate, as_utc_or_none
+from ._task import ENDED, Progress, Task, TaskState, TaskUpdate, as_utc_or_none
+from ._transitions import Added
 
 if TYPE_CHECKING:
     from .abc import RepositoryLike
@@ -108,14 +110,19 @@ class Claimed:
             (self.expired if run.id in mine else self.replaced).append(run)
 
 
+IfExists: TypeAlias = Literal["raise", "return", "replace"]
+"""What becomes of a new task, if another of its key has not ended."""
+
+
 @attrs.define(eq=False)
 class AddTasks:
-    """Keep new tasks: all of them or, if one of the ids is taken, none."""
+    """Keep new tasks: all of them or, if one is refused, none."""
 
     tasks: Sequence[Task]
+    if_exists: IfExists = "raise"
 
-    async def carry_out(self, repository: RepositoryLike) -> None:
-        await repository.add(self.tasks)
+    async def carry_out(self, repository: RepositoryLike) -> Added:
+        return await repository.add(self.tasks, self.if_exists)
 
 
 @attrs.define(eq=False)
@@ -124,6 +131,8 @@ class UpdateTask:
 
     task_id: str
     update: TaskUpdate
+    at: datetime | None = None
+    """When that is asked for. If it postpones an occurrence, the next one is made then."""
 
     async def carry_out(self, repository: RepositoryLike) -> tuple[Task, bool]:
         return await repository.update(self.task_id, self.update)
@@ -173,9 +182,34 @@ class EndTask:
     run: Task
     at: datetime
     err: str | None = None
+    result: JSON = None
 
     async def carry_out(self, repository: RepositoryLike) -> Task:
-        return await repository.mark_done(self.run, self.at, self.err)
+        return await repository.mark_done(self.run, self.at, self.err, self.result)
+
+
+@attrs.define(eq=False)
+class RetryTask:
+    """Have a run's task run again, later. The run has failed, if there is an `err`."""
+
+    run: Task
+    at: datetime
+    scheduled_at: datetime
+    err: str | None = None
+
+    async def carry_out(self, repository: RepositoryLike) -> Task:
+        return await repository.retry(self.run, self.at, self.scheduled_at, self.err)
+
+
+@attrs.define(eq=False)
+class NoteProgress:
+    """Record how far a run has come."""
+
+    run: Task
+    progress: Progress
+
+    async def carry_out(self, repository: RepositoryLike) -> Task:
+        return await repository.note_progress(self.run, self.progress)
 
 
 @attrs.define(eq=False)
@@ -238,6 +272,8 @@ Operation: TypeAlias = (
     | DispatchTask
     | ClaimTasks
     | EndTask
+    | RetryTask
+    | NoteProgress
     | RevertTask
     | CancelRun
     | DeleteEnded

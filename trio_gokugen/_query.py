@@ -77,6 +77,7 @@ class TaskQuery:
     states: Collection[TaskState] | None = None
     work_ids: Collection[str] | None = None
     schedule_ids: Collection[str] | None = None
+    keys: Collection[str] | None = None
     scheduled_at: Moments | None = None
     created_at: Moments | None = None
     deadline: Moments | None = None
@@ -101,6 +102,7 @@ class TaskQuery:
         keep(self, "ids", _texts)
         keep(self, "work_ids", _texts)
         keep(self, "schedule_ids", _texts)
+        keep(self, "keys", _texts)
         keep(self, "priority", _priority)
         keep(self, "meta", json_object)
 
@@ -111,6 +113,7 @@ class TaskQuery:
             and (self.states is None or task.state in self.states)
             and (self.work_ids is None or task.work_id in self.work_ids)
             and (self.schedule_ids is None or task.schedule_id in self.schedule_ids)
+            and (self.keys is None or task.key in self.keys)
             and all(
                 _within(getattr(task, field), between)
                 for field in _QUERIED

@@ -6,12 +6,24 @@ its next occurrence; when this is taken, cancelled or postponed, or when it has 
 the schedule has it, the one after is made. Nothing here grows with the time that has
 passed: who looks for the last of many moments halves the time between, and what cannot be
 counted quickly is counted up to a thousand.
+
+    a task                            by       the next occurrence
+    ------------------------------    -----    ----------------------------------------
+    is taken, and runs                take     is made; or by `ended`, if it waits
+    is taken, and is too late         take     is the same task, moved; or made, if it
+                                               has failed by its deadline
+    has ended, and was waited for     ended    is made: what fell due meanwhile is
+                                               skipped, or is what is queued
+    is cancelled, postponed, or       left     is made
+    dispatched by its id
+    is any other of the schedule      -        stays
+
+What users say to a schedule is in `_schedule_changes`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
@@ -100,11 +112,13 @@ def _take(
         if step is None:
             return Step(schedule, task)
         return Step(step.schedule, task, step.successor)
+    if _is_queued(schedule) and not _is_in_time(schedule, first, at):
+        schedule = evolved(schedule, {"queued_at": None})  # it is late now, as any other
     choice = _choose(schedule, first, at)
     dropped = what_is_dropped(schedule, first, choice)
     chosen, following = choice.chosen, choice.following
     changes: dict[str, Any] = {
-        "last_at": first if chosen is None else chosen,
+        "last_at": dropped[-1].last if chosen is None else chosen,
         **counted(schedule, dropped),
     }
     if chosen is None:
@@ -118,13 +132,36 @@ def _take(
         changes["runs"] = schedule.runs + 1
         if schedule.waits_for_end:
             changes |= {"next_at": following, "pending_id": None, "awaited_id": task.id}
-            if has_passed(schedule, following, at):
-                changes["queued_at"] = at  # it is late, and does not fall due meanwhile
+            changes |= _late_until(schedule, following, at)
             return Step(evolved(schedule, changes), task, None, dropped)
+    if _catches_up(schedule):
+        changes |= _late_until(schedule, following, at)
     if following is None and schedule.after == "end":
         following = schedule.following(at)
     step = planned(schedule, following, at, new_id, changes)
     return Step(step.schedule, task, step.successor, dropped)
+
+
+def _is_queued(schedule: Schedule) -> bool:
+    """Whether the next occurrence has waited for the end of the one before."""
+    return schedule.queued_at is not None and schedule.overlap == "queue"
+
+
+def _catches_up(schedule: Schedule) -> bool:
+    """Whether those that were late as one was taken run one after the other."""
+    return schedule.queued_at is not None and schedule.overlap == "skip"
+
+
+def _late_until(
+    schedule: Schedule, following: datetime | None, at: datetime
+) -> dict[str, Any]:
+    """What changes if the next one was late already as the first of them was taken.
+
+    It has not fallen due while that runs, and what does so is not late.
+    """
+    if _catches_up(schedule):
+        at = schedule.queued_at or at
+    return {"queued_at": at} if has_passed(schedule, following, at) else {}
 
 
 def replaces(schedule: Schedule, taken: Task) -> bool:
@@ -160,18 +197,21 @@ def _choose(schedule: Schedule, first: datetime, at: datetime) -> Choice:
     in_time = _is_in_time(schedule, first, at)
     if schedule.after == "end":
         return Choice(first, None) if in_time else Choice(None, schedule.following(at))
-    following = schedule.following(first)
-    if schedule.queued_at is not None:
-        return _choose_queued(schedule, first, following, schedule.queued_at)
-    if not has_passed(schedule, following, at):
+    following, until = schedule.following(first), schedule.queued_at or at
+    if _is_queued(schedule):
+        return _choose_queued(schedule, first, following, until)
+    if not has_passed(schedule, following, until):
         return Choice(first if in_time else None, following)
-    return _choose_of_several(schedule, first, at, in_time=in_time)
+    if in_time and schedule.late.run == "all" and _catches_up(schedule):
+        return Choice(first, following)  # of the few that were chosen before
+    return _choose_of_several(schedule, first, at, until, in_time=in_time)
 
 
 def _choose_of_several(
-    schedule: Schedule, first: datetime, at: datetime, *, in_time: bool
+    schedule: Schedule, first: datetime, at: datetime, until: datetime, *, in_time: bool
 ) -> Choice:
-    last = latest(schedule, first, at)
+    """Of those that have passed until then."""
+    last = latest(schedule, first, until)
     following = schedule.following(last)
     if not _is_in_time(schedule, last, at):
         return Choice(None, following)
@@ -198,9 +238,12 @@ def _choose_queued(
 
 def _is_in_time(schedule: Schedule, nominal: datetime, at: datetime) -> bool:
     tolerance = schedule.late.tolerance
-    if tolerance is None or schedule.queued_at is not None:
+    if tolerance is None:
         return True
-    return at - schedule.due(nominal) <= tolerance
+    since = schedule.due(nominal)
+    if _is_queued(schedule) and schedule.queued_at is not None:
+        since = max(since, schedule.queued_at)
+    return at - since <= tolerance
 
 
 def has_passed(schedule: Schedule, nominal: datetime | None, at: datetime) -> bool:
@@ -209,7 +252,15 @@ def has_passed(schedule: Schedule, nominal: datetime | None, at: datetime) -> bo
 
 def latest(schedule: Schedule, first: datetime, at: datetime) -> datetime:
     """The last of those that have passed, of which `first` is one."""
-    return _last(schedule, first, at, schedule.due, _WALK)
+    known: tuple[datetime | None, datetime] = schedule.__dict__.get(
+        "_latest", (None, first)
+    )
+    until, last = known
+    if until != at or last < first:
+        last = _last(schedule, first, at, schedule.due, _WALK)
+        # It is asked for again with each of those that run then.
+        schedule.__dict__["_latest"] = at, last
+    return last
 
 
 def _last(
@@ -256,16 +307,49 @@ def _first_in_time(schedule: Schedule, first: datetime, at: datetime) -> datetim
 def _first_of_few(schedule: Schedule, earliest: datetime, last: datetime) -> datetime:
     """The first of the last few, up to the limit, from `earliest` to `last`."""
     limit = schedule.late.limit
-    few = deque([earliest], maxlen=limit)
-    for _ in range(limit + _WALK):
-        following = schedule.following(few[-1])
-        if few[-1] == last or following is None:
-            return few[0]
-        few.append(following)
-    chosen = last
-    for _ in range(limit - 1):
-        chosen = _last(schedule, earliest, chosen - _TICK, _nominal)
-    return chosen
+    known: tuple[datetime | None, datetime, int]
+    known = schedule.__dict__.get("_few", (None, last, 0))
+    known_last, first, count = known
+    if known_last != last or (count < limit and first > earliest):
+        few = _last_few(schedule, earliest, last, limit)
+        first, count = few[0], len(few)
+        # As above: of the few that were found, those that are left are looked for next.
+        schedule.__dict__["_few"] = last, first, count
+    return max(first, earliest)
+
+
+def _last_few(
+    schedule: Schedule, earliest: datetime, last: datetime, limit: int
+) -> list[datetime]:
+    """The last nominal times from `earliest` to `last`, up to the limit.
+
+    They are looked for in one span of time after another, from the end. Each is double as
+    long as the one before; or half, if that has far too many.
+    """
+    few, low, span = [last], last, _TICK
+    while low > earliest and len(few) < limit:
+        start = max(low - span, earliest)
+        found = _between(schedule, start, low, 2 * limit)
+        if found is None:
+            span = (low - start) // 2
+            continue
+        few[:0] = found
+        low, span = start, min(2 * span, last - earliest)
+    return few[-limit:]
+
+
+def _between(
+    schedule: Schedule, start: datetime, end: datetime, most: int
+) -> list[datetime] | None:
+    """The nominal times from `start` on and before `end`; none if they are too many."""
+    found: list[datetime] = []
+    following = schedule.following(start - _TICK)
+    while following is not None and following < end:
+        if len(found) == most:
+            return None
+        found.append(following)
+        following = schedule.following(following)
+    return found
 
 
 # -- what is dropped ------------------------------------------------------------------
@@ -273,7 +357,7 @@ def _first_of_few(schedule: Schedule, earliest: datetime, last: datetime) -> dat
 
 def what_is_dropped(schedule: Schedule, first: datetime, choice: Choice) -> list[Dropped]:
     """What does not run, of what was to run before the next occurrence."""
-    why: Literal["late", "overlap"] = "late" if schedule.queued_at is None else "overlap"
+    why: Literal["late", "overlap"] = "overlap" if _is_queued(schedule) else "late"
     found = uncounted(schedule)
     if choice.chosen is None:
         # Of what is counted from ends there is but one at a time.
@@ -347,7 +431,7 @@ def occurrence(
     schedule: Schedule, nominal: datetime, task_id: str, created_at: datetime
 ) -> Task:
     due = schedule.due(nominal)
-    return evolve(
+    task = evolve(
         _BLANK,
         {
             "id": task_id,
@@ -362,6 +446,7 @@ def occurrence(
             "priority": schedule.priority,
         },
     )
+    return task if schedule.when is None else evolve(task, {"when": schedule.when})
 
 
 def later(moment: datetime, length: timedelta | None) -> datetime | None:
@@ -388,29 +473,50 @@ def left(schedule: Schedule, task_id: str, at: datetime, new_id: NewId) -> Step 
     if schedule.pending_id != task_id or nominal is None:
         return None
     following, dropped = schedule.following(nominal), uncounted(schedule)
-    if schedule.queued_at is not None:
+    if schedule.queued_at is not None and _is_queued(schedule):
         choice = _choose_queued(schedule, nominal, following, schedule.queued_at)
         following, dropped = choice.following, what_is_dropped(schedule, nominal, choice)
     changes = {"last_at": nominal, **counted(schedule, dropped)}
+    if _catches_up(schedule):
+        changes |= _late_until(schedule, following, at)
     return planned(schedule, following, at, new_id, changes)
 
 
-def follow(schedule: Schedule, task: Task, new_id: NewId) -> Step | None:
-    """A task of it was changed, or has ended. None if that does not change the plan."""
+def follow(
+    schedule: Schedule, task: Task, new_id: NewId, at: datetime | None = None
+) -> Step | None:
+    """A task of it was changed, or has ended. None if that does not change the plan.
+
+    Args:
+      schedule: As it stands.
+      task: As it was left.
+      new_id: Makes ids.
+      at: When it was changed, if the task does not say so itself.
+    """
+    if task.state is TaskState.DISPATCHED:
+        at = task.dispatched_at
+    noted = schedule
+    if schedule.when is not None and task.state in _RAN and task.attempt:
+        noted = evolved(schedule, {"ended_id": task.id})
     try:
-        return _follow(schedule, task, new_id)
+        step = _follow(noted, task, task.ended_at or at or task.created_at, new_id)
     except InvalidTriggerError as error:
-        return Step(_given_up(schedule, error))
+        return Step(_given_up(noted, error))
+    return Step(noted) if step is None and noted is not schedule else step
 
 
-def _follow(schedule: Schedule, task: Task, new_id: NewId) -> Step | None:
-    at = task.ended_at or task.created_at
+_RAN = TaskState.DONE, TaskState.FAILED
+
+
+def _follow(schedule: Schedule, task: Task, at: datetime, new_id: NewId) -> Step | None:
     if task.state.ended and task.id == schedule.awaited_id:
         return ended(schedule, task, at, new_id)
     if task.state is TaskState.SCHEDULED:
         nominal = task.nominal_at
         if nominal is not None and task.scheduled_at == schedule.due(nominal):
             return None  # not postponed
+    if task.state is TaskState.DISPATCHED and task.id == schedule.pending_id:
+        schedule = evolved(schedule, {"runs": schedule.runs + 1})
     return left(schedule, task.id, at, new_id)
 
 
@@ -423,7 +529,8 @@ def ended(schedule: Schedule, task: Task, at: datetime, new_id: NewId) -> Step |
         return planned(schedule, schedule.following(at), at, new_id, changes)
     following = schedule.next_at
     if schedule.queued_at is not None:
-        changes["queued_at"] = None  # it was late before
+        if not _catches_up(schedule):
+            changes["queued_at"] = None  # it was late before
     elif following is not None and has_passed(schedule, following, at):
         if schedule.overlap == "queue":
             changes["queued_at"] = at

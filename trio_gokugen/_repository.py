@@ -17,11 +17,13 @@ import outcome
 import trio
 
 from ._errors import NoSchedulesError, RefusedError
+from ._json import JSON
 from ._query import TaskQuery
-from ._schedule import ChangeSchedule, Schedule, ScheduleChanged
-from ._task import ENDED, Task, TaskState, TaskUpdate
+from ._schedule import ChangeSchedule, FoundSchedules, Schedule, ScheduleChanged
+from ._task import ENDED, Progress, Task, TaskState, TaskUpdate
 from .abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -30,11 +32,14 @@ from .abc import (
     DeleteEnded,
     DispatchTask,
     EndTask,
+    IfExists,
+    NoteProgress,
     OnSchedule,
     Operation,
     RecoverAction,
     Renewed,
     RepositoryLike,
+    RetryTask,
     RevertTask,
     TaskFilter,
     UpdateTask,
@@ -96,9 +101,9 @@ class NoSchedules:
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         await trio.lowlevel.checkpoint()
-        return []
+        return FoundSchedules()
 
 
 class BulkRepository(Unshared, ABC):
@@ -114,8 +119,8 @@ class BulkRepository(Unshared, ABC):
         [result] = await self.apply([operation])
         return result.unwrap()
 
-    async def add(self, tasks: Sequence[Task]) -> None:
-        await self._apply_one(AddTasks(tasks))
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
+        return cast("Added", await self._apply_one(AddTasks(tasks, if_exists)))
 
     async def update(self, task_id: str, update: TaskUpdate) -> tuple[Task, bool]:
         return cast("tuple[Task, bool]", await self._apply_one(UpdateTask(task_id, update)))
@@ -132,8 +137,19 @@ class BulkRepository(Unshared, ABC):
     async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
         return cast("Claimed", await self._apply_one(ClaimTasks(limit, at, only)))
 
-    async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
-        return cast("Task", await self._apply_one(EndTask(run, at, err)))
+    async def mark_done(
+        self, run: Task, at: datetime, err: str | None = None, result: JSON = None
+    ) -> Task:
+        return cast("Task", await self._apply_one(EndTask(run, at, err, result)))
+
+    async def retry(
+        self, run: Task, at: datetime, scheduled_at: datetime, err: str | None = None
+    ) -> Task:
+        operation = RetryTask(run, at, scheduled_at, err)
+        return cast("Task", await self._apply_one(operation))
+
+    async def note_progress(self, run: Task, progress: Progress) -> Task:
+        return cast("Task", await self._apply_one(NoteProgress(run, progress)))
 
     async def mark_cancelled(self, run: Task, at: datetime) -> Task:
         return cast("Task", await self._apply_one(CancelRun(run, at)))

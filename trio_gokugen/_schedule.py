@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import attrs
 
-from ._errors import InvalidTaskError, InvalidTriggerError, shown
+from ._errors import InvalidTaskError, InvalidTriggerError, RefusedError, shown
 from ._interval import Interval
 from ._json import JSON, int64, json_object, name
+from ._lengths import length
 from ._task import UNCHANGED, Maybe, Task, as_utc, empty, keep
 from ._trigger import Trigger
 
@@ -19,35 +20,13 @@ Catch: TypeAlias = Literal["latest", "earliest", "all", "none"]
 Overlap: TypeAlias = Literal["skip", "queue", "allow", "replace"]
 After: TypeAlias = Literal["start", "end"]
 
+MOST_LATE = 10_000
+"""So many occurrences that have passed can run."""
+
 ON_TIME = timedelta(seconds=1)
 """What starts so late is on time, if nothing late is to run."""
 
 _FRACTIONS = 2**64
-LONGEST = timedelta(days=36_525)
-"""Of what is given as a length of time: so it is kept exactly, everywhere."""
-
-
-def length(value: object, field: str) -> timedelta:
-    """A length of time, given as such or in seconds, that is not negative."""
-    try:
-        found = value if isinstance(value, timedelta) else timedelta(seconds=_number(value))
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidTaskError(
-            field, f"must be a timedelta or a number of seconds, not {shown(value)}"
-        ) from None
-    if found < timedelta(0):
-        raise InvalidTaskError(field, f"must not be negative, not {shown(value)}")
-    if found > LONGEST:
-        raise InvalidTaskError(
-            field, f"must be at most {LONGEST.days} days, not {shown(value)}"
-        )
-    return found
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError
-    return value
 
 
 def _window(value: float | timedelta | None) -> timedelta | None:
@@ -65,6 +44,12 @@ def _jitter(value: float | timedelta) -> timedelta:
 def _positive(value: int, field: str) -> int:
     if int64(value, field) < 1:
         raise InvalidTaskError(field, "must be at least 1")
+    return value
+
+
+def _limit(value: int, field: str) -> int:
+    if _positive(value, field) > MOST_LATE:
+        raise InvalidTaskError(field, f"must be at most {MOST_LATE}, not {shown(value)}")
     return value
 
 
@@ -97,11 +82,11 @@ class Late:
     """
 
     limit: int = 100
-    """With ``"all"``: at most so many, the last ones."""
+    """With ``"all"``: at most so many, the last ones. Not more than 10,000."""
 
     def __attrs_post_init__(self) -> None:
         one_of(self.run, Catch, "run")
-        keep(self, "limit", _positive)
+        keep(self, "limit", _limit)
 
     @property
     def tolerance(self) -> timedelta | None:
@@ -166,6 +151,9 @@ class Schedule:
     after: After = "start"
     """Whether an interval is counted from occurrence to occurrence, or from their ends."""
 
+    when: str | None = None
+    """The condition that is asked before an occurrence runs."""
+
     paused: bool = False
 
     created_at: datetime
@@ -175,7 +163,7 @@ class Schedule:
     last_at: datetime | None = None
     """The nominal time of the last occurrence that ran, or was cancelled or postponed.
 
-    If all that had passed were dropped, it is that of the first of them.
+    If all that had passed were dropped, it is that of the last of them.
     """
 
     runs: int = 0
@@ -193,11 +181,14 @@ class Schedule:
     queued_at: datetime | None = None
     """Until when the next occurrence has waited for the one before to end.
 
-    Or, while that is awaited, since when the next one is late already.
+    Or, where it does not wait: when it began to catch up on those that are late.
     """
 
     skipped_from: datetime | None = None
     """The nominal time of the first that fell due while the one before was running."""
+
+    ended_id: str | None = None
+    """With a condition: the id of its last run that was done or has failed."""
 
     def __attrs_post_init__(self) -> None:
         for field, check in _CHECKS.items():
@@ -271,6 +262,15 @@ class Schedule:
             return nominal
 
 
+class FoundSchedules(list[Schedule]):
+    """Schedules, and beside them those that are there, too, but cannot be read."""
+
+    def __init__(self, schedules: Iterable[Schedule] = ()) -> None:
+        super().__init__(schedules)
+        self.unreadable: dict[str, RefusedError] = {}
+        """By id, what `get_schedule` would raise."""
+
+
 def evolved(schedule: Schedule, changes: dict[str, Any]) -> Schedule:
     """The schedule with some fields changed, but not its trigger; taken on trust."""
     new = object.__new__(Schedule)
@@ -289,8 +289,13 @@ DEFINITION = (
     "late",
     "overlap",
     "after",
+    "when",
 )
 """The fields that a user says, and may change."""
+
+
+def _name_or_none(value: object, field: str) -> str | None:
+    return None if value is None else name(value, field)
 
 
 def _trigger(value: object, field: str) -> object:
@@ -306,6 +311,7 @@ _CHECKS: dict[str, Any] = {
     "param": json_object,
     "meta": json_object,
     "priority": int64,
+    "when": _name_or_none,
 }
 
 
@@ -323,6 +329,7 @@ class ScheduleUpdate:
     late: Maybe[Late] = UNCHANGED
     overlap: Maybe[Overlap] = UNCHANGED
     after: Maybe[After] = UNCHANGED
+    when: Maybe[str | None] = UNCHANGED
 
     def __attrs_post_init__(self) -> None:
         if self.trigger is not UNCHANGED:

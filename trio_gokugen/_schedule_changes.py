@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any, assert_never
 
 import attrs
@@ -40,6 +41,7 @@ from ._schedule import (
 )
 from ._task import Task, equal, evolve
 
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _TIMING = "trigger", "after"
 """What the nominal times of a schedule come from."""
 
@@ -49,6 +51,7 @@ def change(
     head: Task | None,
     operation: ChangeSchedule,
     new_id: NewId,
+    run: Task | None = None,
 ) -> Step | None:
     """What a user says. None if it changes nothing.
 
@@ -57,6 +60,8 @@ def change(
       head: The pending task that is its next occurrence, if there is one.
       operation: What is said.
       new_id: Makes ids.
+      run: The task whose end it waits for, if that is there; if it waits for none, the
+        `last_of` its runs.
 
     Raises:
       ScheduleNotFoundError: it is not there.
@@ -71,14 +76,15 @@ def change(
         raise ScheduleNotFoundError(operation.schedule_id)
     match operation:
         case PutSchedule():
-            step = _changed(schedule, operation.schedule, head, at, new_id)
+            step = _changed(schedule, operation.schedule, head, run, at, new_id)
         case UpdateSchedule():
             new = operation.update.changed(schedule)
-            step = _changed(schedule, new, head, at, new_id)
+            step = _changed(schedule, new, head, run, at, new_id)
         case PauseSchedule():
             step = _paused(schedule, head, at)
         case ResumeSchedule():
-            step = _resumed(schedule, at, new_id, catch_up=operation.catch_up)
+            catch_up = operation.catch_up
+            step = _resumed(schedule, run, at, new_id, catch_up=catch_up)
         case TriggerSchedule():
             step = Step(schedule, successor=_run_now(schedule, at, new_id))
         case RemoveSchedule():
@@ -92,9 +98,7 @@ def change(
 def first_step(schedule: Schedule, at: datetime, new_id: NewId) -> Step:
     """A schedule goes on as it stands, or begins if it is new; its next task is made."""
     if schedule.awaited_id is not None:
-        run = Task(
-            id=schedule.awaited_id, work_id=schedule.work_id, scheduled_at=at, created_at=at
-        )
+        run = _stand_in(schedule, schedule.awaited_id, at)
         return ended(schedule, run, at, new_id) or Step(schedule)
     if schedule.next_at is None and schedule.last_at is None:
         return _added(schedule, at, new_id)
@@ -113,26 +117,97 @@ def _first(schedule: Schedule, at: datetime) -> datetime | None:
     return schedule.following(at)
 
 
+def last_of(runs: Iterable[Task]) -> Task | None:
+    """Of runs of a schedule, the one of its last occurrence that was in its plan."""
+    return max(
+        (run for run in runs if run.nominal_at is not None),
+        key=lambda run: (run.nominal_at or _LONG_AGO, run.created_at, run.id),
+        default=None,
+    )
+
+
+def _without_lost(schedule: Schedule, run: Task | None) -> Schedule:
+    """The schedule, not waiting for a task that has ended, or is not there any more."""
+    if schedule.awaited_id is None or (run is not None and not run.state.ended):
+        return schedule
+    return evolved(schedule, {"awaited_id": None})
+
+
 def _changed(
-    schedule: Schedule, new: Schedule, head: Task | None, at: datetime, new_id: NewId
+    schedule: Schedule,
+    new: Schedule,
+    head: Task | None,
+    run: Task | None,
+    at: datetime,
+    new_id: NewId,
 ) -> Step | None:
-    """A schedule gets another definition. None if it is the same."""
+    """A schedule gets another definition. None if it is the same, and goes on."""
     if all(equal(getattr(schedule, f), getattr(new, f)) for f in DEFINITION):
-        return None
+        return _revived(schedule, head, run, at, new_id)
+    waited = schedule.waits_for_end
+    schedule = _without_lost(schedule, run)
     result = attrs.evolve(schedule, **new.definition)
     nominal, dropped = schedule.next_at, list[Dropped]()
-    if any(getattr(schedule, field) != getattr(new, field) for field in _TIMING):
+    timing = any(getattr(schedule, field) != getattr(new, field) for field in _TIMING)
+    if timing or (nominal is None and schedule.awaited_id is None):
         # By another clock than that of the last claim, it may be sooner than that.
         nominal = _first(result, max(at, schedule.last_at or at))
         dropped = uncounted(schedule)
         result = evolved(result, counted(schedule, dropped))
-    if head is not None:
+    if head is not None and schedule.overlap != result.overlap:
+        result = evolved(result, {"queued_at": None})  # it is late, as any other
+    if run is not None and not waited and result.waits_for_end:
+        step = _awaiting(result, head, run, nominal, at)
+    elif head is not None:
         step = moved(result, head, nominal, at)
     elif schedule.awaited_id is not None and result.waits_for_end:
         step = Step(evolved(result, {"next_at": nominal}))
     else:
         step = planned(result, nominal, at, new_id, {"awaited_id": None})
     return Step(step.schedule, step.task, step.successor, dropped)
+
+
+def _awaiting(
+    schedule: Schedule, head: Task | None, run: Task, nominal: datetime | None, at: datetime
+) -> Step:
+    """The next occurrence is to wait for the end of a run, beside which it was to be."""
+    changes = {"next_at": nominal, "pending_id": None, "awaited_id": run.id}
+    task = None if head is None else _transitions.cancelled(head, at)
+    return Step(evolved(schedule, changes), task)
+
+
+def _revived(
+    schedule: Schedule, head: Task | None, run: Task | None, at: datetime, new_id: NewId
+) -> Step | None:
+    """A schedule that has stopped before its end goes on. None if it has not.
+
+    Its trigger may have failed; or who took, or ended, its last task could not read it; or
+    somebody has deleted that task.
+    """
+    if schedule.paused or head is not None:
+        return None
+    if schedule.awaited_id is not None:
+        return _after_lost(schedule, run, at, new_id)
+    nominal = schedule.next_at or _first(schedule, max(at, schedule.last_at or at))
+    return None if nominal is None else planned(schedule, nominal, at, new_id)
+
+
+def _after_lost(
+    schedule: Schedule, run: Task | None, at: datetime, new_id: NewId
+) -> Step | None:
+    """It waits for a task that has ended, or is not there. None if that is not so."""
+    if run is None:
+        assert schedule.awaited_id is not None
+        run = _stand_in(schedule, schedule.awaited_id, at)
+        return ended(schedule, run, schedule.last_at or at, new_id)
+    if not run.state.ended:
+        return None
+    return ended(schedule, run, run.ended_at or at, new_id)
+
+
+def _stand_in(schedule: Schedule, task_id: str, at: datetime) -> Task:
+    """In place of a task of which only the id is known."""
+    return Task(id=task_id, work_id=schedule.work_id, scheduled_at=at, created_at=at)
 
 
 def _paused(schedule: Schedule, head: Task | None, at: datetime) -> Step | None:
@@ -146,7 +221,7 @@ def _paused(schedule: Schedule, head: Task | None, at: datetime) -> Step | None:
 
 
 def _resumed(
-    schedule: Schedule, at: datetime, new_id: NewId, *, catch_up: bool
+    schedule: Schedule, run: Task | None, at: datetime, new_id: NewId, *, catch_up: bool
 ) -> Step | None:
     """Occurrences run again. None if it is not paused."""
     if not schedule.paused:
@@ -164,8 +239,10 @@ def _resumed(
     changes |= counted(schedule, dropped)
     schedule = evolved(schedule, changes)
     if schedule.awaited_id is not None:
-        return Step(evolved(schedule, {"next_at": nominal}), dropped=dropped)
-    step = planned(schedule, nominal, at, new_id)
+        schedule = evolved(schedule, {"next_at": nominal})
+        step = _after_lost(schedule, run, at, new_id) or Step(schedule)
+    else:
+        step = planned(schedule, nominal, at, new_id)
     return Step(step.schedule, None, step.successor, dropped)
 
 
@@ -173,4 +250,5 @@ def _run_now(schedule: Schedule, at: datetime, new_id: NewId) -> Task:
     """A run of it now, beside its plan."""
     task = occurrence(schedule, at, new_id(at), at)
     deadline = later(at, schedule.deadline_after)
-    return evolve(task, {"nominal_at": None, "scheduled_at": at, "deadline": deadline})
+    now = {"nominal_at": None, "scheduled_at": at, "deadline": deadline}
+    return evolve(task, now if task.when is None else {**now, "when": None})

@@ -5,62 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import (
     AsyncGenerator,
-    Callable,
-    Collection,
-    Iterable,
     Mapping,
-    Sequence,
 )
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
-from typing import Literal
+from datetime import timedelta
+from typing import Literal, cast
 
 import attrs
 import trio
 
-from . import _transitions
 from ._arguments import (
     Recover,
-    check_limit,
     check_part,
     checked_grace,
-    checked_id,
-    new_param,
     recover_action,
 )
 from ._callables import check_async
 from ._clock import default_clock
+from ._conditions import scheduler as running_scheduler
 from ._engine import Engine
 from ._errors import (
-    InvalidTaskError,
-    NotRunningHereError,
     SchedulerAlreadyRunningError,
-    SchedulerNotRunningError,
-    StopReason,
-    TaskNotFoundError,
-    WorkNotFoundError,
-    shown,
 )
 from ._heap_repository import HeapRepository
 from ._hooks import checked_hooks
 from ._ids import IdMaker
-from ._json import JSON
 from ._query import TaskQuery
 from ._schedules import Schedules
-from ._task import ENDED, UNCHANGED, Maybe, Task, TaskParam, TaskState, TaskUpdate, new_task
+from ._task import (
+    TaskState,
+)
+from ._tasks import Tasks
 from ._worker_pool import WorkerPoolDispatcher
 from .abc import (
-    AddTasks,
-    CancelTask,
     Clock,
-    DeleteEnded,
     Dispatcher,
     Listener,
     LoopHooks,
     RecoverAction,
     TaskFilter,
     TaskRepository,
-    UpdateTask,
     WorkRegistry,
 )
 
@@ -82,6 +66,8 @@ class SchedulerStatistics:
     """Events that hooks and listeners have not seen yet."""
 
     added: int = 0
+    """By callers: what schedules make by themselves is not among these."""
+
     dispatched: int = 0
     done: int = 0
     failed: int = 0
@@ -89,17 +75,18 @@ class SchedulerStatistics:
     reverted: int = 0
     """Runs that were cut short, and whose tasks are scheduled again."""
 
+    retried: int = 0
+    """Runs that have failed or were snoozed, and whose tasks are scheduled again."""
+
     unknown_works: Mapping[str, int] = attrs.field(factory=dict[str, int])
     """Pending tasks whose work is not registered here, by work id, at the last look."""
 
-
-_DELETED_AT_A_TIME = 1_000
 
 _FIRST_PAUSE = 1 / 512
 """Seconds before another look for what others may have ended; longer each time."""
 
 
-class Scheduler(Schedules):
+class Scheduler(Tasks, Schedules):
     """Runs tasks at their appointed times.
 
     Made for ``await nursery.start(scheduler.run)``; `open_scheduler` does that, and
@@ -186,7 +173,11 @@ class Scheduler(Schedules):
             self._listeners,
             clock,
         )
-        await self._engine.run(self._recover, task_status)
+        token = running_scheduler.set(self)
+        try:
+            await self._engine.run(self._recover, task_status)
+        finally:
+            running_scheduler.reset(token)
 
     async def stop(self, grace: float | timedelta | None = None) -> None:
         """Stop, and return once everything has ended.
@@ -206,228 +197,6 @@ class Scheduler(Schedules):
             await trio.lowlevel.checkpoint()
         else:
             await self._engine.stop(seconds)
-
-    # -- tasks ------------------------------------------------------------------------
-
-    async def add_task(
-        self,
-        work_id: str,
-        param: Mapping[str, JSON] | None = None,
-        *,
-        at: datetime | None = None,
-        after: float | timedelta | None = None,
-        priority: int = 0,
-        deadline: datetime | None = None,
-        meta: Mapping[str, JSON] | None = None,
-        id: str | None = None,
-    ) -> Task:
-        """Have a work run at a moment, or after some time.
-
-        Args:
-          work_id: Name of a registered work.
-          param: Keyword arguments for the work, as a JSON object.
-          at: Earliest moment to start: aware; one that has passed means now.
-          after: Seconds from now, instead of `at`.
-          priority: Among tasks due at the same moment, the larger goes first.
-          deadline: Moment from which on it must not start, and is cancelled if running.
-          meta: A JSON object of your own: to search by, never passed to the work.
-          id: An id of your own, which makes it safe to repeat an add whose answer was
-            lost: the second is a `TaskExistsError`.
-
-        Returns:
-          The task as it was stored.
-
-        Raises:
-          InvalidTaskError: a value cannot be used; `field` names it.
-          WorkNotFoundError: no such work is registered.
-          TaskExistsError: a task of this id is there.
-        """
-        engine = self._running()
-        now = engine.clock.now()
-        new = new_param(now, work_id, param, at, after, priority, deadline, meta, id)
-        self._check(new.work_id, new.param)
-        [task] = await self._add(engine, [new])
-        return task
-
-    async def add_tasks(self, params: Iterable[TaskParam]) -> list[Task]:
-        """Add many tasks in one go: all of them or, if one is refused, none.
-
-        Returns:
-          The tasks as they were stored, in the same order.
-
-        Raises:
-          InvalidTaskError, WorkNotFoundError: as `add_task`; `index` tells which.
-          TaskExistsError: an id is taken, or given twice.
-        """
-        engine = self._running()
-        if not isinstance(params, Iterable):
-            raise InvalidTaskError("params", f"must be TaskParams, not {shown(params)}")
-        new = list(params)
-        for index, param in enumerate(new):
-            if not isinstance(param, TaskParam):
-                raise InvalidTaskError(
-                    "params", f"must be TaskParam, not {type(param).__name__}", index
-                )
-            self._check(param.work_id, param.param, index)
-        return await self._add(engine, new)
-
-    async def _add(self, engine: Engine, params: Sequence[TaskParam]) -> list[Task]:
-        now = engine.clock.now()
-        tasks = [
-            new_task(param, self._make_id(now) if param.id is None else param.id, now)
-            for param in params
-        ]
-        await engine.updates.queue.ask(lambda _: AddTasks(tasks))
-        engine.dispatches.notice_new_works()
-        return tasks
-
-    async def update(
-        self,
-        task_id: str,
-        *,
-        scheduled_at: Maybe[datetime] = UNCHANGED,
-        work_id: Maybe[str] = UNCHANGED,
-        param: Maybe[Mapping[str, JSON] | None] = UNCHANGED,
-        priority: Maybe[int] = UNCHANGED,
-        deadline: Maybe[datetime | None] = UNCHANGED,
-        meta: Maybe[Mapping[str, JSON] | None] = UNCHANGED,
-    ) -> bool:
-        """Change a task that has not been dispatched. What is not given stays.
-
-        Returns:
-          Whether anything has changed. If this returns, no worker has the task yet, and
-          it will run as changed.
-
-        Raises:
-          InvalidTaskError: a value cannot be used, or does not go with the others.
-          WorkNotFoundError: no such work is registered.
-          TaskNotFoundError, AlreadyDispatchedError, AlreadyCancelledError,
-          AlreadyDoneError: it can no longer be changed.
-        """
-        engine = self._running()
-        task_id = checked_id(task_id)
-        update = TaskUpdate(
-            work_id=work_id,
-            scheduled_at=scheduled_at,
-            param=param,
-            priority=priority,
-            deadline=deadline,
-            meta=meta,
-        )
-        operation = UpdateTask(task_id, update)
-        if update.work_id is UNCHANGED and update.param is UNCHANGED:
-            _, changed = await engine.updates.queue.ask(lambda _: operation)
-        else:
-            # What is checked must still be so as it is written.
-            async with self._turn_to_update(task_id) as end_turn:
-                await self._check_update(task_id, update)
-                _, changed = await engine.updates.queue.ask(
-                    lambda _: operation, laid_down=end_turn
-                )
-        engine.dispatches.notice_new_works()
-        return bool(changed)
-
-    async def cancel(self, task_id: str) -> bool:
-        """Keep a task from running.
-
-        Returns:
-          True if this cancelled it, False if it had been cancelled before. Either way
-          it does not run.
-
-        Raises:
-          TaskNotFoundError, AlreadyDispatchedError, AlreadyDoneError: it is too late.
-        """
-        engine = self._running()
-        task_id = checked_id(task_id)
-        _, changed = await engine.updates.queue.ask(lambda now: CancelTask(task_id, now))
-        return bool(changed)
-
-    async def interrupt(self, task_id: str) -> Task:
-        """Cancel a running work, and return when it has really ended.
-
-        The work sees a cancellation at its next checkpoint, and may take its time to
-        clean up; cancelling this call does not take the interruption back.
-
-        Returns:
-          The task: cancelled, or done or failed if the work had ended before it noticed.
-
-        Raises:
-          TaskNotFoundError, NotDispatchedError, AlreadyCancelledError,
-          AlreadyDoneError: there is nothing to interrupt.
-          NotRunningHereError: another scheduler runs it.
-          LostRunError: the run had lost its task, which goes on without it.
-        """
-        engine = self._running()
-        task_id = checked_id(task_id)
-        ledger = engine.ledger
-        while task_id not in ledger.runs:
-            version = ledger.version
-            task = await self._repository.get(task_id)
-            _transitions.check(task, _transitions.Action.INTERRUPT)
-            if ledger.writing:
-                await ledger.wait_until_written()  # its claim, or its end, maybe
-            elif version == ledger.version:
-                raise NotRunningHereError(task_id)
-            self._running()
-        run = ledger.runs[task_id]
-        waiter = ledger.watch(task_id, run)
-        # If the dispatcher does not know it any more, its result is on the way.
-        self._dispatcher.cancel(run, StopReason.INTERRUPT)
-        try:
-            return await waiter.wait()
-        finally:
-            ledger.unwatch(waiter)
-
-    async def get(self, task_id: str) -> Task:
-        """The task as it stands, or a `TaskNotFoundError`."""
-        self._running()
-        return await self._repository.get(checked_id(task_id))
-
-    async def find(
-        self,
-        query: TaskQuery | None = None,
-        *,
-        limit: int | None = 100,
-        after: Task | None = None,
-    ) -> list[Task]:
-        """Tasks that match, by `scheduled_at`, largest priority, `created_at` and id.
-
-        Args:
-          query: What to look for; all tasks by default.
-          limit: At most so many; `None` for all of them.
-          after: The last task of the page before, to get the next page.
-        """
-        self._running()
-        check_limit(limit)
-        query = TaskQuery() if query is None else query
-        if not isinstance(query, TaskQuery):
-            raise TypeError(f"query: must be a TaskQuery, not {shown(query)}")
-        if after is not None and not isinstance(after, Task):
-            raise TypeError(f"after: must be a Task of a page before, not {shown(after)}")
-        return await self._repository.find(query, limit, after)
-
-    async def wait(self, task_id: str) -> Task:
-        """Wait until the task has ended, in whatever state, and return it.
-
-        Raises:
-          TaskNotFoundError: there is no such task.
-        """
-        engine = self._running()
-        ledger = engine.ledger
-        task_id = checked_id(task_id)
-        engine.dispatches.notice_new_works()
-        # Wait first and read then: an end that comes in between would be missed.
-        waiter = ledger.watch(task_id)
-        try:
-            try:
-                task = await self._repository.get(task_id)
-            except TaskNotFoundError:
-                if waiter.ended is None:
-                    raise
-                return waiter.ended  # it has ended and been forgotten meanwhile
-            return task if task.state.ended else await waiter.wait()
-        finally:
-            ledger.unwatch(waiter)
 
     async def drain(self) -> None:
         """Wait until nothing is pending or running, here or in another scheduler.
@@ -474,43 +243,6 @@ class Scheduler(Schedules):
         # What was put back between the two looks.
         return await self._repository.get_next(TaskFilter(work_ids)) is not None
 
-    async def delete_ended(
-        self,
-        *,
-        before: datetime | None = None,
-        states: Collection[TaskState] = ENDED,
-        limit: int | None = None,
-    ) -> list[str]:
-        """Forget ended tasks, oldest end first.
-
-        Many are deleted in several steps, so that nobody else waits for long; cancelled
-        in between, this has deleted some of them.
-
-        Args:
-          before: Only those that ended before this moment.
-          states: Only those in these states, which must be ended ones.
-          limit: At most so many.
-
-        Returns:
-          The ids of exactly those that were deleted.
-        """
-        engine = self._running()
-        check_limit(limit)
-        left = math.inf if limit is None else limit
-        deleted: list[str] = []
-        while left:
-            step = int(min(left, _DELETED_AT_A_TIME))
-            some = await self._delete_some(engine, DeleteEnded(before, states, step))
-            deleted += some
-            left -= len(some)
-            if len(some) < step:
-                break
-        return deleted
-
-    async def _delete_some(self, engine: Engine, operation: DeleteEnded) -> list[str]:
-        deleted: list[str] = await engine.updates.queue.ask(lambda _: operation)
-        return deleted
-
     # -- watching ---------------------------------------------------------------------
 
     def statistics(self) -> SchedulerStatistics:
@@ -531,6 +263,7 @@ class Scheduler(Schedules):
             failed=ledger.failed,
             cancelled=ledger.cancelled,
             reverted=ledger.reverted,
+            retried=ledger.retried,
             unknown_works=dict(ledger.unknown_works),
         )
 
@@ -553,56 +286,21 @@ class Scheduler(Schedules):
         except ValueError:
             raise ValueError(f"listener: {listener!r} has not been added") from None
 
-    # -- checks -----------------------------------------------------------------------
 
-    def _running(self) -> Engine:
-        if self._engine is None or self._engine.ended.is_set():
-            raise SchedulerNotRunningError
-        return self._engine
+def current_scheduler() -> Scheduler:
+    """The scheduler that runs what calls this: a work, a hook, or a condition.
 
-    def _check(
-        self, work_id: str, param: Mapping[str, JSON], index: int | None = None
-    ) -> None:
-        try:
-            self._works.get(work_id).check_param(param)
-        except WorkNotFoundError:
-            raise WorkNotFoundError(work_id, index) from None
-        except InvalidTaskError as error:
-            raise InvalidTaskError(error.field, error.reason, index) from None
+    Works in the tasks and threads that these start, too.
 
-    @asynccontextmanager
-    async def _turn_to_update(self, task_id: str) -> AsyncGenerator[Callable[[], None]]:
-        """Let updates of a task's work and param go one at a time.
-
-        Gives what ends the turn early: an update that waits for a hook's decision must
-        not keep one from going on that the hook itself asks for.
-        """
-        while task_id in self._updating:
-            await self._updating[task_id].wait()
-        through = self._updating[task_id] = trio.Event()
-
-        def end() -> None:
-            if not through.is_set():
-                through.set()
-                del self._updating[task_id]
-
-        try:
-            yield end
-        finally:
-            end()
-
-    async def _check_update(self, task_id: str, update: TaskUpdate) -> None:
-        """Check that the work will take the param.
-
-        A task of a work that is not known here is somebody else's to check.
-        """
-        task = await self._repository.get(task_id)
-        _transitions.check(task, _transitions.Action.UPDATE)
-        param = task.param if update.param is UNCHANGED else (update.param or {})
-        if update.work_id is not UNCHANGED:
-            self._check(update.work_id, param)
-        elif task.work_id in self._works.work_ids:
-            self._check(task.work_id, param)
+    Raises:
+      RuntimeError: outside of these.
+    """
+    try:
+        return cast("Scheduler", running_scheduler.get())
+    except LookupError:
+        raise RuntimeError(
+            "current_scheduler() is for use inside a work or a hook"
+        ) from None
 
 
 _MAX_WORKERS = 10

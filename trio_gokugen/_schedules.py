@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
+import outcome
+
 from ._arguments import check_limit, checked_id
-from ._engine import Engine
-from ._errors import InvalidTaskError, shown
+from ._calls import Calls
+from ._errors import (
+    REFUSALS,
+    ConditionNotFoundError,
+    InvalidTaskError,
+    NoSchedulesError,
+    SchedulesRefusedError,
+    WorkNotFoundError,
+    shown,
+)
 from ._json import JSON
 from ._schedule import (
     After,
     ChangeSchedule,
+    FoundSchedules,
     Late,
     Overlap,
     PauseSchedule,
@@ -27,21 +37,11 @@ from ._schedule import (
 )
 from ._task import UNCHANGED, Maybe, Task
 from ._trigger import Trigger
-from .abc import OnSchedule, TaskRepository
+from .abc import OnSchedule
 
 
-class Schedules(ABC):
+class Schedules(Calls):
     """The part of a `Scheduler` that is about schedules. Each method is a checkpoint."""
-
-    _repository: TaskRepository
-
-    @abstractmethod
-    def _running(self) -> Engine:
-        """What runs it, or a `SchedulerNotRunningError`."""
-
-    @abstractmethod
-    def _check(self, work_id: str, param: Mapping[str, JSON]) -> None:
-        """Refuse what the work would not take."""
 
     async def add_schedule(
         self,
@@ -57,13 +57,14 @@ class Schedules(ABC):
         late: Late | None = None,
         overlap: Overlap = "skip",
         after: After = "start",
+        when: str | None = None,
         paused: bool = False,
     ) -> Schedule:
         """Have a work run again and again.
 
         If there is a schedule of this id already, it is changed to be like this, or left
         alone if it is: so a program may say at every start what it wants. Its counters, and
-        whether it is paused, stay.
+        whether it is paused, stay. One that has stopped before its end goes on.
 
         Args:
           id: A name of your own.
@@ -82,6 +83,7 @@ class Schedules(ABC):
             ``"skip"`` it; ``"queue"`` it, one at a time; ``"allow"`` it to run beside the
             other; or let it ``"replace"`` the other, which is cancelled.
           after: ``"end"``: an interval is counted from the end of each occurrence.
+          when: Name of a registered condition, which is asked before an occurrence runs.
           paused: A new schedule does nothing before it is resumed.
 
         Returns:
@@ -89,7 +91,7 @@ class Schedules(ABC):
 
         Raises:
           InvalidTaskError, InvalidTriggerError: a value cannot be used; `field` names it.
-          WorkNotFoundError: no such work is registered.
+          WorkNotFoundError, ConditionNotFoundError: no such one is registered.
           NoSchedulesError: the repository keeps none.
         """
         engine = self._running()
@@ -111,11 +113,42 @@ class Schedules(ABC):
             late=Late() if late is None else late,
             overlap=overlap,
             after=after,
+            when=when,
             paused=paused,
             created_at=engine.clock.now(),
         )
         self._check(schedule.work_id, schedule.param)
+        self._check_condition(schedule.when)
         return _there(await self._say(lambda now: PutSchedule(schedule, now)))
+
+    async def add_schedules(self, schedules: Iterable[Schedule]) -> list[Schedule]:
+        """Have works run again and again: each as `add_schedule` does it, in one go.
+
+        For what `load_schedules` gives, or schedules that you have made. What they say
+        counts, and not how they stand. Each is checked before the first one is added, and
+        if one is refused, none is added.
+
+        All are written in one batch: a repository that fails half-way, `HeapRepository` or
+        one in a database, has added none of them, and a program that is killed meanwhile
+        has added all of them or none. It is safe to repeat.
+
+        Returns:
+          The schedules as they stand, in the same order.
+
+        Raises:
+          SchedulesRefusedError: a work is not registered, or does not take the param; an id
+            is given twice. It names all that is refused. If it was the database that
+            refused some, whose trigger it cannot keep, the others are there.
+          InvalidTaskError: `schedules` are none.
+          NoSchedulesError: the repository keeps none.
+        """
+        engine = self._running()
+        wanted = _fresh(schedules, engine.clock.now())
+        if refusals := tuple(self._refusals(wanted)):
+            raise SchedulesRefusedError(refusals)
+        outcomes = await engine.updates.queue.ask_all([_putting(each) for each in wanted])
+        engine.dispatches.notice_new_works()
+        return _added(wanted, outcomes)
 
     async def update_schedule(
         self,
@@ -131,6 +164,7 @@ class Schedules(ABC):
         late: Maybe[Late] = UNCHANGED,
         overlap: Maybe[Overlap] = UNCHANGED,
         after: Maybe[After] = UNCHANGED,
+        when: Maybe[str | None] = UNCHANGED,
     ) -> Schedule:
         """Change a schedule, and its next occurrence. What is not given stays.
 
@@ -138,7 +172,7 @@ class Schedules(ABC):
 
         Raises:
           InvalidTaskError, InvalidTriggerError: a value cannot be used; `field` names it.
-          WorkNotFoundError: no such work is registered.
+          WorkNotFoundError, ConditionNotFoundError: no such one is registered.
           ScheduleNotFoundError: there is no such schedule.
         """
         self._running()
@@ -154,11 +188,14 @@ class Schedules(ABC):
             late=late,
             overlap=overlap,
             after=after,
+            when=when,
         )
         before = await self._repository.get_schedule(schedule_id)
         new = update.changed(before)
         if (new.work_id, new.param) != (before.work_id, before.param):
             self._check(new.work_id, new.param)
+        if new.when != before.when:
+            self._check_condition(new.when)
         change = await self._say(lambda now: UpdateSchedule(schedule_id, update, now))
         return _there(change)
 
@@ -227,8 +264,11 @@ class Schedules(ABC):
 
     async def find_schedules(
         self, *, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         """All schedules, by id; or a page of them.
+
+        One that cannot be read spoils no other: it is not among them, and `unreadable` of
+        what is returned tells why, by its id.
 
         Args:
           limit: At most so many; `None` for all of them.
@@ -239,6 +279,19 @@ class Schedules(ABC):
         after = None if after is None else checked_id(after, "after")
         return await self._repository.find_schedules(limit, after)
 
+    def _refusals(self, wanted: Iterable[Schedule]) -> Iterator[tuple[str, str]]:
+        """The ids of schedules that cannot be added together, and why."""
+        seen: set[str] = set()
+        for schedule in wanted:
+            if schedule.id in seen:
+                yield schedule.id, "id: is given twice"
+            seen.add(schedule.id)
+            try:
+                self._check(schedule.work_id, schedule.param)
+                self._check_condition(schedule.when)
+            except (InvalidTaskError, WorkNotFoundError, ConditionNotFoundError) as error:
+                yield schedule.id, str(error)
+
     async def _say(self, make: Callable[[datetime], ChangeSchedule]) -> ScheduleChanged:
         """Have a schedule changed."""
         engine = self._running()
@@ -247,6 +300,47 @@ class Schedules(ABC):
         )
         engine.dispatches.notice_new_works()
         return changed
+
+
+def _fresh(schedules: Iterable[Schedule], now: datetime) -> list[Schedule]:
+    """Schedules that say the same, and begin now."""
+    if not isinstance(schedules, Iterable):
+        raise InvalidTaskError("schedules", f"must be Schedules, not {shown(schedules)}")
+    fresh: list[Schedule] = []
+    for index, each in enumerate(schedules):
+        if not isinstance(each, Schedule):
+            raise InvalidTaskError(
+                "schedules", f"must be Schedules, not {shown(each)}", index
+            )
+        fresh.append(
+            Schedule(id=each.id, paused=each.paused, created_at=now, **each.definition)
+        )
+    return fresh
+
+
+def _putting(schedule: Schedule) -> Callable[[datetime], OnSchedule]:
+    return lambda now: OnSchedule(PutSchedule(schedule, now))
+
+
+def _added(
+    wanted: Sequence[Schedule], outcomes: Sequence[outcome.Outcome[ScheduleChanged]]
+) -> list[Schedule]:
+    """The schedules as they stand, if none was refused."""
+    added: list[Schedule] = []
+    refusals: list[tuple[str, str]] = []
+    for schedule, result in zip(wanted, outcomes, strict=True):
+        if isinstance(result, outcome.Value):
+            added.append(_there(result.value))
+            continue
+        assert isinstance(result, outcome.Error)
+        if not isinstance(result.error, REFUSALS) or isinstance(
+            result.error, NoSchedulesError
+        ):
+            raise result.error  # that of all of them
+        refusals.append((schedule.id, str(result.error)))
+    if refusals:
+        raise SchedulesRefusedError(tuple(refusals), tuple(each.id for each in added))
+    return added
 
 
 def _there(changed: ScheduleChanged) -> Schedule:

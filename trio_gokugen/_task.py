@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import attrs
 
 from ._errors import InvalidTaskError, shown
-from ._json import JSON, int64, json_object, name, same, text
+from ._json import JSON, int64, json_object, json_value, name, same, text
+from ._retry import Retry, retry_from_data
 
 
 class TaskState(enum.Enum):
@@ -118,6 +119,47 @@ def _state(value: TaskState, field: str) -> TaskState:
     return value
 
 
+def _retry(value: object, field: str) -> Retry | None:
+    """A policy that can be stored with a task."""
+    if value is not None and not isinstance(value, Retry):
+        raise InvalidTaskError(
+            field, f"must be a Retry, not a value of type {kind_of(value)}"
+        )
+    if value is not None:
+        value.to_data()
+    return value
+
+
+def _errors(value: object, field: str) -> tuple[FailedAttempt, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise InvalidTaskError(field, "must be FailedAttempts")
+    found = tuple(cast("Sequence[object]", value))
+    if not all(isinstance(each, FailedAttempt) for each in found):
+        raise InvalidTaskError(field, "must be FailedAttempts")
+    return cast("tuple[FailedAttempt, ...]", found)
+
+
+def _progress(value: object, field: str) -> Progress | None:
+    if value is not None and not isinstance(value, Progress):
+        raise InvalidTaskError(
+            field, f"must be a Progress, not a value of type {kind_of(value)}"
+        )
+    return value
+
+
+def _fraction(value: float, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InvalidTaskError(field, f"must be a number from 0 to 1, not {shown(value)}")
+    return float(value)
+
+
+def _note(value: str | None, field: str) -> str | None:
+    note = _text_or_none(value, field)
+    if note is not None and len(note) > LONGEST_NOTE:
+        raise InvalidTaskError(field, f"must not be longer than {LONGEST_NOTE} characters")
+    return note
+
+
 _CHECKS: Mapping[str, Callable[[Any, str], object]] = {
     "id": name,
     "work_id": name,
@@ -137,6 +179,16 @@ _CHECKS: Mapping[str, Callable[[Any, str], object]] = {
     "cancelled_at": as_utc_or_none,
     "dispatched_at": as_utc_or_none,
     "done_at": as_utc_or_none,
+    "key": _name_or_none,
+    "when": _name_or_none,
+    "retry": _retry,
+    "retries": _count,
+    "errors": _errors,
+    "result": json_value,
+    "progress": _progress,
+    "at": as_utc,
+    "fraction": _fraction,
+    "note": _note,
 }
 """What makes of a value given for a field the one that is kept, or refuses it."""
 
@@ -194,16 +246,78 @@ class TaskParam:
     id: str | None = None
     """An id of the user's own, which makes a repeated add safe; otherwise a UUIDv7."""
 
+    key: str | None = None
+    """Among tasks that have not ended, no two have the same."""
+
+    retry: Retry | None = None
+    """Whether it is tried again if it fails; by default as its work says."""
+
     def __attrs_post_init__(self) -> None:
         for field, check in _PARAM_CHECKS:
             keep(self, field, check)
+        if self.key is not None:
+            keep(self, "key", name)
+        if self.retry is not None:
+            keep(self, "retry", _retry)
         check_deadline(self.scheduled_at, self.deadline)
 
 
 _PARAM_CHECKS = tuple(
     (field.name, _CHECKS[field.name] if field.name != "id" else _name_or_none)
     for field in attrs.fields(TaskParam)
+    if field.name not in {"key", "retry"}  # which few have
 )
+
+
+LONGEST_NOTE = 1_000
+"""Characters of a note on progress."""
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """How far a run has come, as its work has told."""
+
+    fraction: float
+    """From 0 to 1."""
+
+    note: str | None = None
+    """A few words."""
+
+    at: datetime
+    """When it was told."""
+
+    def __attrs_post_init__(self) -> None:
+        for field in ("fraction", "note", "at"):
+            keep(self, field, _CHECKS[field])
+
+    def to_data(self) -> dict[str, JSON]:
+        """It as JSON values."""
+        return {"fraction": self.fraction, "note": self.note, "at": self.at.isoformat()}
+
+
+@attrs.frozen(kw_only=True)
+class FailedAttempt:
+    """An attempt that has failed, and after which the task was tried again."""
+
+    attempt: int
+    at: datetime
+    """When it had failed."""
+
+    err: str
+
+    def __attrs_post_init__(self) -> None:
+        for field in ("attempt", "at", "err"):
+            keep(self, field, _CHECKS[field])
+        if not isinstance(self.err, str):
+            raise InvalidTaskError("err", "must be a string")
+
+    def to_data(self) -> dict[str, JSON]:
+        """It as JSON values."""
+        return {"attempt": self.attempt, "at": self.at.isoformat(), "err": self.err}
+
+
+KEPT_ERRORS = 10
+"""So many failed attempts are kept with a task, the last ones."""
 
 
 # A plain dict inside, not slots: a copy with changes is made twice in every task's life,
@@ -266,9 +380,33 @@ class Task:
     nominal_at: datetime | None = None
     """The moment that the schedule meant; none if it was told to run now."""
 
+    key: str | None = None
+    """Among tasks that have not ended, no two have the same."""
+
+    retry: Retry | None = None
+    """Whether it is tried again if it fails; by default as its work says."""
+
+    retries: int = 0
+    """How many attempts have failed and were followed by another."""
+
+    errors: tuple[FailedAttempt, ...] = ()
+    """Those attempts, the last ten of them."""
+
+    result: JSON = attrs.field(default=None, hash=False)
+    """What the work returned, if it is registered with `retain`."""
+
+    progress: Progress | None = None
+    """How far its work has come, as that has told last."""
+
+    when: str | None = None
+    """The condition that is asked before its work runs."""
+
     def __attrs_post_init__(self) -> None:
-        for field, check in _CHECKS.items():
-            keep(self, field, check)
+        for field in _IN_ORDER:
+            keep(self, field, _CHECKS[field])
+        for field, default in _SPARSE.items():
+            if self.__dict__[field] == default:
+                del self.__dict__[field]
         check_deadline(self.scheduled_at, self.deadline)
 
     @property
@@ -279,7 +417,11 @@ class Task:
     def to_json(self) -> str:
         """The task as one line of JSON, moments in ISO 8601. Nothing is lost."""
         return json.dumps(
-            {key: _plain(value) for key, value in self.__dict__.items()},
+            {
+                key: _plain(value)
+                for key, value in self.__dict__.items()
+                if key not in _SPARSE or value != _SPARSE[key]
+            },
             ensure_ascii=False,
             allow_nan=False,
             separators=(",", ":"),
@@ -306,7 +448,23 @@ class Task:
         return cls(**{key: _read(key, value) for key, value in values.items()})
 
 
-_FIELDS = frozenset(field.name for field in attrs.fields(Task))
+_IN_ORDER = tuple(field.name for field in attrs.fields(Task))
+_FIELDS = frozenset(_IN_ORDER)
+_SPARSE: Mapping[str, Any] = {
+    "key": None,
+    "retry": None,
+    "retries": 0,
+    "errors": (),
+    "result": None,
+    "progress": None,
+    "when": None,
+}
+"""Fields that few tasks have, and what they are if they are not there.
+
+Held by an instance only if they are something else: so they cost other tasks nothing.
+"""
+for _field, _default in _SPARSE.items():
+    setattr(Task, _field, _default)
 _REQUIRED = frozenset(
     field.name for field in attrs.fields(Task) if field.default is attrs.NOTHING
 )
@@ -326,21 +484,62 @@ MOMENTS = frozenset(
 def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
-    return value.value if isinstance(value, TaskState) else value
+    if isinstance(value, TaskState):
+        return value.value
+    if isinstance(value, Retry | Progress | FailedAttempt):
+        return value.to_data()
+    if isinstance(value, tuple):
+        return errors_to_data(cast("tuple[FailedAttempt, ...]", value))
+    return value
 
 
 def _read(key: str, value: Any) -> Any:
+    if key in _NESTED and value is not None:
+        return _NESTED[key](value)
     if key == "state":
         try:
             return TaskState(value)
         except (ValueError, RecursionError):
             raise InvalidTaskError(key, f"{shown(value)} is not a task's state") from None
-    if key in MOMENTS and value is not None:
+    if (key in MOMENTS or key == "at") and value is not None:
         try:
             return datetime.fromisoformat(value)
         except (ValueError, TypeError):
             raise InvalidTaskError(key, f"{shown(value)} is not a moment") from None
     return value
+
+
+def _object(value: Any, field: str, kind: type[T]) -> T:
+    """What `_plain` has made of such an object."""
+    try:
+        return kind(**{key: _read(key, each) for key, each in value.items()})
+    except (TypeError, AttributeError):
+        raise InvalidTaskError(field, f"cannot be read: {shown(value)}") from None
+
+
+def progress_from_data(value: Any) -> Progress:
+    """What is stored of a `Progress`."""
+    return _object(value, "progress", Progress)
+
+
+def errors_to_data(errors: Sequence[FailedAttempt]) -> list[JSON]:
+    """A task's `errors` as JSON values."""
+    return [each.to_data() for each in errors]
+
+
+def errors_from_data(value: Any) -> tuple[FailedAttempt, ...]:
+    """What is stored of a task's `errors`."""
+    if not isinstance(value, list):
+        raise InvalidTaskError("errors", "must be a list")
+    found = cast("list[object]", value)
+    return tuple(_object(each, "errors", FailedAttempt) for each in found)
+
+
+_NESTED: Mapping[str, Callable[[Any], Any]] = {
+    "progress": progress_from_data,
+    "errors": errors_from_data,
+    "retry": retry_from_data,
+}
 
 
 def evolve(task: Task, changes: dict[str, Any]) -> Task:
@@ -371,7 +570,7 @@ _BLANK = Task(
 
 def new_task(param: TaskParam, task_id: str, created_at: datetime) -> Task:
     """The scheduled task that `param`, checked when it was made, describes."""
-    return evolve(
+    task = evolve(
         _BLANK,
         {
             "id": task_id,
@@ -385,6 +584,9 @@ def new_task(param: TaskParam, task_id: str, created_at: datetime) -> Task:
             "deadline": param.deadline,
         },
     )
+    if param.key is None and param.retry is None:
+        return task
+    return evolve(task, {"key": param.key, "retry": param.retry})
 
 
 # A plain dict inside, which is made and looked through faster than slots.

@@ -23,10 +23,11 @@ import trio
 from ._errors import REFUSALS, SchedulerAlreadyRunningError
 from ._query import TaskQuery
 from ._repository import BulkRepository
-from ._schedule import Schedule
+from ._schedule import FoundSchedules, Schedule
 from ._task import Task, TaskState
 from .abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -40,6 +41,7 @@ from .abc import (
     RecoverAction,
     Renewed,
     RepositoryLike,
+    RetryTask,
     RevertTask,
     TaskFilter,
     UpdateTask,
@@ -148,8 +150,11 @@ class HookTimer:
         match operation, result:
             case OnSchedule(), _:
                 self.reset()
-            case AddTasks(tasks=tasks), _:
-                pending = [t for t in tasks if t.state is TaskState.SCHEDULED]
+            case AddTasks(), Added() as added:
+                for task in added.changed:
+                    self.vanished(task.id)
+                there = (*added.new, *added.changed)
+                pending = [t for t in there if t.state is TaskState.SCHEDULED]
                 if pending:
                     self.appeared(min(task.scheduled_at for task in pending))
             case UpdateTask(), (Task() as task, True):
@@ -163,7 +168,7 @@ class HookTimer:
                 self._claimed(claimed)
             case EndTask() | CancelRun(), Task() as task:
                 self._next_appeared(task)
-            case RevertTask(), Task() as task:
+            case RevertTask() | RetryTask(), Task() as task:
                 self.appeared(task.scheduled_at)
             case _:
                 pass  # ended tasks, ended or deleted, are nobody's next
@@ -256,7 +261,7 @@ class TimedRepository(BulkRepository, Generic[S]):
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
+    ) -> FoundSchedules:
         return await self.store.find_schedules(limit, after)
 
     def start_timer(self, clock: Clock) -> None:

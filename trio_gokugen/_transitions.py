@@ -5,26 +5,41 @@ the task as it stands and returns the task as it will stand, or raises the refus
 
     scheduled ──dispatch──▶ dispatched ──end──▶ done, failed
         │  ▲                   │    │
-        │  └──────revert───────┘    └─interrupt──▶ cancelled
+        │  └───revert, retry───┘    └─interrupt──▶ cancelled
         └──────────────cancel────────────────────────▲
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import attrs
 
 from ._errors import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
     DeadlineExceededError,
+    KeyExistsError,
     LostRunError,
     NotDispatchedError,
     NotDueError,
+    TaskExistsError,
 )
-from ._task import Task, TaskState, TaskUpdate, check_deadline, evolve
+from ._json import JSON
+from ._task import (
+    KEPT_ERRORS,
+    FailedAttempt,
+    Progress,
+    Task,
+    TaskState,
+    TaskUpdate,
+    check_deadline,
+    evolve,
+)
 
 
 class Action(enum.Enum):
@@ -106,6 +121,79 @@ def updated(task: Task, update: TaskUpdate) -> Task:
     return new
 
 
+@attrs.define
+class Added:
+    """What has become of tasks that were to be added."""
+
+    new: Sequence[Task]
+    """Those that are there now, and were not before."""
+
+    changed: Sequence[Task]
+    """Tasks that were there, and are scheduled like new ones instead."""
+
+    tasks: Sequence[Task]
+    """What there is now for each that was given."""
+
+
+def added(
+    tasks: Sequence[Task],
+    if_exists: str,
+    is_taken: Callable[[str], bool],
+    holder_of: Callable[[str], Task | None],
+) -> Added:
+    """What becomes of tasks that are to be added; see `RepositoryLike.add`.
+
+    Args:
+      tasks: In the order in which they were given.
+      if_exists: What becomes of one whose key is another's.
+      is_taken: Whether there is a task of this id.
+      holder_of: The task of this key that has not ended, if there is one.
+    """
+    new: dict[str, Task] = {}
+    changed: dict[str, Task] = {}
+    holders: dict[str, Task] = {}
+    ids: list[str] = []
+    for task in tasks:
+        key = None if task.state.ended else task.key
+        holder = None if key is None else holders.get(key) or holder_of(key)
+        if holder is None or if_exists == "raise":
+            if is_taken(task.id) or task.id in new:
+                raise TaskExistsError(task.id)
+            if key is not None:
+                if holder is not None:
+                    raise KeyExistsError(key, holder.id)
+                holders[key] = task
+            new[task.id] = task
+        elif if_exists == "replace":
+            task = replaced(holder, task)  # noqa: PLW2901 (it is what there is now)
+            (new if task.id in new else changed)[task.id] = task
+            holders[key or ""] = task
+        else:
+            task = holder  # noqa: PLW2901 (it is what there is now)
+            holders[key or ""] = task
+        ids.append(task.id)
+    there = {task.id: task for task in holders.values()} | new
+    return Added([*new.values()], [*changed.values()], [there[each] for each in ids])
+
+
+_REPLACED = (
+    "work_id",
+    "param",
+    "meta",
+    "priority",
+    "scheduled_at",
+    "deadline",
+    "retry",
+)
+
+
+def replaced(task: Task, new: Task) -> Task:
+    """The task of a key, made like a new one that has the same."""
+    if task.state is not _SCHEDULED:
+        check(task, Action.UPDATE)
+    return evolve(task, {field: getattr(new, field) for field in _REPLACED})
+
+
 def cancelled(task: Task, at: datetime) -> Task:
     """The task, cancelled; the same object if it was before."""
     if task.state is not _SCHEDULED:
@@ -135,11 +223,36 @@ def dispatched(task: Task, at: datetime, *, at_most_once: bool = False) -> Task:
     return evolve(task, {"state": _FAILED, "done_at": at, "err": err})
 
 
-def ended(task: Task, run: Task, at: datetime, err: str | None) -> Task:
+def ended(
+    task: Task, run: Task, at: datetime, err: str | None, result: JSON = None
+) -> Task:
     """The task, done, or failed if there is an `err`, by the given run of it."""
     _check_run(task, run, Action.END)
     state = _DONE if err is None else _FAILED
-    return evolve(task, {"state": state, "done_at": at, "err": err})
+    changes: dict[str, Any] = {"state": state, "done_at": at, "err": err}
+    if result is not None:
+        changes["result"] = result
+    return evolve(task, changes)
+
+
+def retried(
+    task: Task, run: Task, at: datetime, scheduled_at: datetime, err: str | None
+) -> Task:
+    """The task, scheduled for another attempt. This one failed, if there is an `err`."""
+    _check_run(task, run, Action.REVERT)
+    changes: dict[str, Any] = {"state": _SCHEDULED, "scheduled_at": scheduled_at}
+    if err is not None:
+        failed = FailedAttempt(attempt=task.attempt, at=at, err=err)
+        changes["retries"] = task.retries + 1
+        changes["errors"] = (*task.errors, failed)[-KEPT_ERRORS:]
+    check_deadline(scheduled_at, task.deadline)
+    return evolve(task, changes)
+
+
+def progressed(task: Task, run: Task, progress: Progress) -> Task:
+    """The task, whose run has come so far."""
+    _check_run(task, run, Action.END)
+    return evolve(task, {"progress": progress})
 
 
 def reverted(task: Task, run: Task) -> Task:

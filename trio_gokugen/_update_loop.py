@@ -22,7 +22,6 @@ from typing import Any, TypeAlias, cast
 import outcome
 import trio
 
-from ._describe import describe
 from ._errors import (
     REFUSALS,
     RepositoryError,
@@ -32,26 +31,29 @@ from ._errors import (
 from ._hooks import decision
 from ._ledger import Ledger
 from ._observers import Observers
-from ._task import Task
+from ._outcomes import recording
+from ._schedule import TriggerSchedule
+from ._task import Task, TaskState
 from ._update_queue import Item, Request, UpdateQueue
 from .abc import (
+    Added,
     AddTasks,
-    CancelRun,
     CancelTask,
     Claimed,
     ClaimTasks,
     Clock,
     Dispatcher,
-    EndTask,
     HookAction,
     LoopHooks,
+    NoteProgress,
     OnSchedule,
     Operation,
     RepositoryLike,
-    RevertTask,
+    RetryTask,
     ScheduleChanged,
     TaskResult,
     UpdateTask,
+    WorkRegistry,
 )
 
 logger = logging.getLogger("trio_gokugen.update")
@@ -68,6 +70,7 @@ class UpdateLoop:
 
     def __init__(
         self,
+        works: WorkRegistry,
         repository: RepositoryLike,
         clock: Clock,
         hooks: LoopHooks,
@@ -76,6 +79,7 @@ class UpdateLoop:
         dispatcher: Dispatcher,
     ) -> None:
         self.queue = UpdateQueue()
+        self._works = works
         self._repository = repository
         self._dispatcher = dispatcher
         self._clock = clock
@@ -228,7 +232,7 @@ class UpdateLoop:
         operations: list[Operation] = []
         for item in items:
             if isinstance(item, TaskResult):
-                operations.append(_operation_for(item, now))
+                operations.append(self._recording(item, now))
             elif item.take():
                 try:
                     operations.append(item.make(now))
@@ -239,6 +243,9 @@ class UpdateLoop:
                 continue
             taken.append(item)
         return taken, operations
+
+    def _recording(self, result: TaskResult, now: datetime) -> Operation:
+        return recording(result.run, result.outcome, self._works, now)
 
     def _settle(
         self,
@@ -263,7 +270,10 @@ class UpdateLoop:
         return failed
 
     def _settle_result(self, result: TaskResult, operation: Operation, task: Task) -> None:
-        self._ledger.recorded(result.run, task)
+        if isinstance(operation, RetryTask):
+            self._ledger.retrying(result.run, task)
+        else:
+            self._ledger.recorded(result.run, task)
         if not isinstance(result.outcome, outcome.Value):
             self._note_leaving(result)
         if self._observers.present:
@@ -277,25 +287,29 @@ class UpdateLoop:
             case ClaimTasks(), Claimed() as claimed:
                 self._settle_claim(request, claimed)
             case OnSchedule(), ScheduleChanged() as change:
-                self._settle_change(change)
+                self._settle_change(operation, change)
             case CancelTask(), (Task() as task, True):
                 ledger.ended(task)
                 observers.tell("on_update", operation, task)
-            case UpdateTask(), (Task() as task, True):
+            case (UpdateTask(), (Task() as task, True)) | (NoteProgress(), Task() as task):
                 observers.tell("on_update", operation, task)
-            case AddTasks(tasks=tasks), _:
-                ledger.added += len(tasks)
-                if observers.present:
-                    for task in tasks:
-                        observers.tell("on_update", operation, task)
+            case AddTasks(), Added() as added:
+                self._settle_added(operation, added)
             case _:
                 pass  # nothing changed, or ended tasks were deleted
         request.settle(outcome.Value(result))
 
+    def _settle_added(self, operation: AddTasks, added: Added) -> None:
+        self._ledger.added += len(added.new)
+        if self._observers.present:
+            for task in (*added.new, *added.changed):
+                self._observers.tell("on_update", operation, task)
+
     def _settle_claim(self, request: Request, claimed: Claimed) -> None:
         for task in claimed.expired:
             self._ledger.ended(task)
-            self._observers.tell_done(task)
+            if task.state is TaskState.FAILED:  # what is cancelled here has never run
+                self._observers.tell_done(task)
         for dropped in claimed.dropped:
             self._observers.tell("on_dropped", dropped)
         self._ledger.claimed(claimed.tasks, self._began)
@@ -304,9 +318,14 @@ class UpdateLoop:
             self._dispatcher.cancel(run, StopReason.REPLACED)
         self._start(request, claimed.tasks)
 
-    def _settle_change(self, change: ScheduleChanged) -> None:
+    def _settle_change(self, operation: OnSchedule, change: ScheduleChanged) -> None:
         if change.task is not None and change.task.state.ended:
             self._ledger.ended(change.task)
+        if isinstance(operation.change, TriggerSchedule):
+            self._ledger.added += 1
+        for task in change.task, change.made:
+            if task is not None:
+                self._observers.tell("on_update", operation, task)
         for dropped in change.dropped:
             self._observers.tell("on_dropped", dropped)
 
@@ -368,7 +387,7 @@ class UpdateLoop:
         now = self._clock.now()
         items = [item for item, _ in failed]
         operations = [
-            _operation_for(item, now) if isinstance(item, TaskResult) else item.make(now)
+            self._recording(item, now) if isinstance(item, TaskResult) else item.make(now)
             for item in items
         ]
         _, error = failed[0]  # and others like it
@@ -429,18 +448,3 @@ def _as_one(failed: _Failed) -> Exception:
     if len(errors) == 1:
         return errors[0]
     return ExceptionGroup(f"{len(errors)} changes could not be written", errors)
-
-
-def _operation_for(result: TaskResult, now: datetime) -> Operation:
-    """How a run's result is recorded."""
-    if isinstance(result.outcome, outcome.Value):
-        return EndTask(result.run, now)
-    assert isinstance(result.outcome, outcome.Error)
-    error = result.outcome.error
-    if not isinstance(error, WorkStoppedError):
-        return EndTask(result.run, now, describe(error))
-    if error.reason in {StopReason.INTERRUPT, StopReason.REPLACED}:
-        return CancelRun(result.run, now)
-    if result.run.at_most_once and error.started:
-        return EndTask(result.run, now, describe(error))
-    return RevertTask(result.run)

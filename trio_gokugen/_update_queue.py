@@ -88,6 +88,7 @@ class Request:
 
 
 Item: TypeAlias = Request | TaskResult
+_NOT_YET = outcome.Value(None)
 
 
 class UpdateQueue:
@@ -122,6 +123,44 @@ class UpdateQueue:
         if self._loop is not None:
             self._wake()
         return await request.answer()
+
+    @trio.lowlevel.enable_ki_protection
+    async def ask_all(
+        self, makes: Sequence[Callable[[datetime], Operation]]
+    ) -> list[outcome.Outcome[Any]]:
+        """Have operations carried out in one batch, and return what became of each.
+
+        A checkpoint. Cancelled before the batch is taken, it withdraws them all; later the
+        cancellation waits for the answers.
+        """
+        outcomes: list[outcome.Outcome[Any]] = [_NOT_YET] * len(makes)
+
+        @trio.lowlevel.enable_ki_protection
+        async def wait(
+            index: int,
+            *,
+            task_status: trio.TaskStatus[Request] = trio.TASK_STATUS_IGNORED,
+        ) -> None:
+            request = Request(makes[index])
+            task_status.started(request)
+            try:
+                outcomes[index] = outcome.Value(await request.answer())
+            except Exception as error:  # noqa: BLE001 (it is the outcome)
+                outcomes[index] = outcome.Error(error)
+
+        if not makes:
+            await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            # `start` returns when all of them wait for their answers, which may come now.
+            requests = [await nursery.start(wait, index) for index in range(len(makes))]
+            if self._closed:
+                for request in requests:
+                    request.refuse()
+            else:
+                self._items += requests  # in one step, so that one batch has them all
+                if self._loop is not None:
+                    self._wake()
+        return outcomes
 
     def send_nowait(self, value: TaskResult, /) -> None:
         """Put a result. Closed or not, none is lost."""

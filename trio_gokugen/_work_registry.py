@@ -9,12 +9,22 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
-from ._callables import called, is_async
-from ._errors import InvalidTaskError, WorkExistsError, WorkNotFoundError, shown
+from ._callables import called, check_async, is_async
+from ._conditions import Condition
+from ._errors import (
+    ConditionExistsError,
+    ConditionNotFoundError,
+    InvalidTaskError,
+    WorkExistsError,
+    WorkNotFoundError,
+    shown,
+)
 from ._json import name
+from ._retry import Retry
 from .abc import Work
 
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=Condition)
 
 
 class WorkRegistry:
@@ -28,6 +38,7 @@ class WorkRegistry:
     def __init__(self) -> None:
         self._works: dict[str, Work] = {}
         self._work_ids: frozenset[str] = frozenset()
+        self._conditions: dict[str, Condition] = {}
 
     @overload
     def register(self, work_id: F, /) -> F: ...
@@ -39,6 +50,8 @@ class WorkRegistry:
         *,
         timeout: float | timedelta | None = None,
         at_most_once: bool = False,
+        retry: Retry | None = None,
+        retain: bool = False,
     ) -> Callable[[F], F]: ...
     @overload
     def register(
@@ -49,6 +62,8 @@ class WorkRegistry:
         *,
         timeout: float | timedelta | None = None,
         at_most_once: bool = False,
+        retry: Retry | None = None,
+        retain: bool = False,
     ) -> F: ...
 
     def register(
@@ -59,6 +74,8 @@ class WorkRegistry:
         *,
         timeout: float | timedelta | None = None,
         at_most_once: bool = False,
+        retry: Retry | None = None,
+        retain: bool = False,
     ) -> Any:
         """Register a function as a work.
 
@@ -72,6 +89,10 @@ class WorkRegistry:
           at_most_once: What becomes of a task whose run is lost, in a crash or at a
             shutdown that did not wait for it: by default it runs again, and with this it
             fails.
+          retry: Whether a task runs again if the work has failed, unless the task has a
+            `Retry` of its own. It does not, by default.
+          retain: Keep what the work returns as the `result` of its task: any JSON value,
+            of at most 64 KiB. The task fails if it cannot be kept.
 
         Returns:
           The function as it was.
@@ -85,14 +106,68 @@ class WorkRegistry:
         if work_id is not None and not isinstance(work_id, str):
             if function is not None:
                 raise TypeError("work_id: must be a string when a function follows it")
-            return self._register(None, work_id, timeout, at_most_once)
-        if function is not None:
-            return self._register(work_id, function, timeout, at_most_once)
+            work_id, function = None, work_id
+        bounds = _seconds(timeout)
+        _check_kind(at_most_once, bool, "at_most_once", "a bool")
+        _check_kind(retain, bool, "retain", "a bool")
+        if retry is not None:
+            _check_kind(retry, Retry, "retry", "a Retry")
 
         def decorate(decorated: F) -> F:
-            return self._register(work_id, decorated, timeout, at_most_once)
+            return self._register(
+                work_id,
+                decorated,
+                timeout=bounds,
+                at_most_once=at_most_once,
+                retry=retry,
+                retain=retain,
+            )
 
-        return decorate
+        return decorate if function is None else decorate(function)
+
+    @overload
+    def condition(self, name: C, /) -> C: ...
+    @overload
+    def condition(self, name: str | None = None, /) -> Callable[[C], C]: ...
+    @overload
+    def condition(self, name: str, function: C, /) -> C: ...
+
+    def condition(
+        self, name: str | Condition | None = None, function: Condition | None = None, /
+    ) -> Any:
+        """Register an async function that says whether an occurrence of a schedule runs.
+
+        A decorator, with or without arguments; or call it with a name and a function. It is
+        called with the `Schedule` and with the last run of it that was done or has failed,
+        a `Task`, if there is one; and returns an `Answer`, `True` or `False`, or a `Snooze`
+        to be asked again later.
+
+        Raises:
+          ConditionExistsError: the name is taken.
+          TypeError: it is not an async function, or has no name of its own.
+        """
+        if name is not None and not isinstance(name, str):
+            return self._put_condition(None, name)
+
+        def decorate(decorated: C) -> C:
+            return self._put_condition(name, decorated)
+
+        return decorate if function is None else decorate(function)
+
+    def _put_condition(self, name_: str | None, function: C) -> C:
+        check_async(function, "function")
+        found = _own_name(function, "name") if name_ is None else name(name_, "name")
+        if found in self._conditions:
+            raise ConditionExistsError(found)
+        self._conditions[found] = function
+        return function
+
+    def get_condition(self, name: str) -> Condition:
+        """The condition of this name, or a `ConditionNotFoundError`."""
+        try:
+            return self._conditions[name]
+        except KeyError:
+            raise ConditionNotFoundError(name) from None
 
     @property
     def work_ids(self) -> frozenset[str]:
@@ -106,21 +181,11 @@ class WorkRegistry:
         except KeyError:
             raise WorkNotFoundError(work_id) from None
 
-    def _register(
-        self,
-        work_id: str | None,
-        function: F,
-        timeout: float | timedelta | None,
-        at_most_once: bool,  # noqa: FBT001 (private: passed on)
-    ) -> F:
-        if not isinstance(at_most_once, bool):
-            raise TypeError(f"at_most_once: must be a bool, not {shown(at_most_once)}")
+    def _register(self, work_id: str | None, function: F, **how: Any) -> F:
         if not callable(function):
             raise TypeError(f"function: must be a function, not {shown(function)}")
         if work_id is None:
-            work_id = getattr(function, "__name__", None)
-            if work_id is None or work_id == "<lambda>":
-                raise TypeError(f"work_id: {function!r} has no name, so give it one")
+            work_id = _own_name(function, "work_id")
         called_in_the_end = called(function)
         if inspect.isasyncgenfunction(called_in_the_end) or inspect.isgeneratorfunction(
             called_in_the_end
@@ -130,15 +195,26 @@ class WorkRegistry:
             name(work_id, "work_id"),
             function,
             in_thread=not is_async(function),
-            timeout=_seconds(timeout),
-            at_most_once=at_most_once,
             check_param=_param_check(function),
+            **how,
         )
         if work.work_id in self._works:
             raise WorkExistsError(work.work_id)
         self._works[work.work_id] = work
         self._work_ids = frozenset(self._works)
         return function
+
+
+def _own_name(function: Callable[..., Any], argument: str) -> str:
+    own: str | None = getattr(function, "__name__", None)
+    if own is None or own == "<lambda>":
+        raise TypeError(f"{argument}: {function!r} has no name, so give it one")
+    return own
+
+
+def _check_kind(value: object, kind: type, argument: str, what: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument}: must be {what}, not {shown(value)}")
 
 
 def _seconds(timeout: float | timedelta | None) -> float | None:

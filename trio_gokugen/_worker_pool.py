@@ -28,6 +28,7 @@ import trio
 from trio.lowlevel import reschedule, wait_task_rescheduled
 
 from ._autojump import autojump_held
+from ._conditions import ask
 from ._current_task import running
 from ._errors import (
     DeadlineExceededError,
@@ -40,7 +41,7 @@ from ._errors import (
     shown,
 )
 from ._json import fresh
-from ._task import Task
+from ._task import Task, evolve
 from .abc import (
     Clock,
     DispatcherStatistics,
@@ -251,7 +252,17 @@ class WorkerPoolDispatcher:
 
     def _call(self, work: Work, run: Task) -> Awaitable[outcome.Outcome[Any]]:
         """What a work returned or raised. Lets a `trio.Cancelled` and the like through."""
+        if run.when is not None:
+            return self._call_if_wanted(work, run)
         return self._call_in_thread(work, run) if work.in_thread else _call_async(work, run)
+
+    async def _call_if_wanted(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+        assert run.when is not None
+        try:
+            await ask(self._works.get_condition(run.when), run)
+        except Exception as error:  # noqa: BLE001 (it is the outcome)
+            return _raised(error)
+        return await self._call(work, evolve(run, {"when": None}))
 
     async def _call_in_thread(self, work: Work, run: Task) -> outcome.Outcome[Any]:
         try:

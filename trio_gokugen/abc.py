@@ -21,7 +21,9 @@ import trio
 from . import _recurrence as recurrence
 from . import _schedule_changes as schedule_changes
 from . import _transitions as transitions
+from ._conditions import Condition
 from ._errors import StopReason
+from ._json import JSON
 from ._operations import (
     ANY_TASK,
     AddTasks,
@@ -33,19 +35,24 @@ from ._operations import (
     DispatchTask,
     EndTask,
     Free,
+    IfExists,
+    NoteProgress,
     OnSchedule,
     Operation,
     RecoverAction,
     Renewed,
+    RetryTask,
     RevertTask,
     Start,
     TaskFilter,
     UpdateTask,
 )
 from ._query import TaskQuery, find_order
+from ._retry import Retry
 from ._schedule import (
     ChangeSchedule,
     Dropped,
+    FoundSchedules,
     PauseSchedule,
     PutSchedule,
     RemoveSchedule,
@@ -56,19 +63,22 @@ from ._schedule import (
     TriggerSchedule,
     UpdateSchedule,
 )
-from ._task import ENDED, Task, TaskState, TaskUpdate
+from ._task import ENDED, Progress, Task, TaskState, TaskUpdate
+from ._transitions import Added
 from ._trigger import Trigger
 
 __all__ = [
     "ANY_TASK",
     "ENDED",
     "AddTasks",
+    "Added",
     "CancelRun",
     "CancelTask",
     "ChangeSchedule",
     "ClaimTasks",
     "Claimed",
     "Clock",
+    "Condition",
     "DeleteEnded",
     "DispatchTask",
     "Dispatcher",
@@ -77,8 +87,10 @@ __all__ = [
     "Fetch",
     "Free",
     "HookAction",
+    "IfExists",
     "Listener",
     "LoopHooks",
+    "NoteProgress",
     "OnSchedule",
     "Operation",
     "PauseSchedule",
@@ -89,6 +101,7 @@ __all__ = [
     "RepositoryLike",
     "ResultChannel",
     "ResumeSchedule",
+    "RetryTask",
     "RevertTask",
     "ScheduleChanged",
     "ScheduleUpdate",
@@ -154,11 +167,22 @@ class RepositoryLike(Protocol):
     `priority`, then the oldest: the one added first.
     """
 
-    async def add(self, tasks: Sequence[Task]) -> None:
-        """Keep tasks, in whatever state they are: all or, if an id is taken, none.
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
+        """Keep tasks, in whatever state they are: all or, if one is refused, none.
+
+        Of the tasks that have not ended no two have the same `key`. If one has that of a
+        new task, that is refused; with ``"return"`` it is left out, and the other returned
+        in its place; with ``"replace"`` the other is scheduled like the new one instead,
+        and keeps its id and its place among the oldest. What was given before it in the
+        same call counts as there.
+
+        Returns:
+          What there is now for each task that was given, and what of it is new.
 
         Raises:
           TaskExistsError: names the first id that is taken, or given twice.
+          KeyExistsError: names the first key that is taken, and who has it.
+          AlreadyDispatchedError: a task that was to be replaced is running.
         """
         ...
 
@@ -215,12 +239,21 @@ class RepositoryLike(Protocol):
     async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
         """Do `mark_dispatched` to the first due tasks, as one step.
 
+        What is due of a schedule is taken as `recurrence.take` says: it may be dispatched
+        for another of its moments, or put off, and what comes after it is made. If it
+        `replaces` what runs of the schedule, that is cancelled.
+
         Returns:
-          At most `limit` dispatched tasks, and those that were past their deadline.
+          At most `limit` dispatched tasks, and those that have ended instead: they were
+          past their deadline, or, of a schedule, have no moment left, or were replaced at
+          once. Also the tasks that are `made`, or put off, and pending now; the runs that
+          are `replaced`, as they have ended; and what is `dropped`, which does not run.
         """
         ...
 
-    async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
+    async def mark_done(
+        self, run: Task, at: datetime, err: str | None = None, result: JSON = None
+    ) -> Task:
         """End the run's task: done, or failed if there is an `err`.
 
         `run` is the snapshot that `claim` gave; a run that has lost its task since is
@@ -230,6 +263,27 @@ class RepositoryLike(Protocol):
           TaskNotFoundError, NotDispatchedError, AlreadyCancelledError,
           AlreadyDoneError: there is no such run to end.
           LostRunError: the task has been dispatched anew.
+        """
+        ...
+
+    async def retry(
+        self, run: Task, at: datetime, scheduled_at: datetime, err: str | None = None
+    ) -> Task:
+        """Put the run's task back to scheduled, for a later attempt.
+
+        If there is an `err`, the run has failed: that is counted in `retries`, and kept in
+        `errors`, of which only the last are. Its place among the oldest stays. Raises what
+        `mark_done` does.
+
+        Raises:
+          InvalidTaskError: its deadline is not after `scheduled_at`.
+        """
+        ...
+
+    async def note_progress(self, run: Task, progress: Progress) -> Task:
+        """Record how far the run has come, which stays whatever becomes of the task.
+
+        Raises what `mark_done` does.
         """
         ...
 
@@ -344,8 +398,12 @@ class RepositoryLike(Protocol):
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
-        """Schedules by id; with `after`, those whose id is greater than this."""
+    ) -> FoundSchedules:
+        """Schedules by id; with `after`, those whose id is greater than this.
+
+        Those that cannot be read are not among them, nor counted by `limit`: what is wrong
+        with them is told beside.
+        """
         ...
 
 
@@ -418,6 +476,12 @@ class Work:
     at_most_once: bool = False
     """An attempt that is lost must not be repeated."""
 
+    retry: Retry | None = None
+    """Whether a task that has none of its own is tried again if it has failed."""
+
+    retain: bool = False
+    """What the function returns is kept on the task, as JSON."""
+
     check_param: Callable[[Mapping[str, Any]], None] = lambda _: None
     """Raises `InvalidTaskError` if the function cannot be called with that."""
 
@@ -435,6 +499,14 @@ class WorkRegistry(Protocol):
 
         Raises:
           WorkNotFoundError: if there is none.
+        """
+        ...
+
+    def get_condition(self, name: str) -> Condition:
+        """The condition of this name.
+
+        Raises:
+          ConditionNotFoundError: if there is none.
         """
         ...
 

@@ -11,7 +11,13 @@ if find_spec("sqlalchemy") is None:
     )
 
 from ._core import SQLCore
-from ._errors import DamagedScheduleError, NameTakenError, NotADatabaseError, SchemaError
+from ._errors import (
+    DamagedScheduleError,
+    NameTakenError,
+    NotADatabaseError,
+    SchemaError,
+    UnknownScheduleError,
+)
 from ._migrate import migrate
 from ._open import open_sql_repository
 from ._repository import SQLRepository
@@ -26,6 +32,7 @@ __all__ = [
     "ScheduleRow",
     "SchemaError",
     "TaskRow",
+    "UnknownScheduleError",
     "migrate",
     "open_sql_repository",
 ]

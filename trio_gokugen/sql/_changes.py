@@ -10,7 +10,8 @@ is undone, and the batch begun anew with a look first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -18,23 +19,26 @@ import outcome
 from sqlalchemy import Row
 
 from trio_gokugen import _transitions
-from trio_gokugen._errors import REFUSALS, LostRunError, TaskExistsError, TaskNotFoundError
+from trio_gokugen._errors import REFUSALS, LostRunError, TaskNotFoundError
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import (
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
     DispatchTask,
     EndTask,
+    NoteProgress,
     Operation,
+    RetryTask,
     RevertTask,
     UpdateTask,
 )
 
-from ._ends import EndRun, after, end_runs
+from ._ends import EndRun, after, end_key, end_runs
 from ._occurrences import follow
 from ._ongoing import Key, LookFirstError, Ongoing, chunks
-from ._rows import END, end_of, is_unreadable, life_of, new_row, plan_of, task_of
+from ._rows import end_of, is_unreadable, life_of, new_row, plan_of, progress_of, task_of
 
 
 @attrs.define(eq=False)
@@ -50,8 +54,23 @@ class _Entry:
 
     owner: str | None
     replanned: bool = False
+    progressed: bool = False
     dispatched: bool = False
     """Whether it has been dispatched by one of the operations."""
+
+    changed_at: datetime | None = None
+    """When it was updated."""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything may have changed of it, which was there before."""
+        assert self.stored is not None
+        return self.replanned or self.task.attempt != self.stored.attempt
+
+    @property
+    def has_only_ended(self) -> bool:
+        """Whether its run, or it itself, has ended, and nothing else has changed."""
+        return not self.is_changed and self.task.state is not TaskState.DISPATCHED
 
 
 class Changes:
@@ -61,6 +80,8 @@ class Changes:
         self._ongoing = ongoing
         self._careful = careful
         self._entries: dict[str, _Entry] = {}
+        self._holders: dict[str, str] = {}
+        """By key, the task that had it at first, or has been added since."""
 
     def carry_out(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
         """Carry out operations one after the other.
@@ -94,18 +115,24 @@ class Changes:
 
     def _read(self, operations: Iterable[Operation]) -> None:
         ids: set[str] = set()
+        keys: set[str] = set()
         runs: dict[str, Task] = {}
         for operation in operations:
             match operation:
                 case AddTasks(tasks=tasks):
+                    keys.update(task.key for task in tasks if task.key is not None)
                     if self._careful:
                         ids.update(task.id for task in tasks)
                 case UpdateTask() | CancelTask() | DispatchTask():
                     ids.add(operation.task_id)
-                case EndTask() | RevertTask() | CancelRun():
+                case EndTask() | RetryTask() | NoteProgress() | RevertTask() | CancelRun():
                     runs[operation.run.id] = operation.run
                 case _:
                     raise TypeError(f"not an operation on tasks: {operation!r}")
+        self._read_tasks(ids, runs)
+        self._read_holders(keys)
+
+    def _read_tasks(self, ids: set[str], runs: Mapping[str, Task]) -> None:
         ongoing = self._ongoing
         # In the same order everywhere: two who lock many seldom wait for each other then.
         for chunk in chunks(sorted(ids | runs.keys())):
@@ -117,28 +144,59 @@ class Changes:
                 key, owner = ongoing.key_of(row), row.dispatched_by
                 self._entries[task.id] = _Entry(task, task, key, owner)
 
+    def _read_holders(self, keys: set[str]) -> None:
+        """Read the tasks that have these keys."""
+        ongoing = self._ongoing
+        for chunk in chunks(sorted(keys)):
+            listed = {"keys": ongoing.dialect.listed(chunk)}
+            for row in ongoing.execute(ongoing.say.holders, listed):
+                task = task_of(row)
+                key, owner = ongoing.key_of(row), row.dispatched_by
+                self._entries.setdefault(task.id, _Entry(task, task, key, owner))
+                self._holders[row.unique_key] = task.id
+
     def _carry_out(self, operation: Operation) -> Any:
         match operation:
-            case AddTasks(tasks=tasks):
-                return self._add(tasks)
+            case AddTasks():
+                return self._add(operation)
             case UpdateTask() | CancelTask() | DispatchTask():
                 return self._change_scheduled(operation)
+            case RetryTask() | NoteProgress():
+                return self._change_run(operation)
             case EndTask() | RevertTask() | CancelRun():
                 return self._end_run(operation)
             case _:
                 raise TypeError(f"not an operation on tasks: {operation!r}")
 
-    def _add(self, tasks: Sequence[Task]) -> None:
-        new: dict[str, _Entry] = {}
-        for task in tasks:
-            if task.id in self._entries or task.id in new:
-                if not self._careful:
-                    raise LookFirstError  # an id before this one may be taken, too
-                raise TaskExistsError(task.id)
+    def _add(self, operation: AddTasks) -> Added:
+        try:
+            added = _transitions.added(
+                operation.tasks,
+                operation.if_exists,
+                self._entries.__contains__,
+                self._holder_of,
+            )
+        except REFUSALS:
+            if not self._careful:
+                raise LookFirstError from None  # an id before may be taken, too
+            raise
+        for task in added.changed:
+            self._entries[task.id].task = task
+            self._entries[task.id].replanned = True
+        for task in added.new:
             running = task.state is TaskState.DISPATCHED
             owner = self._ongoing.name if running else None
-            new[task.id] = _Entry(task, None, None, owner)
-        self._entries |= new
+            self._entries[task.id] = _Entry(task, None, None, owner)
+            if task.key is not None:
+                self._holders[task.key] = task.id
+        return added
+
+    def _holder_of(self, key: str) -> Task | None:
+        task_id = self._holders.get(key)
+        if task_id is None:
+            return None
+        task = self._entries[task_id].task
+        return None if task.state.ended else task
 
     def _entry(self, task_id: str) -> _Entry:
         try:
@@ -154,6 +212,7 @@ class Changes:
         match operation:
             case UpdateTask(update=update):
                 entry.task = _transitions.updated(before, update)
+                entry.changed_at = operation.at
                 entry.replanned |= entry.task is not before
             case CancelTask(at=at):
                 entry.task = _transitions.cancelled(before, at)
@@ -165,10 +224,26 @@ class Changes:
                 return entry.task
         return entry.task, entry.task is not before
 
-    def _end_run(self, operation: EndRun) -> Task:
+    def _change_run(self, operation: RetryTask | NoteProgress) -> Task:
         run = operation.run
         entry = self._entry(run.id)
-        task = after(operation, entry.task)
+        if isinstance(operation, NoteProgress):
+            task = _transitions.progressed(entry.task, run, operation.progress)
+            self._move_run(entry, run, task)
+            entry.progressed = True
+        else:
+            at, again_at, err = operation.at, operation.scheduled_at, operation.err
+            task = _transitions.retried(entry.task, run, at, again_at, err)
+            self._move_run(entry, run, task)
+            entry.replanned = True
+        return task
+
+    def _end_run(self, operation: EndRun) -> Task:
+        entry = self._entry(operation.run.id)
+        return self._move_run(entry, operation.run, after(operation, entry.task))
+
+    def _move_run(self, entry: _Entry, run: Task, task: Task) -> Task:
+        """Hold what becomes of a run's task, if the run is ours."""
         if entry.owner != self._ongoing.name:
             raise LostRunError(run.id, run.attempt)
         entry.task = task
@@ -177,29 +252,23 @@ class Changes:
     # -- writing it -------------------------------------------------------------------
 
     def _write(self) -> None:
-        new: list[_Entry] = []
-        ended: list[_Entry] = []
-        changed: list[_Entry] = []
-        for entry in self._entries.values():
-            if entry.task is entry.stored:
-                continue
+        entries = [e for e in self._entries.values() if e.task is not e.stored]
+        for entry in entries:
             if entry.task.state is TaskState.SCHEDULED:
                 self._ongoing.note_pending(entry.task)
-            if entry.stored is None:
-                new.append(entry)
-            elif entry.replanned or entry.task.attempt != entry.stored.attempt:
-                changed.append(entry)
-            else:
-                ended.append(entry)
-        # Rows are made as they are written: there may be very many.
+        there = [entry for entry in entries if entry.stored is not None]
+        for chunk in chunks([entry for entry in there if entry.is_changed]):
+            self._write_changed(chunk)
+        for chunk in chunks([entry for entry in there if entry.has_only_ended]):
+            self._write_ended(chunk)
+        self._write_progress([entry for entry in there if entry.progressed])
+        # Last, as those that have ended may have held a key that a new one has. Rows are
+        # made as they are written: there may be very many.
+        new = [entry for entry in entries if entry.stored is None]
         for chunk in chunks(new):
             rows = [new_row(entry.task, entry.owner) for entry in chunk]
             self._ongoing.execute_many(self._ongoing.say.add, rows)
         self._begin_leases([entry for entry in new if entry.dispatched])
-        for chunk in chunks(changed):
-            self._write_changed(chunk)
-        for chunk in chunks(ended):
-            self._write_ended(chunk)
 
     def _follow(self, ended: Iterable[Task]) -> None:
         """Have schedules follow what became of their tasks."""
@@ -208,7 +277,14 @@ class Changes:
             for entry in self._entries.values()
             if entry.stored is not None and entry.task is not entry.stored
         ]
-        follow(self._ongoing, [*ended, *changed])
+        moments = {
+            each.task.id: at for each in self._entries.values() if (at := each.changed_at)
+        }
+        follow(self._ongoing, [*ended, *changed], moments)
+
+    def _write_progress(self, entries: Sequence[_Entry]) -> None:
+        rows = [{"row": each.key, **progress_of(each.task)} for each in entries]
+        self._ongoing.execute_many(self._ongoing.say.note_progress, rows)
 
     def _write_changed(self, entries: Sequence[_Entry]) -> None:
         """Write whatever may have changed, task by task."""
@@ -232,19 +308,18 @@ class Changes:
 
     def _write_ended(self, entries: Sequence[_Entry]) -> None:
         """Write how runs and tasks have ended: those that did alike, by one statement."""
-        alike: dict[tuple[Any, ...], list[Key | None]] = {}
+        alike: dict[tuple[Any, ...], list[_Entry]] = {}
         for entry in entries:
             assert entry.stored is not None
             more = entry.task.interruptions - entry.stored.interruptions
-            how = (more, *end_of(entry.task).values())
-            alike.setdefault(how, []).append(entry.key)
+            alike.setdefault((more, *end_key(entry.task)), []).append(entry)
         rows = [
             {
                 "more": more,
-                **dict(zip(END, end, strict=True)),
-                "rows": self._ongoing.dialect.listed(keys),
+                **end_of(same[0].task),
+                "rows": self._ongoing.dialect.listed([entry.key for entry in same]),
             }
-            for (more, *end), keys in alike.items()
+            for (more, *_), same in alike.items()
         ]
         self._ongoing.execute_many(self._ongoing.say.end, rows)
 

@@ -102,6 +102,8 @@ def _due(
     works = _works(ongoing, only)
     if not works:
         return []
+    unknown = ongoing.dialect.listed(ongoing.unknown.ids())
+    parameters = {"unknown": unknown, **parameters}
     if len(works) == 1:
         return ongoing.execute(ask.of_one_work, {"work": works[0], **parameters}).all()
     listed = {"works": ongoing.dialect.listed(works), **parameters}

@@ -31,16 +31,16 @@ from trio_gokugen._errors import (
 from trio_gokugen._ids import IdMaker
 from trio_gokugen._query import TaskQuery
 from trio_gokugen._repository import BulkRepository
-from trio_gokugen._schedule import Schedule
+from trio_gokugen._schedule import FoundSchedules, Schedule
 from trio_gokugen._task import Task
 from trio_gokugen.abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFilter
 
 from ._dialects import Dialect
 from ._engines import dialect_of
 from ._failures import as_failure, failures, given_back
-from ._ongoing import LookFirstError, Ongoing
+from ._ongoing import LookFirstError, Ongoing, Unknown
 from ._rows import task_of
-from ._schedule_rows import schedule_of
+from ._schedule_rows import UNREADABLE, schedule_of
 from ._search import search
 from ._statements import Statements
 from ._transaction import Transaction
@@ -93,6 +93,7 @@ class SQLCore(BulkRepository):
         self._lease = lease
         self._statements = Statements(self.dialect)
         self._closed = False
+        self._unknown = Unknown()
         self._make_id = IdMaker()
         self._id_lock = threading.Lock()
         self._writer = trio.CapacityLimiter(1)
@@ -169,12 +170,24 @@ class SQLCore(BulkRepository):
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
-        which = {"after": after or "", "limit": _MANY if limit is None else limit}
-
-        def find(connection: Connection) -> list[Schedule]:
-            rows = connection.execute(self._statements.find_schedules, which)
-            return [schedule_of(row) for row in rows.mappings()]
+    ) -> FoundSchedules:
+        def find(connection: Connection) -> FoundSchedules:
+            found, last = FoundSchedules(), after or ""
+            missing = _MANY if limit is None else limit
+            while missing > 0:
+                which = {"after": last, "limit": missing}
+                rows = connection.execute(self._statements.find_schedules, which).mappings()
+                read = rows.all()
+                for row in read:
+                    last = row["id"]
+                    try:
+                        found.append(schedule_of(row))
+                    except UNREADABLE as error:
+                        found.unreadable[last] = error
+                # In place of those that could not be read, others.
+                more = len(read) == missing
+                missing = limit - len(found) if more and limit is not None else 0
+            return found
 
         return await self._read("reading schedules", find)
 
@@ -219,6 +232,7 @@ class SQLCore(BulkRepository):
             self.name,
             timedelta(seconds=self._lease),
             self._new_id,
+            self._unknown,
         )
         return Transaction(ongoing, careful=careful)
 
@@ -341,6 +355,7 @@ class SQLCore(BulkRepository):
         self, function: Callable[[], T], limiter: trio.CapacityLimiter
     ) -> T:
         self.check_open()
+        self._unknown.now = trio.current_time()
         with autojump_held():
             return await trio.to_thread.run_sync(
                 # True would let a transaction commit whose caller has been cancelled.

@@ -32,6 +32,8 @@ from sqlalchemy import (
     Update,
     bindparam,
     literal_column,
+    not_,
+    or_,
     select,
 )
 from sqlalchemy.exc import DBAPIError
@@ -199,10 +201,15 @@ class Dialect(ABC):
         return self.due(bindparam("work", type_=Text), locked=locked)
 
     def due(self, work_id: ColumnElement[str], *, locked: bool) -> Select[Any]:
-        """The first pending tasks of a work until ``at``, at most ``limit``."""
+        """The first pending tasks of a work until ``at``, at most ``limit``.
+
+        But for those of the schedules that are listed as ``unknown``.
+        """
+        of_schedule = TASK.c.schedule_id
         due = (
             select(*COLUMNS)
             .where(PENDING, TASK.c.work_id == work_id, TASK.c.scheduled_at <= AT)
+            .where(or_(of_schedule.is_(None), not_(self.among(of_schedule, "unknown"))))
             .order_by(*dispatch_order())
             .limit(LIMIT)
         )

@@ -13,17 +13,21 @@ from typing import Any, TypeAlias
 from trio_gokugen import _transitions
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import (
+    AddTasks,
     CancelRun,
     CancelTask,
     DispatchTask,
     EndTask,
+    NoteProgress,
     Operation,
+    RetryTask,
     RevertTask,
     UpdateTask,
 )
 
 from ._ongoing import LookFirstError, Ongoing, chunks
-from ._rows import end_of
+from ._rows import end_of, with_progress
+from ._schema import as_json
 
 EndRun: TypeAlias = EndTask | RevertTask | CancelRun
 
@@ -38,8 +42,8 @@ WAYS = 4
 def after(operation: EndRun, task: Task) -> Task:
     """The task, once its run has ended so."""
     match operation:
-        case EndTask(run=run, at=at, err=err):
-            return _transitions.ended(task, run, at, err)
+        case EndTask(run=run, at=at, err=err, result=result):
+            return _transitions.ended(task, run, at, err, result)
         case RevertTask(run=run):
             return _transitions.reverted(task, run)
         case _:
@@ -55,6 +59,8 @@ def end_runs(ongoing: Ongoing, operations: Sequence[Operation]) -> dict[int, Tas
     Raises:
       LookFirstError: a run was taken for that of another task.
     """
+    if any(isinstance(each, AddTasks) and has_keys(each) for each in operations):
+        return {}  # what ends may hold a key, before which another was to be added
     alone = _named_once(operations)
     alike: dict[tuple[Any, ...], dict[str, _End]] = {}
     for index, operation in enumerate(operations):
@@ -63,7 +69,7 @@ def end_runs(ongoing: Ongoing, operations: Sequence[Operation]) -> dict[int, Tas
         run = operation.run
         if run.id in alone and run.state is TaskState.DISPATCHED:
             task = after(operation, run)
-            how = type(operation), task.done_at, task.cancelled_at, task.err, run.attempt
+            how = type(operation), run.attempt, *end_key(task)
             alike.setdefault(how, {})[run.id] = index, run, task
     ended: dict[int, Task] = {}
     for ends in sorted(alike.values(), key=len, reverse=True)[:WAYS]:
@@ -88,8 +94,23 @@ def _end_alike(ongoing: Ongoing, ends: Mapping[str, _End]) -> Iterator[tuple[int
             raise LookFirstError
         if task.state is TaskState.SCHEDULED:
             ongoing.note_pending(task)
-        ongoing.seal = row[2]
+        if row[2] is not None:
+            task = with_progress(task, row[2])
+        ongoing.seal = row[3]
         yield index, task
+
+
+def end_key(task: Task) -> tuple[Any, ...]:
+    """What tells apart the ways in which tasks have ended."""
+    end = end_of(task)
+    if end["result"] is not None:
+        end["result"] = as_json(end["result"])
+    return tuple(end.values())
+
+
+def has_keys(operation: AddTasks) -> bool:
+    """Whether one of the tasks that are to be added has a key."""
+    return any(task.key is not None for task in operation.tasks)
 
 
 def _named_once(operations: Iterable[Operation]) -> set[str]:
@@ -100,7 +121,7 @@ def _named_once(operations: Iterable[Operation]) -> set[str]:
         match operation:
             case UpdateTask() | CancelTask() | DispatchTask():
                 task_id = operation.task_id
-            case EndTask() | RevertTask() | CancelRun():
+            case EndTask() | RetryTask() | NoteProgress() | RevertTask() | CancelRun():
                 task_id = operation.run.id
             case _:
                 continue  # what is running can't be added, nor deleted

@@ -45,6 +45,26 @@ class NotADatabaseError(RepositoryError):
 
 
 @attrs.frozen
+class UnknownScheduleError(RefusedError):
+    """A stored schedule has something that this program does not know.
+
+    A kind of trigger of a newer version, or a time zone that this machine does not have.
+    Its occurrences are left to programs that know it; to run them here, upgrade this one,
+    or install what is missing (of time zones, the package ``tzdata``). It can be removed.
+    """
+
+    schedule_id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return printable(
+            f"the stored schedule {self.schedule_id!r} is not known to this program,"
+            f" {self.reason}: upgrade it, or install what is missing, or remove the"
+            " schedule, and add it again"
+        )
+
+
+@attrs.frozen
 class DamagedScheduleError(RefusedError):
     """A stored schedule cannot be read. Remove it, and add it again."""
 

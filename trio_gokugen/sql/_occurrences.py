@@ -1,21 +1,21 @@
 """Schedules that follow what becomes of their tasks, in the same transaction.
 
 Whoever needs both locks tasks first, and schedules then, so that nobody waits in a circle.
-A claim that replaces runs locks these last, and may: then one of the two is begun anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from types import MappingProxyType
 
 from trio_gokugen import _recurrence
 from trio_gokugen._schedule import Schedule
 from trio_gokugen._task import Task
 
-from ._errors import DamagedScheduleError
 from ._ongoing import Ongoing, chunks
 from ._rows import new_row
-from ._schedule_rows import progress_of, schedule_of
+from ._schedule_rows import UNREADABLE, Unreadable, progress_of, schedule_of
 
 
 class Schedules:
@@ -24,7 +24,7 @@ class Schedules:
     def __init__(self, ongoing: Ongoing, schedule_ids: Iterable[str]) -> None:
         self._ongoing = ongoing
         self._known: dict[str, Schedule] = {}
-        self.damaged: dict[str, DamagedScheduleError] = {}
+        self.unreadable: dict[str, Unreadable] = {}
         """Those that cannot be read."""
 
         self._changed: dict[str, None] = {}
@@ -34,8 +34,8 @@ class Schedules:
             for row in ongoing.execute(ongoing.say.schedules, listed).mappings():
                 try:
                     self._known[row["id"]] = schedule_of(row)
-                except DamagedScheduleError as error:
-                    self.damaged[row["id"]] = error
+                except UNREADABLE as error:
+                    self.unreadable[row["id"]] = error
 
     def of(self, task: Task) -> Schedule | None:
         """The schedule of a task; none if it was removed, or cannot be read."""
@@ -65,8 +65,18 @@ def add(ongoing: Ongoing, tasks: Collection[Task]) -> None:
     ongoing.execute_many(ongoing.say.add, [new_row(task, None) for task in tasks])
 
 
-def follow(ongoing: Ongoing, tasks: Iterable[Task]) -> None:
-    """Have schedules follow what became of their tasks, which is written already."""
+def follow(
+    ongoing: Ongoing,
+    tasks: Iterable[Task],
+    moments: Mapping[str, datetime] = MappingProxyType({}),
+) -> None:
+    """Have schedules follow what became of their tasks, which is written already.
+
+    Args:
+      ongoing: The transaction.
+      tasks: As they were left.
+      moments: By id, when they were changed, if they do not say so themselves.
+    """
     theirs = [task for task in tasks if task.schedule_id is not None]
     if not theirs:
         return
@@ -75,7 +85,8 @@ def follow(ongoing: Ongoing, tasks: Iterable[Task]) -> None:
         schedule = schedules.of(task)
         if schedule is None:
             continue
-        step = _recurrence.follow(schedule, task, ongoing.new_id)
+        at = moments.get(task.id)
+        step = _recurrence.follow(schedule, task, ongoing.new_id, at)
         if step is not None:
             schedules.step(step)
     schedules.write()

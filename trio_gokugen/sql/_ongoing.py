@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
@@ -14,7 +15,10 @@ from sqlalchemy.sql import Executable
 from trio_gokugen._task import Task
 
 from ._dialects import Dialect
+from ._errors import UnknownScheduleError
 from ._statements import Statements
+
+logger = logging.getLogger("trio_gokugen.sql")
 
 CHUNK = 1_000
 """So many rows go into one statement."""
@@ -29,6 +33,37 @@ class LookFirstError(Exception):
 
     All is to be undone, and begun anew, carefully.
     """
+
+
+LEFT_FOR = 60.0
+"""Seconds after which it is looked again whether a schedule is known now."""
+
+
+@attrs.define(eq=False)
+class Unknown:
+    """Schedules that are not known here: what is due of them is left to others."""
+
+    now: float = 0.0
+    """On Trio's clock. Set from time to time, as threads cannot look at it."""
+
+    _until: dict[str, float] = attrs.field(factory=dict[str, float])
+    _told: set[str] = attrs.field(factory=set[str])
+
+    def note(self, error: UnknownScheduleError) -> None:
+        """This one is not, for now."""
+        self._until[error.schedule_id] = self.now + LEFT_FOR
+        if error.schedule_id not in self._told:
+            self._told.add(error.schedule_id)
+            logger.warning("%s; until then its tasks are left to others", error)
+
+    def ids(self) -> list[str]:
+        """Those that are to be passed over."""
+        return [each for each, until in [*self._until.items()] if until > self.now]
+
+    def forget(self, schedule_id: str) -> None:
+        """This one is another now."""
+        self._until.pop(schedule_id, None)
+        self._told.discard(schedule_id)
 
 
 @attrs.define(eq=False)
@@ -46,6 +81,9 @@ class Ongoing:
 
     new_id: Callable[[datetime], str]
     """Makes ids of tasks."""
+
+    unknown: Unknown
+    """What others may know, but not we."""
 
     appeared: dict[str, datetime] = attrs.field(factory=dict[str, datetime])
     """By work, the first moment for which a task has become pending."""

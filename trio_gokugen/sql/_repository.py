@@ -15,14 +15,15 @@ import trio
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from trio_gokugen._arguments import checked_id, new_param
+from trio_gokugen._arguments import check_if_exists, checked_id, new_param
 from trio_gokugen._clock import SystemClock, default_clock
 from trio_gokugen._errors import RepositoryError
 from trio_gokugen._ids import IdMaker
 from trio_gokugen._json import JSON
+from trio_gokugen._retry import Retry
 from trio_gokugen._task import Task, new_task
 from trio_gokugen._timer import TimedRepository
-from trio_gokugen.abc import Clock, Operation
+from trio_gokugen.abc import Clock, IfExists, Operation
 
 from ._core import SQLCore
 from ._names import HeldName, Told
@@ -98,6 +99,9 @@ class SQLRepository(TimedRepository[SQLCore]):
         deadline: datetime | None = None,
         meta: Mapping[str, JSON] | None = None,
         id: str | None = None,
+        key: str | None = None,
+        if_exists: IfExists = "raise",
+        retry: Retry | None = None,
     ) -> Task:
         """Add a task in a transaction of your own: it is there if that is committed.
 
@@ -116,22 +120,28 @@ class SQLRepository(TimedRepository[SQLCore]):
           deadline: Moment from which on it must not start.
           meta: A JSON object of your own.
           id: An id of your own.
+          key: Among tasks that have not ended, no two have the same.
+          if_exists: If another has it: ``"raise"``, ``"return"`` or ``"replace"``.
+          retry: Whether it is tried again if it fails.
 
         Returns:
-          The task, as it will be stored.
+          The task, as it will be stored; or the one that has the key.
 
         Raises:
           InvalidTaskError: a value cannot be used.
-          TaskExistsError: a task of this id is there. Your transaction can go on.
+          TaskExistsError, KeyExistsError, AlreadyDispatchedError: as in
+            `Scheduler.add_task`. Your transaction can go on.
           RepositoryError: the database failed.
         """
         now = self._now()
-        new = new_param(now, work_id, param, at, after, priority, deadline, meta, id)
+        new = new_param(
+            now, work_id, param, at, after, priority, deadline, meta, id, key, retry
+        )
+        check_if_exists(if_exists)
         with self._ids_turn:
             task_id = self._make_id(now) if new.id is None else new.id
         task = new_task(new, task_id, now)
-        self._theirs.add(where, task, self.timer.reset)
-        return task
+        return self._theirs.add(where, task, if_exists, self.timer.reset)
 
     def cancel_in(self, where: Session | Connection, task_id: str) -> bool:
         """Cancel a task in a transaction of your own: it is cancelled if that is committed.

@@ -7,9 +7,20 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from trio_gokugen._task import Task, TaskState, evolve, made_of
+from trio_gokugen._errors import InvalidTaskError
+from trio_gokugen._json import JSON
+from trio_gokugen._retry import retry_from_data
+from trio_gokugen._task import (
+    Task,
+    TaskState,
+    errors_from_data,
+    errors_to_data,
+    evolve,
+    made_of,
+    progress_from_data,
+)
 
-from ._schema import EPOCH, TASK
+from ._schema import EPOCH, TASK, Damaged
 
 FIELDS = (
     "id",
@@ -33,7 +44,14 @@ FIELDS = (
 )
 """The fields of a task, each a column."""
 
-COLUMNS = [TASK.c.sequence, TASK.c.dispatched_by, *(TASK.c[each] for each in FIELDS)]
+RARE = "unique_key", "rare", "result", "progress"
+"""Columns of what few tasks have, and are read apart."""
+
+COLUMNS = [
+    TASK.c.sequence,
+    TASK.c.dispatched_by,
+    *(TASK.c[each] for each in (*FIELDS, *RARE)),
+]
 """What is read of a row."""
 
 _FLAGS = {0: False, 1: True}
@@ -93,7 +111,57 @@ def task_of(row: Row[Any]) -> Task:
         if any(type(value) not in _TYPES[field] for field, value in fields.items()):
             return _unreadable(fields)
         _readable.add(types)
+    rare = values[_COMMON:_ALL]
+    if rare != _NOTHING_RARE:
+        try:
+            fields |= _rare_of(rare)
+        except InvalidTaskError as error:
+            return _failed(fields, error.field)
     return made_of(fields)
+
+
+_COMMON = len(FIELDS)
+_ALL = _COMMON + len(RARE)
+_NOTHING_RARE = (None,) * len(RARE)
+
+
+def _rare_of(values: tuple[Any, ...]) -> dict[str, Any]:
+    """The fields that few tasks have, or an `InvalidTaskError` that names the column."""
+    for column, value in zip(RARE, values, strict=True):
+        if isinstance(value, Damaged):
+            raise InvalidTaskError(column, "is not JSON")
+    key, rare, result, progress = values
+    fields: dict[str, Any] = {"key": key, "result": result}
+    if progress is not None:
+        fields["progress"] = progress_from_data(progress)
+    if rare is not None:
+        fields |= _said_in(rare)
+    return {field: value for field, value in fields.items() if value is not None}
+
+
+def _said_in(rare: Any) -> dict[str, Any]:
+    """What `_rare` has made a column of."""
+    try:
+        retry, retries, when = rare["retry"], rare["retries"], rare["when"]
+        errors = errors_from_data(rare["errors"])
+    except (TypeError, KeyError):
+        raise InvalidTaskError("rare", "is not what was written") from None
+    if type(retries) is not int or type(when) not in {str, type(None)}:
+        raise InvalidTaskError("rare", "is not what was written")
+    retry = None if retry is None else retry_from_data(retry)
+    return {"retry": retry, "retries": retries, "errors": errors, "when": when}
+
+
+def _rare(task: Task) -> JSON:
+    """What few tasks have, as it is stored; nothing for others."""
+    if task.retry is None and not task.retries and task.when is None:
+        return None
+    return {
+        "retry": None if task.retry is None else task.retry.to_data(),
+        "retries": task.retries,
+        "errors": errors_to_data(task.errors),
+        "when": task.when,
+    }
 
 
 def is_unreadable(row: Row[Any], task: Task) -> bool:
@@ -103,7 +171,12 @@ def is_unreadable(row: Row[Any], task: Task) -> bool:
 
 def _unreadable(fields: dict[str, Any]) -> Task:
     """What can be told of a task that cannot be read: it has failed."""
-    damaged = [f for f, value in fields.items() if type(value) not in _TYPES[f]]
+    return _failed(
+        fields, *(f for f, value in fields.items() if type(value) not in _TYPES[f])
+    )
+
+
+def _failed(fields: dict[str, Any], *damaged: str) -> Task:
     good = {f: value for f, value in fields.items() if f not in damaged}
     ended_at = good.get("done_at") or good.get("created_at", EPOCH)
     err = f"the stored task cannot be read: {', '.join(damaged)} is damaged"
@@ -121,6 +194,7 @@ def plan_of(task: Task) -> dict[str, Any]:
         "param": task.param,
         "meta": task.meta,
         "nominal_at": task.nominal_at,
+        "rare": _rare(task),
     }
 
 
@@ -136,7 +210,22 @@ def new_row(task: Task, owner: str | None) -> dict[str, Any]:
         **life_of(task),
         "dispatched_by": owner,
         "lease_until": task.scheduled_at if running else None,
+        "unique_key": task.key,
+        **progress_of(task),
     }
+
+
+def with_progress(task: Task, stored: Any) -> Task:
+    """The task, with what is stored of how far it has come, if that can be read."""
+    try:
+        return evolve(task, {"progress": progress_from_data(stored)})
+    except InvalidTaskError:
+        return task
+
+
+def progress_of(task: Task) -> dict[str, Any]:
+    """The column that says how far a run has come."""
+    return {"progress": None if task.progress is None else task.progress.to_data()}
 
 
 def end_of(task: Task) -> dict[str, Any]:
@@ -147,6 +236,7 @@ def end_of(task: Task) -> dict[str, Any]:
         "cancelled_at": task.cancelled_at,
         "done_at": task.done_at,
         "ended_at": (task.ended_at or task.created_at) if task.state.ended else None,
+        "result": task.result,
     }
 
 

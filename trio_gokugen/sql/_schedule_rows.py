@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import RowMapping
 
@@ -10,7 +10,7 @@ from trio_gokugen._errors import GokugenError
 from trio_gokugen._schedule import Late, Schedule
 from trio_gokugen._triggers import trigger_from_data
 
-from ._errors import DamagedScheduleError
+from ._errors import DamagedScheduleError, UnknownScheduleError
 from ._schema import Damaged
 
 DEFINITION = (
@@ -24,9 +24,14 @@ DEFINITION = (
     "late",
     "overlap",
     "counted_from",
+    "condition",
 )
 """The columns that a user says."""
 
+Unreadable: TypeAlias = DamagedScheduleError | UnknownScheduleError
+"""Why a schedule cannot be read."""
+
+UNREADABLE = DamagedScheduleError, UnknownScheduleError
 PROGRESS = (
     "paused",
     "next_at",
@@ -37,6 +42,7 @@ PROGRESS = (
     "awaited_id",
     "queued_at",
     "skipped_from",
+    "ended_id",
 )
 """The columns that its occurrences change."""
 
@@ -45,23 +51,27 @@ def schedule_of(row: RowMapping) -> Schedule:
     """The schedule of a row.
 
     Raises:
-      DamagedScheduleError: it cannot be read.
+      DamagedScheduleError: it cannot be read, by nobody.
+      UnknownScheduleError: others may be able to read it.
     """
     values: dict[str, Any] = {str(column): value for column, value in row.items()}
     damaged = [column for column, value in values.items() if isinstance(value, Damaged)]
+    if damaged:
+        raise DamagedScheduleError(row["id"], f"{', '.join(damaged)} is damaged")
     try:
         rule, late = values.pop("rule"), values.pop("late")
         after, paused = values.pop("counted_from"), values.pop("paused")
+        when = values.pop("condition")
         return Schedule(
             **values,
             trigger=trigger_from_data(rule),
             late=Late(**late),
             after=after,
+            when=when,
             paused=paused == 1,
         )
     except (GokugenError, TypeError) as error:
-        what = f"{', '.join(damaged)} is damaged" if damaged else str(error)
-        raise DamagedScheduleError(row["id"], what) from error
+        raise UnknownScheduleError(row["id"], str(error)) from error
 
 
 def definition_of(schedule: Schedule) -> dict[str, Any]:
@@ -77,6 +87,7 @@ def definition_of(schedule: Schedule) -> dict[str, Any]:
         "late": schedule.late.to_data(),
         "overlap": schedule.overlap,
         "counted_from": schedule.after,
+        "condition": schedule.when,
     }
 
 

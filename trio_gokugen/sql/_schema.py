@@ -97,6 +97,29 @@ class JSONObject(TypeDecorator[dict[str, Any]]):
         return _object
 
 
+class JSONValue(JSONObject):
+    """Any JSON value, or nothing. One that cannot be read is `Damaged`."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(JSON(none_as_null=True))
+        return dialect.type_descriptor(Text())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        return _value
+
+
+def _value(value: Any) -> Any:
+    return None if value is None else _object(value)
+
+
 def _object(value: Any) -> Any:
     if value == "{}":
         return {}
@@ -163,6 +186,14 @@ class TaskRow(Base):
     schedule_id: Mapped[str | None] = mapped_column(_Id)
     nominal_at: Mapped[datetime | None] = mapped_column(Moment)
 
+    # What few tasks have. One has another name than the field, which is a word of SQL.
+    unique_key: Mapped[str | None] = mapped_column(_Id)
+    rare: Mapped[dict[str, Any] | None] = mapped_column(JSONValue)
+    """Its ``retry``, ``retries``, ``errors`` and ``when``, if it has one of them."""
+
+    result: Mapped[Any | None] = mapped_column(JSONValue)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONValue)
+
     # What the ORM finds rows by has an index everywhere: see `Dialect.key`.
     __mapper_args__: Any = {"primary_key": [id]}  # noqa: RUF012 (as the base has it)
 
@@ -203,6 +234,31 @@ Index(
     "gokugen_task_schedule",
     TaskRow.schedule_id,
     TaskRow.ended_at,
+    sqlite_where=_of_schedule,
+    postgresql_where=_of_schedule,
+)
+_holds_key = text("unique_key IS NOT NULL AND ended_at IS NULL")
+Index(
+    "gokugen_task_key",
+    TaskRow.unique_key,
+    unique=True,
+    sqlite_where=_holds_key,
+    postgresql_where=_holds_key,
+)
+_has_key = text("unique_key IS NOT NULL")
+Index(
+    "gokugen_task_any_key",
+    TaskRow.unique_key,
+    sqlite_where=_has_key,
+    postgresql_where=_has_key,
+)
+Index(
+    "gokugen_task_of_schedule",
+    TaskRow.schedule_id,
+    TaskRow.scheduled_at,
+    TaskRow.priority.desc(),
+    TaskRow.created_at,
+    TaskRow.id,
     sqlite_where=_of_schedule,
     postgresql_where=_of_schedule,
 )
@@ -259,6 +315,9 @@ class ScheduleRow(Base):
     counted_from: Mapped[str] = mapped_column(Text)
     """What is called ``after`` elsewhere."""
 
+    condition: Mapped[str | None] = mapped_column(_Id)
+    """What is called ``when`` elsewhere."""
+
     paused: Mapped[int] = mapped_column(Integer)
     """0 or 1."""
 
@@ -271,6 +330,7 @@ class ScheduleRow(Base):
     awaited_id: Mapped[str | None] = mapped_column(_Id)
     queued_at: Mapped[datetime | None] = mapped_column(Moment)
     skipped_from: Mapped[datetime | None] = mapped_column(Moment)
+    ended_id: Mapped[str | None] = mapped_column(_Id)
 
 
 SCHEDULE = cast_("Table", ScheduleRow.__table__)

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from trio_gokugen._query import TaskQuery
-from trio_gokugen._task import Task, TaskState
+from trio_gokugen._task import ENDED, Task, TaskState
 
 from ._dialects import PENDING, Dialect
 from ._rows import COLUMNS
@@ -54,7 +54,12 @@ def search(
     """What `RepositoryLike.find` is asked for, as a statement and its parameters."""
     parameters: dict[str, Any] = {}
     conditions = [*_conditions(query)]
-    lists = {"ids": query.ids, "works": query.work_ids, "schedules": query.schedule_ids}
+    lists = {
+        "ids": query.ids,
+        "works": query.work_ids,
+        "schedules": query.schedule_ids,
+        "keys": query.keys,
+    }
     for name, values in lists.items():
         if values is not None:
             parameters[name] = dialect.listed(values)
@@ -63,12 +68,21 @@ def search(
     if after is not None:
         conditions.append(_follows(after))
     most = None if limit is None else min(limit, 2**62)
-    known = query.ids is not None or query.schedule_ids is not None
-    if known or query.states == _RUNNING:
+    known = query.ids is not None or query.keys is not None
+    if known or query.states == _RUNNING or _is_of_few(query):
         statement = _few(dialect, query, conditions)
+    elif query.schedule_ids is not None:
+        statement = _of_schedules(dialect, query, conditions, most)
     else:
         statement = _many(dialect, query, conditions, most)
     return statement.limit(most), parameters
+
+
+def _is_of_few(query: TaskQuery) -> bool:
+    """Whether it is for what is pending or running of schedules, of which there are few."""
+    if query.schedule_ids is None or query.states is None:
+        return False
+    return ENDED.isdisjoint(query.states)
 
 
 def _few(
@@ -80,7 +94,26 @@ def _few(
         found = found.where(dialect.among(TASK.c.id, "ids"))
     if query.schedule_ids is not None:
         found = found.where(dialect.among(TASK.c.schedule_id, "schedules"))
+    if query.keys is not None:
+        found = found.where(dialect.among(TASK.c.unique_key, "keys"))
+    if _is_of_few(query):
+        found = found.where(TASK.c.ended_at.is_(None))  # by the index of these
     return select(*COLUMNS).where(dialect.is_one_of(found)).order_by(*_find_order())
+
+
+def _of_schedules(
+    dialect: Dialect,
+    query: TaskQuery,
+    conditions: Sequence[ColumnElement[bool]],
+    limit: int | None,
+) -> Select[Any]:
+    """Each schedule's first, by the index of these."""
+    first = select(*COLUMNS).where(*conditions, *_states_and_works(dialect, query))
+    schedules = dialect.rows_of("schedules", Text())
+    of_one = first.where(TASK.c.schedule_id == schedules.c.value)
+    found = dialect.of_each(schedules, of_one.order_by(*_find_order()).limit(limit))
+    rows = found.subquery("found")
+    return select(rows).order_by(*_find_order(rows))
 
 
 def _many(

@@ -93,6 +93,18 @@ class Statements:
         self.change: Update = (
             update(TASK).where(this_row).values(**_values_of(LIFE + PLAN), lease_until=None)
         )
+        self.note_progress: Update = (
+            update(TASK).where(this_row).values(_values_of(["progress"]))
+        )
+        self.holders: Select[Any] = dialect.locked(
+            select(*COLUMNS)
+            .where(
+                dialect.among(TASK.c.unique_key, "keys"),
+                TASK.c.unique_key.is_not(None),
+                TASK.c.ended_at.is_(None),
+            )
+            .order_by(TASK.c.id)
+        )
         self.fail: Update = (
             update(TASK)
             .where(this_row)
@@ -118,7 +130,7 @@ class Statements:
             _MINE,
             # Said by the state, the planner may take the index of what is running.
             TASK.c.lease_until.is_not(None),
-        ).returning(TASK.c.id, TASK.c.created_at, dialect.stamp)
+        ).returning(TASK.c.id, TASK.c.created_at, TASK.c.progress, dialect.stamp)
 
     def _make_claiming(self, dialect: Dialect) -> None:
         claim = update(TASK).values(
@@ -179,10 +191,15 @@ class Statements:
         )
         self.define: Update = self.step.values({each: columns[each] for each in DEFINITION})
         self.remove_schedule: Delete = delete(SCHEDULE).where(this)
-        self.runs_of: Select[Any] = dialect.locked(
-            select(*COLUMNS).where(
-                RUNNING,
-                TASK.c.ended_at.is_(None),
-                dialect.among(TASK.c.schedule_id, "ids"),
-            )
+        self.running_of: Select[Any] = select(*COLUMNS).where(
+            RUNNING, TASK.c.ended_at.is_(None), dialect.among(TASK.c.schedule_id, "ids")
+        )
+        self.runs_of: Select[Any] = dialect.locked(self.running_of)
+        replaces = select(id_).where(
+            dialect.among(id_, "ids"), SCHEDULE.c.overlap == "replace"
+        )
+        self.lock_replaced: Select[Any] = dialect.locked(
+            select(TASK.c.id)
+            .where(RUNNING, TASK.c.ended_at.is_(None), TASK.c.schedule_id.in_(replaces))
+            .order_by(TASK.c.id)
         )

@@ -14,6 +14,7 @@ from trio_gokugen._task import Task, TaskState, evolve
 from trio_gokugen.abc import CancelRun, Claimed
 
 from ._changes import Changes
+from ._errors import UnknownScheduleError
 from ._occurrences import Schedules
 from ._ongoing import Key, Ongoing
 from ._rows import life_of, plan_of, task_of
@@ -25,10 +26,12 @@ class Taking:
     def __init__(self, ongoing: Ongoing, rows: Iterable[Row[Any]], at: datetime) -> None:
         self._ongoing = ongoing
         self._at = at
-        self._schedules = Schedules(
-            ongoing,
-            (row.schedule_id for row in rows if isinstance(row.schedule_id, str)),
-        )
+        ids = {row.schedule_id for row in rows if isinstance(row.schedule_id, str)}
+        if ids and ongoing.dialect.locks_rows:
+            # Tasks first, as everybody does it: else who ends one of these, and then wants
+            # its schedule, would wait for us, and we for him.
+            ongoing.execute(ongoing.say.lock_replaced, {"ids": ongoing.dialect.listed(ids)})
+        self._schedules = Schedules(ongoing, ids)
         self._taken: dict[Key, Task] = {}
         self._replacing: dict[str, None] = {}
         self.claimed = Claimed([], [])
@@ -37,7 +40,12 @@ class Taking:
     def take(self, row: Row[Any], task: Task, *, at_most_once: bool) -> None:
         """Take a task, which may have been recorded as dispatched already."""
         schedule = self._schedules.of(task)
-        error = self._schedules.damaged.get(task.schedule_id or "")
+        error = self._schedules.unreadable.get(task.schedule_id or "")
+        if isinstance(error, UnknownScheduleError):
+            self._ongoing.unknown.note(error)
+            # As it was: it may have been recorded as dispatched.
+            self._taken[self._ongoing.key_of(row)] = task
+            return
         if error is not None:
             err = f"{type(error).__name__}: {error}"
             task = evolve(

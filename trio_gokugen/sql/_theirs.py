@@ -21,10 +21,12 @@ from sqlalchemy.orm import Session
 
 from trio_gokugen._errors import RepositoryError, TaskExistsError, shown
 from trio_gokugen._task import Task
-from trio_gokugen.abc import AddTasks, CancelTask, Operation
+from trio_gokugen.abc import Added, AddTasks, CancelTask, IfExists, Operation
 
 from ._core import SQLCore
 from ._failures import failures
+
+_ADDING = "adding a task"
 
 
 class Theirs:
@@ -40,17 +42,30 @@ class Theirs:
     # -- in the user's thread -------------------------------------------------------------
 
     def add(
-        self, where: Session | Connection, task: Task, reset: Callable[[], None]
-    ) -> None:
-        """Write a new task."""
-        what = "adding a task"
-        with failures(what):
+        self,
+        where: Session | Connection,
+        task: Task,
+        if_exists: IfExists,
+        reset: Callable[[], None],
+    ) -> Task:
+        """Write a new task, unless another has its key; return what there is then."""
+        with failures(_ADDING):
             connection = self._connection(where)
             try:
-                self._apply(connection, AddTasks([task]), what)
+                added = self._add(connection, AddTasks([task], if_exists))
             except IntegrityError:
                 raise TaskExistsError(task.id) from None
-            self._tell(connection, {task.work_id: task.scheduled_at}, reset)
+            if added.new or added.changed:
+                self._tell(connection, {task.work_id: task.scheduled_at}, reset)
+            return added.tasks[0]
+
+    def _add(self, connection: Connection, operation: AddTasks) -> Added:
+        try:
+            added: Added = self._apply(connection, operation, _ADDING)
+        except IntegrityError:
+            # Somebody else has taken the id or the key since the look: look again.
+            added = self._apply(connection, operation, _ADDING)
+        return added
 
     def cancel(
         self,

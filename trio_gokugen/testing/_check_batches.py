@@ -145,7 +145,7 @@ async def a_refusal_harms_no_other(repository: TaskRepository) -> None:
         ]
     )
     expect_equal("the number of outcomes", len(outcomes), 7)
-    expect_equal("what an add returns", outcomes[0], outcome.Value(None))
+    expect_equal("what an add returns", [*outcomes[0].unwrap().new], [task])
     errors = [getattr(each, "error", None) for each in outcomes]
     what = "the outcome of operation"
     expect_error(f"{what} 1", errors[1], TaskExistsError, task_id="a")

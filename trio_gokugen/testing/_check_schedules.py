@@ -41,7 +41,13 @@ from trio_gokugen._schedule import (
 )
 from trio_gokugen._task import Task, TaskState, TaskUpdate
 from trio_gokugen._triggers import At, Both, Either, Except
-from trio_gokugen.abc import RecoverAction, RepositoryLike, TaskFilter, TaskRepository
+from trio_gokugen.abc import (
+    RecoverAction,
+    RepositoryLike,
+    TaskFilter,
+    TaskRepository,
+    UpdateTask,
+)
 
 from ._expect import expect, expect_equal, refused
 from ._repository_kit import EPOCH, RepositoryChecks, moment
@@ -156,7 +162,11 @@ async def schedules_are_kept_losslessly(repository: TaskRepository) -> None:
     ]
     expected = [
         attrs.evolve(
-            schedule, trigger=trigger, jitter=timedelta(microseconds=n), overlap="allow"
+            schedule,
+            trigger=trigger,
+            jitter=timedelta(microseconds=n),
+            overlap="allow",
+            when=None if n % 2 else f"condition {n}",
         )
         for n, (schedule, trigger) in enumerate(zip(schedules, triggers, strict=True))
     ]
@@ -216,6 +226,9 @@ async def a_lost_run_has_a_next_one(repository: TaskRepository) -> None:
     await _put(repository, _every(10))
     run = await repository.mark_dispatched((await _pending(repository))[0].id, moment(10))
     await _expect_pending(repository, "after it was dispatched by its id", 20)
+    expect_equal("runs", (await repository.get_schedule("s")).runs, 1)
+    [head] = await _pending(repository)
+    expect_equal("when the next one was made", head.created_at, moment(10))
     await repository.mark_done(run, moment(11))
     run = await _claim(repository, 20)
     [lost] = recovery([run], RecoverAction.FAIL, moment(22))
@@ -247,6 +260,19 @@ async def what_is_cancelled_is_skipped(repository: TaskRepository) -> None:
     run = await _claim(repository, 30)
     await repository.mark_done(run, moment(31))
     await _expect_pending(repository, "after the one between", 40, 20)
+
+
+@_check
+async def what_is_postponed_leaves_its_place(repository: TaskRepository) -> None:
+    """The occurrence after one that is postponed is made at the moment of that."""
+    await _put(repository, _every(10))
+    [task] = await _pending(repository)
+    postpone = UpdateTask(task.id, TaskUpdate(scheduled_at=moment(45)), moment(5))
+    [result] = await repository.apply([postpone])
+    result.unwrap()
+    found = [(each.scheduled_at, each.created_at) for each in await _pending(repository)]
+    expected = [(moment(20), moment(5)), (moment(45), EPOCH)]
+    expect_equal("what is pending, and when it was made", found, expected)
 
 
 @_check
@@ -381,6 +407,25 @@ async def a_schedule_is_changed(repository: TaskRepository) -> None:
     expect_equal("as told", changed.schedule, await repository.get_schedule("s"))
     await _expect_pending(repository, "after the update", 20)
     expect_equal("its work", (await _pending(repository))[0].work_id, "other")
+
+
+@_check
+async def a_schedule_begins_to_wait(repository: TaskRepository) -> None:
+    """Changed not to overlap while it runs, a schedule waits for its last run to end."""
+    await _put(repository, _every(10, overlap="allow"))
+    runs = [await _claim(repository, at) for at in (10, 20)]
+    await repository.change_schedule(TriggerSchedule("s", moment(21)))
+    await _claim(repository, 21)
+    update = ScheduleUpdate(overlap="skip")
+    changed = await repository.change_schedule(UpdateSchedule("s", update, moment(25)))
+    assert changed.task is not None
+    expect_equal("the next one", changed.task.state, _S.CANCELLED)
+    expect_equal("it, as it is kept", await repository.get(changed.task.id), changed.task)
+    await _expect_pending(repository, "while it runs")
+    await repository.mark_done(runs[0], moment(26))
+    await _expect_pending(repository, "after the run before")
+    await repository.mark_done(runs[1], moment(35))
+    await _expect_pending(repository, "after the last run", 40)
 
 
 @_check

@@ -9,14 +9,17 @@ from typing import Any
 import outcome
 import trio
 
+from trio_gokugen._json import JSON
 from trio_gokugen._query import TaskQuery
-from trio_gokugen._schedule import Schedule
-from trio_gokugen._task import ENDED, Task, TaskState, TaskUpdate
+from trio_gokugen._schedule import FoundSchedules, Schedule
+from trio_gokugen._task import ENDED, Progress, Task, TaskState, TaskUpdate
 from trio_gokugen.abc import (
     ANY_TASK,
+    Added,
     ChangeSchedule,
     Claimed,
     Clock,
+    IfExists,
     Operation,
     RecoverAction,
     Renewed,
@@ -47,7 +50,9 @@ _METHODS = _TIMER | {
     "mark_dispatched",
     "mark_done",
     "recover",
+    "note_progress",
     "renew",
+    "retry",
     "revert",
     "serve",
     "update",
@@ -164,8 +169,9 @@ class FaultyRepository:
         for fault in faults:
             fault.strike()
 
-    async def add(self, tasks: Sequence[Task]) -> None:
-        await self._call("add", tasks=tasks)
+    async def add(self, tasks: Sequence[Task], if_exists: IfExists = "raise") -> Added:
+        added: Added = await self._call("add", tasks=tasks, if_exists=if_exists)
+        return added
 
     async def get(self, task_id: str) -> Task:
         task: Task = await self._call("get", task_id=task_id)
@@ -193,8 +199,22 @@ class FaultyRepository:
         claimed: Claimed = await self._call("claim", limit=limit, at=at, only=only)
         return claimed
 
-    async def mark_done(self, run: Task, at: datetime, err: str | None = None) -> Task:
-        task: Task = await self._call("mark_done", run=run, at=at, err=err)
+    async def mark_done(
+        self, run: Task, at: datetime, err: str | None = None, result: JSON = None
+    ) -> Task:
+        task: Task = await self._call("mark_done", run=run, at=at, err=err, result=result)
+        return task
+
+    async def retry(
+        self, run: Task, at: datetime, scheduled_at: datetime, err: str | None = None
+    ) -> Task:
+        task: Task = await self._call(
+            "retry", run=run, at=at, scheduled_at=scheduled_at, err=err
+        )
+        return task
+
+    async def note_progress(self, run: Task, progress: Progress) -> Task:
+        task: Task = await self._call("note_progress", run=run, progress=progress)
         return task
 
     async def mark_cancelled(self, run: Task, at: datetime) -> Task:
@@ -271,8 +291,8 @@ class FaultyRepository:
 
     async def find_schedules(
         self, limit: int | None = None, after: str | None = None
-    ) -> list[Schedule]:
-        schedules: list[Schedule] = await self._call(
+    ) -> FoundSchedules:
+        schedules: FoundSchedules = await self._call(
             "find_schedules", limit=limit, after=after
         )
         return schedules

@@ -16,11 +16,11 @@ from trio_gokugen._errors import (
     InvalidTaskError,
     NoSchedulesError,
     RefusedError,
-    TaskExistsError,
     TaskNotFoundError,
 )
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import (
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -29,8 +29,10 @@ from trio_gokugen.abc import (
     DeleteEnded,
     DispatchTask,
     EndTask,
+    NoteProgress,
     OnSchedule,
     Operation,
+    RetryTask,
     RevertTask,
     TaskFilter,
     UpdateTask,
@@ -68,8 +70,8 @@ class Model:
 
     def _carry_out(self, operation: Operation) -> Any:
         match operation:
-            case AddTasks(tasks=tasks):
-                return self._add(tasks)
+            case AddTasks():
+                return self._add(operation)
             case ClaimTasks():
                 return self._claim(operation)
             case DeleteEnded():
@@ -80,19 +82,23 @@ class Model:
                 return after, after is not before
             case DispatchTask(task_id=task_id):
                 return self._put(_changed(self._get(task_id), operation))
-            case EndTask(run=run) | RevertTask(run=run) | CancelRun(run=run):
+            case EndTask() | RetryTask() | NoteProgress() | RevertTask() | CancelRun():
+                run = operation.run
                 return self._put(_changed(self._get(run.id), operation))
             case OnSchedule():  # pragma: no cover: nobody walks there
                 raise NoSchedulesError
             case _:
                 assert_never(operation)
 
-    def _add(self, tasks: Sequence[Task]) -> None:
+    def _add(self, operation: AddTasks) -> Added:
         ids = {task.id for task in self.tasks}
-        for task in tasks:
-            if task.id in ids:
-                raise TaskExistsError(task.id)
-            ids.add(task.id)
+        holders = {task.key: task for task in self.tasks if not task.state.ended}
+        added = _transitions.added(
+            operation.tasks, operation.if_exists, ids.__contains__, holders.get
+        )
+        for task in added.changed:
+            self._put(task)
+        tasks = added.new
         self.tasks += tasks
         ended = [task for task in tasks if task.state.ended]
         by_age = sorted(ended, key=_end)
@@ -100,6 +106,7 @@ class Model:
         in_order = not (by_age and kept) or _end(kept[-1]) <= _end(by_age[0])
         ends = (*kept, *by_age)
         self.ends = [task.id for task in (ends if in_order else sorted(ends, key=_end))]
+        return added
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
         claimed: list[Task] = []
@@ -146,8 +153,12 @@ def _changed(task: Task, operation: Operation) -> Task:
             task = _transitions.cancelled(task, at)
         case DispatchTask(at=at, at_most_once=once):
             task = _transitions.dispatched(task, at, at_most_once=once)
-        case EndTask(run=run, at=at, err=err):
-            task = _transitions.ended(task, run, at, err)
+        case EndTask(run=run, at=at, err=err, result=result):
+            task = _transitions.ended(task, run, at, err, result)
+        case RetryTask(run=run, at=at, scheduled_at=again_at, err=err):
+            task = _transitions.retried(task, run, at, again_at, err)
+        case NoteProgress(run=run, progress=progress):
+            task = _transitions.progressed(task, run, progress)
         case RevertTask(run=run):
             task = _transitions.reverted(task, run)
         case CancelRun(run=run, at=at):

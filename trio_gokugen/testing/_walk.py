@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import outcome
 
 from trio_gokugen._errors import InvalidTaskError
-from trio_gokugen._task import Task, TaskState, TaskUpdate
+from trio_gokugen._task import Progress, Task, TaskState, TaskUpdate
 from trio_gokugen.abc import (
     ANY_TASK,
+    Added,
     AddTasks,
     CancelRun,
     CancelTask,
@@ -25,7 +26,10 @@ from trio_gokugen.abc import (
     DeleteEnded,
     DispatchTask,
     EndTask,
+    IfExists,
+    NoteProgress,
     Operation,
+    RetryTask,
     RevertTask,
     TaskFilter,
     UpdateTask,
@@ -36,6 +40,7 @@ from ._repository_kit import EPOCH, moment, new
 
 _WORKS = ("one", "two", "three")
 _FILTERS = (ANY_TASK, TaskFilter(frozenset({"one"})), TaskFilter(frozenset(_WORKS[1:])))
+_ERRS = (None, "no luck", "again")
 _NO_RUN = new("t0", state=TaskState.DISPATCHED, attempt=1, dispatched_at=EPOCH)
 
 
@@ -78,6 +83,8 @@ class Walk:
         match result:
             case outcome.Value(value=Claimed(tasks=tasks, expired=expired)):
                 return list(tasks), comparable_tasks(expired)
+            case outcome.Value(value=Added() as added):
+                return [list(each) for each in (added.new, added.changed, added.tasks)]
             case outcome.Value(value=Task() as task):
                 return comparable_tasks([task])
             case outcome.Value(value=list()):
@@ -96,26 +103,39 @@ class Walk:
         limit = 1_000 if self._deadlines else choose.randint(0, 3)
         kinds: list[tuple[int, Operation]] = [
             (6, AddTasks([self._new_task() for _ in range(choose.randint(1, 3))])),
+            (3, self._add_by_key()),
             (5, UpdateTask(task_id, self._update())),
             (2, CancelTask(task_id, at)),
             (2, DispatchTask(task_id, at)),
             (4, ClaimTasks(limit, at, choose.choice(_FILTERS))),
-            (4, EndTask(run, at, choose.choice((None, "no luck")))),
+            (3, EndTask(run, at, choose.choice((None, "no luck")))),
+            (1, EndTask(run, at, result={"n": choose.randrange(2)})),
             (3, RevertTask(run)),
+            (2, RetryTask(run, at, moment(choose.randrange(9)), choose.choice(_ERRS))),
+            (2, NoteProgress(run, Progress(fraction=choose.randrange(3) / 2, at=at))),
             (1, CancelRun(run, at)),
             (2, DeleteEnded(choose.choice((None, moment(at.second))))),
         ]
         weights = [weight for weight, _ in kinds]
         return choose.choices(kinds, weights)[0][1]
 
-    def _new_task(self) -> Task:
+    def _add_by_key(self) -> AddTasks:
+        choose = self.random
+        tasks = [self._new_task(key=f"k{choose.randrange(4)}") for _ in range(2)]
+        if_exists = choose.choice(get_args(IfExists))
+        return AddTasks([*tasks, self._new_task()], if_exists)
+
+    def _new_task(self, **fields: Any) -> Task:
         choose = self.random
         return new(
             f"t{choose.randrange(30)}",
             choose.randrange(4),
+            # An id may be used again: it is by this that its tasks are told apart.
+            created_at=moment(self.steps / 1_000),
             work_id=choose.choice(_WORKS),
             priority=choose.randrange(2),
             param={"n": choose.randrange(5)},
+            **fields,
         )
 
     def _update(self) -> TaskUpdate:

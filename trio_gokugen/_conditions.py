@@ -1,0 +1,87 @@
+"""Conditions: functions that say whether an occurrence of a schedule runs, as it is due.
+
+Asked by a worker, within the run: so a condition may take its time, is bound by the same
+deadline and time-out as the work, and can be interrupted. Each waits for an answer in
+the same way as a work that raises what it answers.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeAlias
+
+from ._errors import ScheduleNotFoundError, TaskNotFoundError, shown
+from ._retry import Snooze
+from ._schedule import Schedule
+from ._task import Task
+
+
+class Answer(enum.Enum):
+    """What a condition says about an occurrence."""
+
+    RUN = "run"
+    """The work runs. Or `True`."""
+
+    SKIP = "skip"
+    """This occurrence is cancelled. Or `False`."""
+
+    STOP = "stop"
+    """So it is, and the schedule is paused: nothing of it runs before it is resumed."""
+
+
+Condition: TypeAlias = Callable[[Schedule, Task | None], Awaitable[Answer | Snooze | bool]]
+"""An async function of a schedule, and of its last run that was done or has failed."""
+
+
+class Skipped(Exception):  # noqa: N818 (it is no error)
+    """A condition has said that a run is not to be."""
+
+
+class Asked(Protocol):
+    """The part of a scheduler that conditions have to do with."""
+
+    async def get(self, task_id: str) -> Task: ...
+    async def get_schedule(self, id: str) -> Schedule: ...
+    async def pause_schedule(self, id: str) -> bool: ...
+
+
+scheduler: ContextVar[Asked] = ContextVar("trio_gokugen_current_scheduler")
+"""Set by a scheduler in the context of its run, and so of all that runs in it."""
+
+
+async def ask(condition: Condition, run: Task) -> None:
+    """Return if the work is to run.
+
+    Raises:
+      Skipped, Snooze: it is not, or not yet.
+    """
+    asked = scheduler.get()
+    assert run.schedule_id is not None
+    try:
+        schedule = await asked.get_schedule(run.schedule_id)
+    except ScheduleNotFoundError:
+        raise Skipped from None  # it was removed, and cannot be asked about any more
+    answer: Any = await condition(schedule, await _last(asked, schedule))
+    if answer is True or answer is Answer.RUN:
+        return
+    if isinstance(answer, Snooze):
+        raise answer
+    if answer is Answer.STOP:
+        await asked.pause_schedule(schedule.id)
+    elif answer is not False and answer is not Answer.SKIP:
+        raise TypeError(
+            f"the condition {run.when!r} must answer an Answer, a Snooze, True or False,"
+            f" not {shown(answer)}"
+        )
+    raise Skipped
+
+
+async def _last(asked: Asked, schedule: Schedule) -> Task | None:
+    if schedule.ended_id is None:
+        return None
+    try:
+        return await asked.get(schedule.ended_id)
+    except TaskNotFoundError:
+        return None  # it has been forgotten since

@@ -1,0 +1,33 @@
+"""Lengths of time, as users give them: seconds, or a `timedelta`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from ._errors import InvalidTaskError, shown
+
+LONGEST = timedelta(days=36_525)
+"""Of what is given as a length of time: so it is kept exactly, everywhere."""
+
+
+def length(value: object, field: str) -> timedelta:
+    """A length of time, given as such or in seconds, that is not negative."""
+    try:
+        found = value if isinstance(value, timedelta) else timedelta(seconds=_number(value))
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidTaskError(
+            field, f"must be a timedelta or a number of seconds, not {shown(value)}"
+        ) from None
+    if found < timedelta(0):
+        raise InvalidTaskError(field, f"must not be negative, not {shown(value)}")
+    if found > LONGEST:
+        raise InvalidTaskError(
+            field, f"must be at most {LONGEST.days} days, not {shown(value)}"
+        )
+    return found
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    return value

@@ -1,0 +1,265 @@
+"""Schedules of a TOML file: a table for each, with the arguments of `add_schedule`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from datetime import date, time
+from typing import Any, cast
+
+import attrs
+
+from ._cron import Cron
+from ._errors import InvalidTaskError, InvalidTriggerError, shown
+from ._interval import EPOCH, Interval, read_duration
+from ._schedule import Late, Schedule
+from ._toml_lines import Path, lines_of, read, statements
+from ._trigger import Trigger
+from ._triggers import trigger_from_data
+
+_AT_LINE = re.compile(r"\(at line (\d+), column \d+\)$")
+_ENDS_OF_KEY = {"", ".", "[", " "}
+"""What comes after a key in the field of an error."""
+
+_LATE = tuple(field.name for field in attrs.fields(Late))
+_GOES_WITH = {"tz": "cron", "dst": "cron", "anchor": "every"}
+_TRIGGERS = "cron", "every", "trigger"
+_ANY: dict[str, Any] = {
+    "id": "any",
+    "work_id": "any",
+    "trigger": Interval(1),
+    "created_at": EPOCH,
+}
+"""A schedule that there may be, to try a single value in."""
+
+
+class SchedulesTOML:
+    """What is found in a TOML file."""
+
+    def __init__(self, text: str) -> None:
+        self.schedules: list[Schedule] = []
+        self.errors: list[tuple[int, str]] = []
+        try:
+            data = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            self.errors.append((_line_of(error, text), f"is not TOML: {error}"))
+            return
+        wrong = [*self._read(data)]
+        if wrong:
+            line_of = _Lines(text)
+            self.errors = [(line_of(path), message) for path, message in wrong]
+
+    def _read(self, data: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+        """Take a file; gives what is wrong with it, and where."""
+        for key in data:
+            if key != "schedules":
+                yield (key,), f"{shown(key)} is not known: all is within [schedules.NAME]"
+        tables = data.get("schedules", {})
+        if not isinstance(tables, dict):
+            yield ("schedules",), "schedules: must be tables, [schedules.NAME]"
+            return
+        for name, table in cast("dict[str, Any]", tables).items():
+            path = "schedules", name
+            if not isinstance(table, dict):
+                yield path, f"schedule {shown(name)}: must be a table, [schedules.NAME]"
+                continue
+            one = _One(name, cast("dict[str, Any]", table))
+            for key, message in one.errors:
+                yield (*path, key), f"schedule {shown(name)}: {message}"
+            if one.schedule is not None:
+                self.schedules.append(one.schedule)
+
+
+def _line_of(error: Exception, text: str) -> int:
+    """The line of what keeps a text from being TOML."""
+    if found := _AT_LINE.search(str(error)):
+        return int(found[1])
+    if isinstance(error, tomllib.TOMLDecodeError):
+        return text.count("\n") + 1  # the end of the file
+    cannot_be_read = (line for line, each in statements(text) if read(each) is None)
+    return next(cannot_be_read, 1)
+
+
+class _Lines:
+    """Finds the lines of keys."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = lines_of(text)
+        self._within: dict[Path, list[tuple[str, int]]] = {}
+        """By table of a schedule, its keys: as an error has them, with dots."""
+
+        for path, line in self._lines.items():
+            keys = self._within.setdefault(path[:2], [])
+            keys.append((".".join(path[2:]), line))
+
+    def __call__(self, path: Path) -> int:
+        """The line of a key, or of what it is in."""
+        if path in self._lines:
+            return self._lines[path]
+        field = path[-1]
+        found, longest = self._lines.get(path[:2], 1), 0
+        for key, line in self._within.get(path[:2], []):
+            ends = field[len(key) : len(key) + 1] in _ENDS_OF_KEY
+            if len(key) > longest and field.startswith(key) and ends:
+                found, longest = line, len(key)
+        return found
+
+
+class _One:
+    """A table, the schedule that it makes, and all that is wrong with it."""
+
+    def __init__(self, name: str, table: dict[str, Any]) -> None:
+        self.errors: list[tuple[str, str]] = []
+        self.schedule: Schedule | None = None
+        self._table = table
+        values = {**_ANY, "id": name}
+        if "work_id" not in table:
+            self._say("work_id", "is missing: it is the name of a work")
+        for key, value in table.items():
+            if key in _READERS:
+                values |= self._tried(key, value)
+            elif key == "late":
+                values |= self._late(value)
+            elif key not in {*_TRIGGERS, *_GOES_WITH}:
+                self._say(key, f"is not known: there are {', '.join(_KEYS)}")
+        self._attempt(lambda: values.update(trigger=self._trigger()))
+        self._attempt(lambda: self._make(values))
+
+    def _say(self, field: str, reason: str) -> None:
+        self.errors.append((field, f"{field}: {reason}"))
+
+    def _attempt(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except (InvalidTaskError, InvalidTriggerError) as error:
+            self._say(error.field, error.reason)
+
+    def _tried(self, key: str, value: Any) -> dict[str, Any]:
+        """A value that is of use by itself; or nothing."""
+        found: dict[str, Any] = {}
+
+        def read() -> None:
+            read = _READERS[key](key, value)
+            Schedule(**{**_ANY, key: read})
+            found[key] = read
+
+        self._attempt(read)
+        return found
+
+    def _make(self, values: dict[str, Any]) -> None:
+        self.schedule = Schedule(**values)
+
+    def _late(self, value: Any) -> dict[str, Late]:
+        if not isinstance(value, dict):
+            self._say("late", f"must be a table, as {{window = 60}}, not {shown(value)}")
+            return {}
+        good: dict[str, Any] = {}
+        for key, each in cast("dict[str, Any]", value).items():
+            if key not in _LATE:
+                self._say(f"late.{key}", f"is not known: there are {', '.join(_LATE)}")
+                continue
+            try:
+                read = _length(key, each) if key == "window" else each
+                Late(**{key: read})
+            except InvalidTaskError as error:
+                self._say(f"late.{error.field}", error.reason)
+            else:
+                good[key] = read
+        return {"late": Late(**good)}
+
+    def _trigger(self) -> Trigger:
+        table = self._table
+        given = [key for key in _TRIGGERS if key in table]
+        for key, other in _GOES_WITH.items():
+            if key in table and other not in table:
+                self._say(key, f"goes with {other}, which there is not")
+        if len(given) != 1:
+            what = " and ".join(given) if given else "none"
+            raise InvalidTriggerError(
+                given[-1] if given else "trigger",
+                f"there must be one of {', '.join(_TRIGGERS)}, and there is {what}",
+            )
+        value = table[given[0]]
+        if given[0] == "trigger":
+            return _from_data(value)
+        if given[0] == "every":
+            anchor = table.get("anchor")
+            self._attempt(lambda: Interval(1, anchor=anchor))
+            return Interval(value, anchor=None if self.errors else anchor)
+        return self._cron(value, table.get("tz", "UTC"), table.get("dst", "debian"))
+
+    def _cron(self, expression: Any, tz: Any, dst: Any) -> Trigger:
+        """Each argument by itself first, so that each is told of."""
+        self._attempt(lambda: Cron("* * * * *", tz))
+        self._attempt(lambda: Cron("* * * * *", dst=dst))
+        try:
+            cron = Cron(expression)
+        except InvalidTriggerError as error:
+            raise InvalidTriggerError("cron", error.reason) from None
+        return cron if self.errors else Cron(expression, tz, dst=dst)
+
+
+# -- the values of single keys --------------------------------------------------------
+
+
+def _as_it_is(_: str, value: Any) -> Any:
+    return value
+
+
+def _length(key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        found = read_duration(value)
+    except OverflowError:
+        found = None
+    if found is None:
+        raise InvalidTaskError(
+            key, f"must be seconds, or text like '1h30m', not {shown(value)}"
+        )
+    return found
+
+
+def _paused(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidTaskError(key, f"must be true or false, not {shown(value)}")
+    return value
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "work_id": _as_it_is,
+    "param": _as_it_is,
+    "priority": _as_it_is,
+    "meta": _as_it_is,
+    "deadline_after": _length,
+    "jitter": _length,
+    "overlap": _as_it_is,
+    "after": _as_it_is,
+    "when": _as_it_is,
+    "paused": _paused,
+}
+"""What makes of a value the one that a schedule has, or refuses it."""
+
+_KEYS = *_TRIGGERS, *_GOES_WITH, *_READERS, "late"
+
+
+def _from_data(value: Any) -> Trigger:
+    """A trigger in its JSON form, in which TOML's own dates and times may be, too."""
+    try:
+        return trigger_from_data(_plain(value))
+    except RecursionError:
+        raise InvalidTriggerError("trigger", "nests too deep") from None
+    except (InvalidTaskError, InvalidTriggerError) as error:
+        raise InvalidTriggerError("trigger", str(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, list):
+        return [_plain(each) for each in cast("list[object]", value)]
+    if isinstance(value, dict):
+        said = cast("dict[str, Any]", value)
+        return {key: _plain(each) for key, each in said.items()}
+    return value
