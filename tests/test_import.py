@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,9 +60,11 @@ every_module = pytest.mark.parametrize("module", MODULES, ids=lambda each: each.
 
 
 def run(program: str) -> str:
-    """What a fresh interpreter prints."""
+    """What a fresh interpreter prints, which has the package compiled, as it has others."""
+    compiled = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
+        env=compiled,
         check=True,
         capture_output=True,
         text=True,
