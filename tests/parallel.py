@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+SHARED = "PYTEST_XDIST_WORKER" in os.environ
+
 # Coverage is taken of the processes that run tests, but not of what they start: of that
 # everything is tested within, too, and what is killed would leave half a record.
-if "PYTEST_XDIST_WORKER" in os.environ:
+if SHARED:
     os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of what is long: they aren't waited for at the end."""
+    if SHARED:
+        items.sort(key=is_short)
+
+
+def is_short(item: pytest.Item) -> bool:
+    return not any(map(item.get_closest_marker, ("long", "uncovered")))

@@ -29,7 +29,7 @@ SINCE, UNTIL = datetime(2000, 1, 1, tzinfo=UTC), datetime(2037, 12, 31, tzinfo=U
 ALL = bool(os.environ.get("GOKUGEN_ALL_CHANGES"))
 """Whether those that are alike are looked at too, by hand: it takes half an hour."""
 
-PIECES = range(60 if ALL else 1)
+PIECES = range(300 if ALL else 1)
 """Of the changes, for no test may take minutes."""
 
 EXPRESSIONS = [

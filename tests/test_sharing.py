@@ -805,6 +805,7 @@ async def test_drain_does_not_wait_for_what_is_left(
 # -- a long time ----------------------------------------------------------------------
 
 
+@pytest.mark.uncovered
 async def test_a_month_on_a_sqlite_file(
     autojump_clock: trio.testing.MockClock, sqlite_url: str
 ) -> None:

@@ -57,6 +57,7 @@ async def all_ended(repository: SQLRepository) -> list[Task]:
     return await repository.find(TaskQuery())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("members", [2, 4])
 async def test_each_task_is_done_once(
     mortal_server: Server, mortal_url: str, tmp_path: Path, members: int

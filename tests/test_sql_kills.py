@@ -282,6 +282,7 @@ def kills_at(killer: Killer, directory: Path, play: str, spot: str) -> int:
     raise AssertionError
 
 
+@pytest.mark.long
 def test_at_random_moments(killer: Killer, tmp_path: Path) -> None:
     """
     Killed 200 times at random moments, a program loses no task that was acknowledged, runs

@@ -206,6 +206,7 @@ async def test_ended_tasks_are_kept_for_so_long(
     assert kept == []
 
 
+@pytest.mark.uncovered
 async def test_none_is_kept(
     autojump_clock: trio.testing.MockClock, sqlite_url: str
 ) -> None:
@@ -284,6 +285,7 @@ async def test_many_are_deleted_in_steps(
             assert await scheduler.find(TaskQuery(states={TaskState.DONE})) == []
 
 
+@pytest.mark.uncovered
 async def test_a_hundred_thousand_are_added_at_once(
     autojump_clock: trio.testing.MockClock, sqlite_url: str
 ) -> None:
@@ -301,6 +303,7 @@ async def test_a_hundred_thousand_are_added_at_once(
             assert await repository.count_pending() == {"note": 100_000}
 
 
+@pytest.mark.uncovered
 async def test_what_adding_many_takes(
     autojump_clock: trio.testing.MockClock, sqlite_url: str
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 import trio.testing
 from postgresql import Server
 from sqlalchemy import Connection, Engine, create_engine, delete, event
@@ -44,6 +45,7 @@ class Databases:
             engine.dispose()
 
 
+@pytest.mark.uncovered
 async def test_sqlite_in_memory(autojump_clock: trio.testing.MockClock) -> None:
     """
     A database in memory keeps all promises.
@@ -51,6 +53,7 @@ async def test_sqlite_in_memory(autojump_clock: trio.testing.MockClock) -> None:
     await Databases(lambda: "sqlite://").check()
 
 
+@pytest.mark.uncovered
 async def test_a_sqlite_file(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
@@ -61,6 +64,7 @@ async def test_a_sqlite_file(
     await Databases(lambda: f"sqlite:///{tmp_path / str(next(numbers))}.db").check()
 
 
+@pytest.mark.long
 async def test_postgresql(
     autojump_clock: trio.testing.MockClock, postgresql_server: Server
 ) -> None:
@@ -72,6 +76,7 @@ async def test_postgresql(
         await Databases(lambda: stack.enter_context(new_database())).check()
 
 
+@pytest.mark.long
 async def test_an_engine_of_the_users_own(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
