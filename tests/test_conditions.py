@@ -33,6 +33,7 @@ from trio_gokugen import (
     open_scheduler,
 )
 from trio_gokugen.sql import open_sql_repository
+from trio_gokugen.testing import FaultyRepository
 
 Asked: TypeAlias = list[tuple[float, TaskState | None]]
 
@@ -403,6 +404,13 @@ def test_what_is_no_condition_is_refused() -> None:
         with pytest.raises(TypeError, match="function: must be an async function"):
             works.condition("name", each)
 
+    async def too_few(schedule: Schedule) -> bool:
+        return True
+
+    narrow: Any = too_few
+    with pytest.raises(TypeError, match="must take two arguments"):
+        works.condition(narrow)
+
     class Named:
         async def __call__(self, schedule: Schedule, last: Task | None) -> bool:
             return True
@@ -411,6 +419,146 @@ def test_what_is_no_condition_is_refused() -> None:
         works.condition(Named())
     condition = Named()
     assert works.condition("named", condition) is condition
+
+
+async def test_a_schedule_may_be_removed_before_it_is_stopped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A schedule that is removed while its condition says stop has stopped.
+    """
+
+    async def slow(schedule: Schedule, last: Task | None) -> Answer:
+        await trio.sleep(5)
+        return Answer.STOP
+
+    async with open_bench() as (scheduler, bench):
+        bench.works.condition(slow)
+        schedule = await scheduler.add_schedule("s", Interval(10), "note", when="slow")
+        await trio.sleep(12)
+        await scheduler.remove_schedule("s")
+        await scheduler.drain()
+        task = await scheduler.get(schedule.pending_id or "")
+    assert (task.state, trio.current_time()) == (TaskState.CANCELLED, 15)
+
+
+async def test_what_is_asked_has_not_started(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A work that must not be repeated has not begun while its condition is asked.
+    """
+
+    async def slow(schedule: Schedule, last: Task | None) -> bool:
+        await trio.sleep(60)
+        return True
+
+    repository = HeapRepository()
+    async with open_bench(repository, grace=0) as (scheduler, bench):
+        bench.works.condition(slow)
+        bench.works.register("once", bench.note, at_most_once=True)
+        schedule = await scheduler.add_schedule("s", Interval(10), "once", when="slow")
+        await trio.sleep(12)
+    task = await repository.get(schedule.pending_id or "")
+    assert (task.state, task.interruptions) == (TaskState.SCHEDULED, 1)
+
+
+async def test_a_store_that_fails_is_asked_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If the store cannot tell of the schedule, the occurrence waits, and nothing is lost.
+    """
+    repository = FaultyRepository(HeapRepository())
+    async with open_bench(repository) as (scheduler, bench):
+        asked = answering(bench, [True])
+        await every(10, scheduler, "note")
+        repository.fail("get_schedule")
+        await trio.sleep(15)
+    assert asked == [(11, None)]
+    assert times(bench) == [11]
+
+
+async def test_the_last_run_is_that_which_ended_last(
+    autojump_clock: trio.testing.MockClock, url: str | None
+) -> None:
+    """
+    Of runs that end in one batch the last one counts, and one that its deadline has ended.
+    """
+
+    async def work() -> None:
+        await trio.sleep_until(45)
+        if current_task().nominal_at == noon(10):
+            raise ValueError
+
+    async with opened(url) as (scheduler, bench):
+        answering(bench, [])
+        bench.works.register("work", work)
+        await every(10, scheduler, "work", overlap="allow")
+        await trio.sleep(49)
+        schedule = await scheduler.get_schedule("s")
+        ended = await scheduler.find(
+            TaskQuery(states={TaskState.DONE, TaskState.FAILED}, schedule_ids={"s"})
+        )
+    assert len(ended) == 4
+    assert schedule.ended_id in {task.id for task in ended}
+
+
+async def test_a_deadline_while_it_waits_is_an_outcome(
+    autojump_clock: trio.testing.MockClock, url: str | None
+) -> None:
+    """
+    A run that was tried, and whose deadline came before it could be again, has failed.
+    """
+    async with opened(url, max_workers=1) as (scheduler, bench):
+        answering(bench, [])
+
+        async def fails() -> None:
+            raise ValueError
+
+        bench.works.register("fails", fails, retry=Retry(5, wait=fixed(5)))
+        await every(60, scheduler, "fails", deadline_after=12)
+        await trio.sleep(62)  # it has failed, and waits
+        await scheduler.add_task("stubborn", {"seconds": 30}, after=0)
+        await trio.sleep(40)
+        schedule = await scheduler.get_schedule("s")
+        last = await scheduler.get(schedule.ended_id or "")
+    assert (last.state, last.attempt, last.nominal_at) == (TaskState.FAILED, 1, noon(60))
+
+
+async def test_an_occurrence_has_the_condition_of_its_schedule(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    One that was made by a program which knew of no conditions is asked about, too.
+    """
+    repository = HeapRepository()
+    async with open_bench(repository) as (scheduler, bench):
+        asked = answering(bench, [False])
+        schedule = await every(10, scheduler, "note")
+        store: Any = repository.store
+        entry = store._entries[schedule.pending_id]
+        entry[4].__dict__.pop("when")
+        await trio.sleep(15)
+    assert asked == [(10, None)]
+    assert bench.log == []
+
+
+async def test_ctrl_c_reaches_a_condition(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A condition is interrupted by Ctrl-C as a work is.
+    """
+    protected: list[bool] = []
+
+    async def says(schedule: Schedule, last: Task | None) -> bool:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        return True
+
+    async with open_bench() as (scheduler, bench):
+        bench.works.condition(says)
+        await every(10, scheduler, "note")
+        await trio.sleep(15)
+    assert protected == [False]
 
 
 # -- the scheduler of a work ---------------------------------------------------------------
@@ -453,5 +601,5 @@ async def test_there_is_no_scheduler_outside() -> None:
     Outside of a work or a hook, also while a scheduler runs, there is none.
     """
     async with open_scheduler(WorkRegistry()):
-        with pytest.raises(RuntimeError, match="for use inside a work or a hook"):
+        with pytest.raises(RuntimeError, match="for use inside a work, a hook"):
             current_scheduler()

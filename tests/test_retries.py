@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import threading
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +25,14 @@ from trio_gokugen import (
     NotRunningHereError,
     PartialHooks,
     Progress,
+    RepositoryError,
     Retry,
     Scheduler,
     Snooze,
     Task,
     TaskExistsError,
     TaskParam,
+    TaskQuery,
     TaskState,
     autojump_held,
     current_task,
@@ -345,6 +350,42 @@ def test_a_work_has_a_policy_or_none() -> None:
     assert "bad" not in bench.works.work_ids
 
 
+class OddSnooze(Snooze):
+    def __init__(self) -> None:  # and nothing of what a Snooze has
+        Exception.__init__(self)
+
+
+class OddDict(dict[str, Any]):
+    def items(self) -> Any:
+        raise OSError("no items")
+
+
+async def test_an_odd_outcome_harms_its_task_only(
+    autojump_clock: trio.testing.MockClock, url: str | None
+) -> None:
+    """
+    What cannot be looked at, of what a work returns or raises, fails its task only.
+    """
+
+    async def snooze() -> None:
+        raise OddSnooze
+
+    async def give() -> Any:
+        return OddDict(a=1)
+
+    async with opened(url) as (scheduler, bench):
+        bench.works.register("snooze", snooze)
+        bench.works.register("give", give, retain=True)
+        tasks = [await scheduler.add_task(name, after=0) for name in ("snooze", "give")]
+        await scheduler.add_task("note", after=0, id="other")
+        ended = [await scheduler.wait(task.id) for task in tasks]
+        assert (await scheduler.wait("other")).state is TaskState.DONE
+    assert [task.state for task in ended] == [TaskState.FAILED] * 2
+    heads = [(task.err or "").split("\n")[0] for task in ended]
+    assert heads[0].startswith("its outcome cannot be told: AttributeError: ")
+    assert heads[1] == "its outcome cannot be told: OSError: no items"
+
+
 # -- what else may happen meanwhile -------------------------------------------------------
 
 
@@ -564,6 +605,98 @@ async def test_a_key_debounces(
     assert len({task.id for task in tasks}) == 1
     assert bench.log == [(tasks[0].id, 22)]
     assert (counts.added, counts.done) == (1, 1)
+
+
+async def test_what_is_replaced_begins_anew(
+    autojump_clock: trio.testing.MockClock, url: str | None
+) -> None:
+    """
+    What a key stood for before has failed, not what it stands for now.
+    """
+    async with opened(url) as (scheduler, bench):
+        failing(bench, [ValueError(), ValueError(), None])
+
+        async def told() -> None:
+            await scheduler.progress(0.9)
+            raise ValueError
+
+        bench.works.register("told", told, retry=Retry(2, wait=fixed(10)))
+        await scheduler.add_task("told", after=0, key="k", id="a")
+        await trio.sleep(5)
+        retry = Retry(3, wait=fixed(1))
+        task = await scheduler.add_task(
+            "flaky", after=0, key="k", if_exists="replace", retry=retry
+        )
+        assert await scheduler.get("a") == task
+        ended = await scheduler.wait("a")
+    assert (task.id, task.retries, task.errors, task.progress) == ("a", 0, (), None)
+    assert (ended.state, ended.retries) == (TaskState.DONE, 2)
+
+
+async def test_a_damaged_task_keeps_its_key(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A key whose task cannot be read is refused, in whatever way, until that has failed.
+    """
+    file = tmp_path / "tasks.db"
+    async with open_sql_repository(f"sqlite:///{file}") as repository:
+        async with open_bench(repository) as (scheduler, _):
+            await scheduler.add_task("note", after=60, key="k", id="bad")
+            with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+                connection.execute("UPDATE gokugen_task SET param = '{'")
+            words: list[Any] = ["raise", "return", "replace"]
+            for word in words:
+                with pytest.raises(KeyExistsError) as caught:
+                    await scheduler.add_task("note", after=0, key="k", if_exists=word)
+                assert caught.value.task_id == "bad"
+            await trio.sleep(61)
+            task = await scheduler.add_task("note", after=0, key="k")
+            assert (await scheduler.wait(task.id)).state is TaskState.DONE
+
+
+@pytest.mark.parametrize("word", ["raise", "return", "replace"])
+async def test_a_key_is_waited_for_that_another_adds(
+    autojump_clock: trio.testing.MockClock, postgresql_url: str, word: Any
+) -> None:
+    """
+    While somebody's transaction adds a task of a key, no other has it; once it is
+    committed, it is there: so it is one task, whoever adds it.
+    """
+    added, seen = threading.Event(), threading.Event()
+
+    def transact() -> None:
+        with engine_of(postgresql_url) as engine, engine.begin() as connection:
+            repository.add_task_in(connection, "note", after=60, key="k", id="theirs")
+            added.set()
+            assert seen.wait(20)
+
+    def waits() -> bool:
+        query = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        with engine_of(postgresql_url) as engine, engine.begin() as connection:
+            return bool(connection.execute(query).scalar_one())
+
+    async def commit_once_it_is_waited_for() -> None:
+        while not await trio.to_thread.run_sync(waits):
+            await trio.lowlevel.checkpoint()
+        seen.set()
+
+    async with open_sql_repository(postgresql_url) as repository:
+        with autojump_held():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, transact)
+                await trio.to_thread.run_sync(added.wait)
+                nursery.start_soon(commit_once_it_is_waited_for)
+                ours = stored("ours", seconds=5, key="k")
+                if word == "raise":
+                    with pytest.raises(KeyExistsError):
+                        await repository.add([ours])
+                else:
+                    answer = await repository.add([ours], word)
+                    assert [task.id for task in answer.tasks] == ["theirs"]
+        tasks = await repository.find(TaskQuery(keys={"k"}))
+    assert [task.id for task in tasks] == ["theirs"]
+    assert (tasks[0].scheduled_at == noon(5)) is (word == "replace")
 
 
 async def test_the_timer_follows_what_is_replaced(
@@ -794,6 +927,33 @@ async def test_progress_is_for_works(autojump_clock: trio.testing.MockClock) -> 
             await scheduler.progress(0.5)
 
 
+async def test_what_is_only_returned_is_not_held(
+    autojump_clock: trio.testing.MockClock, postgresql_url: str
+) -> None:
+    """
+    A transaction that was given a running task, as that has its key, keeps no one waiting.
+    """
+
+    async def hold() -> None:
+        await trio.to_thread.run_sync(transact)
+
+    def transact() -> None:
+        with engine_of(postgresql_url) as engine, engine.begin() as connection:
+            task = repository.add_task_in(
+                connection, "sleep", after=0, key="k", if_exists="return"
+            )
+            assert task.state is TaskState.DISPATCHED
+            trio.from_thread.run(scheduler.interrupt, "a")
+
+    async with open_sql_repository(postgresql_url) as repository:
+        async with open_bench(repository) as (scheduler, _):
+            await scheduler.add_task("sleep", after=0, key="k", id="a")
+            await trio.sleep(1)
+            with autojump_held():
+                await hold()
+            assert (await scheduler.get("a")).state is TaskState.CANCELLED
+
+
 async def test_what_cannot_be_seen_is_taken(
     autojump_clock: trio.testing.MockClock, postgresql_url: str
 ) -> None:
@@ -809,6 +969,9 @@ async def test_what_cannot_be_seen_is_taken(
                 trio.from_thread.run(repository.add, [stored("a", seconds=60)])
                 with pytest.raises(TaskExistsError, match="'a'"):
                     repository.add_task_in(connection, "note", after=5, id="a")
+                trio.from_thread.run(repository.add, [stored("k", seconds=60, key="k")])
+                with pytest.raises(RepositoryError, match="begin yours anew"):
+                    repository.add_task_in(connection, "note", after=5, key="k")
                 repository.add_task_in(connection, "note", after=5, id="b")
 
     async with open_sql_repository(postgresql_url) as repository:

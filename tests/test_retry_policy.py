@@ -100,7 +100,7 @@ class OwnError(ValueError):
         pytest.param(OSError, ConnectionError(), True, id="a class"),
         pytest.param(OSError, OwnError(), False, id="another class"),
         pytest.param((OSError, OwnError), OwnError(), True, id="one of two"),
-        pytest.param((), OwnError(), False, id="none"),
+        pytest.param([OSError, OwnError], OwnError(), True, id="one of a list"),
         pytest.param(
             OSError, ExceptionGroup("", [OSError(), ConnectionError()]), True, id="a group"
         ),
@@ -153,7 +153,8 @@ def test_a_policy_goes_into_json_and_back(retry: Retry) -> None:
         pytest.param(lambda: Retry(jitter=-1), "jitter", id="negative jitter"),
         pytest.param(lambda: Retry(jitter=anything("1")), "jitter", id="text as jitter"),
         pytest.param(lambda: Retry(retry_on=int), "retry_on", id="no class of errors"),
-        pytest.param(lambda: Retry(retry_on=[OSError]), "retry_on", id="a list"),
+        pytest.param(lambda: Retry(retry_on=()), "retry_on", id="nothing"),
+        pytest.param(lambda: Retry(retry_on="ValueError"), "retry_on", id="a short name"),
         pytest.param(lambda: Retry(retry_on=(OSError, 3)), "retry_on", id="a number"),
         pytest.param(lambda: fixed(-1), "seconds", id="negative wait"),
         pytest.param(lambda: fixed(float("nan")), "seconds", id="nan"),

@@ -1,21 +1,36 @@
 """Conditions: functions that say whether an occurrence of a schedule runs, as it is due.
 
 Asked by a worker, within the run: so a condition may take its time, is bound by the same
-deadline and time-out as the work, and can be interrupted. Each waits for an answer in
-the same way as a work that raises what it answers.
+deadline and time-out as the work, and can be interrupted. To wait, or to be skipped, is an
+outcome of the run, as if the work had raised it.
 """
 
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
 
-from ._errors import ScheduleNotFoundError, TaskNotFoundError, shown
+import trio
+
+from ._errors import (
+    RefusedError,
+    RepositoryError,
+    ScheduleNotFoundError,
+    TaskNotFoundError,
+    shown,
+)
 from ._retry import Snooze
 from ._schedule import Schedule
 from ._task import Task
+
+logger = logging.getLogger("trio_gokugen.conditions")
+
+ASK_AGAIN = 1.0
+"""Seconds after which it is asked again, if the store did not tell of the schedule."""
 
 
 class Answer(enum.Enum):
@@ -69,21 +84,34 @@ async def ask(condition: Condition, run: Task) -> None:
     assert run.schedule_id is not None
     try:
         schedule = await asked.get_schedule(run.schedule_id)
+        last = await _last(asked, schedule)
     except ScheduleNotFoundError:
         raise Skipped from None  # it was removed, and cannot be asked about any more
-    answer: Any = await condition(schedule, await _last(asked, schedule))
+    except RefusedError:
+        raise
+    except RepositoryError as error:
+        logger.warning("whether %r is to run is asked later: %s", run.id, error)
+        raise Snooze(ASK_AGAIN) from error
+    answer: Any = await _answer(condition, schedule, last)
     if answer is True or answer is Answer.RUN:
         return
     if isinstance(answer, Snooze):
         raise answer
     if answer is Answer.STOP:
-        await asked.pause_schedule(schedule.id)
+        with suppress(ScheduleNotFoundError):  # then it has stopped for good
+            await asked.pause_schedule(schedule.id)
     elif answer is not False and answer is not Answer.SKIP:
         raise TypeError(
             f"the condition {run.when!r} must answer an Answer, a Snooze, True or False,"
             f" not {shown(answer)}"
         )
     raise Skipped
+
+
+@trio.lowlevel.disable_ki_protection
+async def _answer(condition: Condition, schedule: Schedule, last: Task | None) -> Any:
+    # A Ctrl-C that comes in here has interrupted the condition, as it does a work.
+    return await condition(schedule, last)
 
 
 async def _last(asked: Asked, schedule: Schedule) -> Task | None:

@@ -42,6 +42,16 @@ def recording(
     run: Task, ended: outcome.Outcome[Any], works: WorkRegistry, now: datetime
 ) -> Operation:
     """How it is recorded that a run has ended so."""
+    try:
+        return _recording(run, ended, works, now)
+    except Exception as broken:  # noqa: BLE001 (it is told in the task)
+        # A value, an error, or a policy of somebody's own that fails when it is looked at.
+        return EndTask(run, now, f"its outcome cannot be told: {describe(broken)}")
+
+
+def _recording(
+    run: Task, ended: outcome.Outcome[Any], works: WorkRegistry, now: datetime
+) -> Operation:
     if isinstance(ended, outcome.Value):
         work = _work_of(run, works)
         if work is None or not work.retain:

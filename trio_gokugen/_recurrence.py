@@ -108,6 +108,7 @@ def _take(
     first = task.nominal_at
     if task.id != schedule.pending_id or first is None:
         task = _transitions.dispatched(task, at, at_most_once=at_most_once)
+        schedule = _noted(schedule, task)
         step = ended(schedule, task, at, new_id) if task.state.ended else None
         if step is None:
             return Step(schedule, task)
@@ -127,7 +128,9 @@ def _take(
     if chosen != first:
         merged = occurrence(schedule, chosen, task.id, task.created_at)
         task = evolve(task, {field: getattr(merged, field) for field in _TIMES})
-    task = _transitions.dispatched(task, at, at_most_once=at_most_once)
+    task = _transitions.dispatched(
+        _conditioned(schedule, task), at, at_most_once=at_most_once
+    )
     if task.state is TaskState.DISPATCHED:
         changes["runs"] = schedule.runs + 1
         if schedule.waits_for_end:
@@ -140,6 +143,13 @@ def _take(
         following = schedule.following(at)
     step = planned(schedule, following, at, new_id, changes)
     return Step(step.schedule, task, step.successor, dropped)
+
+
+def _conditioned(schedule: Schedule, task: Task) -> Task:
+    """The task, with the condition of its schedule: who made it may have known of none."""
+    if task.when == schedule.when:
+        return task
+    return evolve(task, {"when": schedule.when})
 
 
 def _is_queued(schedule: Schedule) -> bool:
@@ -495,9 +505,7 @@ def follow(
     """
     if task.state is TaskState.DISPATCHED:
         at = task.dispatched_at
-    noted = schedule
-    if schedule.when is not None and task.state in _RAN and task.attempt:
-        noted = evolved(schedule, {"ended_id": task.id})
+    noted = _noted(schedule, task)
     try:
         step = _follow(noted, task, task.ended_at or at or task.created_at, new_id)
     except InvalidTriggerError as error:
@@ -506,6 +514,13 @@ def follow(
 
 
 _RAN = TaskState.DONE, TaskState.FAILED
+
+
+def _noted(schedule: Schedule, task: Task) -> Schedule:
+    """The schedule, which knows its last run that was done or has failed."""
+    if schedule.when is None or task.state not in _RAN or not task.attempt:
+        return schedule
+    return evolved(schedule, {"ended_id": task.id})
 
 
 def _follow(schedule: Schedule, task: Task, at: datetime, new_id: NewId) -> Step | None:

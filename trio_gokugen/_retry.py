@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, cast
 import attrs
 
 from ._errors import InvalidTaskError, shown
-from ._json import JSON, int64, text
+from ._json import JSON, int64, name
 from ._lengths import LONGEST, length
 
 # -- what a work raises on purpose ----------------------------------------------------
@@ -97,6 +97,8 @@ class Exponential:
     longest: timedelta
 
     def __call__(self, failed: int) -> timedelta:
+        if not self.first:
+            return self.first
         try:
             return min(self.first * self.factor ** (failed - 1), self.longest)
         except OverflowError:
@@ -173,15 +175,18 @@ def _kinds(value: Any) -> tuple[str, ...] | Decide:
     """Classes of errors by their names, so that they can be stored."""
     if callable(value) and not isinstance(value, type):
         return cast("Decide", value)
-    kinds = cast("tuple[object, ...]", value if isinstance(value, tuple) else (value,))
+    several = isinstance(value, tuple | list)
+    kinds = cast("Sequence[object]", value if several else (value,))
+    if not kinds:
+        raise InvalidTaskError("retry_on", "must name some class of exceptions")
     return tuple(_named(each) for each in kinds)
 
 
 def _named(kind: object) -> str:
-    if isinstance(kind, str):
-        return text(kind, "retry_on")
+    if isinstance(kind, str) and "." in kind:
+        return name(kind, "retry_on")
     if isinstance(kind, type) and issubclass(kind, BaseException):
-        return _name(kind)
+        return _class_name(kind)
     raise InvalidTaskError(
         "retry_on", f"must be classes of exceptions, or a function, not {_shown(kind)}"
     )
@@ -191,7 +196,7 @@ def _shown(value: Any) -> str:
     return shown(value)
 
 
-def _name(kind: type) -> str:
+def _class_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -283,7 +288,7 @@ class Retry:
 
 def _is_one(error: BaseException, names: tuple[str, ...]) -> bool:
     """Whether an error is of one of these classes; of a group, whether all in it are."""
-    if any(_name(each) in names for each in type(error).__mro__):
+    if any(_class_name(each) in names for each in type(error).__mro__):
         return True
     if not isinstance(error, BaseExceptionGroup):
         return False
@@ -299,13 +304,15 @@ _UNSTORABLE = (
 def retry_from_data(data: Mapping[str, Any]) -> Retry:
     """What `Retry.to_data` gave, or an `InvalidTaskError`."""
     try:
-        wait = dict(data["wait"])
+        wait, kinds = dict(data["wait"]), data["retry_on"]
+        if not isinstance(kinds, list):
+            raise TypeError("retry_on must be a list")  # noqa: TRY301 (told below)
         make = _WAITS[wait.pop("kind")]
         return Retry(
             data["max_attempts"],
             wait=make(**wait),
             jitter=data["jitter"],
-            retry_on=tuple(data["retry_on"]),
+            retry_on=tuple(cast("Sequence[Any]", kinds)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidTaskError("retry", f"cannot be read: {shown(error)}") from None

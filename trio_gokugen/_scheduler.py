@@ -299,7 +299,7 @@ def current_scheduler() -> Scheduler:
         return cast("Scheduler", running_scheduler.get())
     except LookupError:
         raise RuntimeError(
-            "current_scheduler() is for use inside a work or a hook"
+            "current_scheduler() is for use inside a work, a hook or a condition"
         ) from None
 
 

@@ -136,7 +136,7 @@ def _errors(value: object, field: str) -> tuple[FailedAttempt, ...]:
     found = tuple(cast("Sequence[object]", value))
     if not all(isinstance(each, FailedAttempt) for each in found):
         raise InvalidTaskError(field, "must be FailedAttempts")
-    return cast("tuple[FailedAttempt, ...]", found)
+    return cast("tuple[FailedAttempt, ...]", found)[-KEPT_ERRORS:]
 
 
 def _progress(value: object, field: str) -> Progress | None:
@@ -404,9 +404,13 @@ class Task:
     def __attrs_post_init__(self) -> None:
         for field in _IN_ORDER:
             keep(self, field, _CHECKS[field])
-        for field, default in _SPARSE.items():
-            if self.__dict__[field] == default:
-                del self.__dict__[field]
+        # Not by deleting some: a dict stays as large as it was.
+        kept = {
+            field: value
+            for field, value in self.__dict__.items()
+            if field not in _SPARSE or value != _SPARSE[field]
+        }
+        object.__setattr__(self, "__dict__", kept)
         check_deadline(self.scheduled_at, self.deadline)
 
     @property
@@ -419,8 +423,8 @@ class Task:
         return json.dumps(
             {
                 key: _plain(value)
-                for key, value in self.__dict__.items()
-                if key not in _SPARSE or value != _SPARSE[key]
+                for key in _IN_ORDER
+                if (value := getattr(self, key)) != _SPARSE.get(key, UNCHANGED)
             },
             ensure_ascii=False,
             allow_nan=False,
@@ -586,9 +590,9 @@ def new_task(param: TaskParam, task_id: str, created_at: datetime) -> Task:
             "deadline": param.deadline,
         },
     )
-    if param.key is None and param.retry is None:
-        return task
-    return evolve(task, {"key": param.key, "retry": param.retry})
+    rare = {"key": param.key, "retry": param.retry}
+    given = {field: value for field, value in rare.items() if value is not None}
+    return evolve(task, given) if given else task
 
 
 # A plain dict inside, which is made and looked through faster than slots.

@@ -191,7 +191,9 @@ def replaced(task: Task, new: Task) -> Task:
     """The task of a key, made like a new one that has the same."""
     if task.state is not _SCHEDULED:
         check(task, Action.UPDATE)
-    return evolve(task, {field: getattr(new, field) for field in _REPLACED})
+    changes = {field: getattr(new, field) for field in _REPLACED}
+    # What has failed before was something else.
+    return evolve(task, {**changes, "retries": 0, "errors": (), "progress": None})
 
 
 def cancelled(task: Task, at: datetime) -> Task:

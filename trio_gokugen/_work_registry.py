@@ -156,6 +156,13 @@ class WorkRegistry:
 
     def _put_condition(self, name_: str | None, function: C) -> C:
         check_async(function, "function")
+        try:
+            inspect.signature(function).bind(None, None)
+        except TypeError:
+            raise TypeError(
+                "function: a condition is called with a schedule and its last run, so"
+                f" {shown(function)} must take two arguments"
+            ) from None
         found = _own_name(function, "name") if name_ is None else name(name_, "name")
         if found in self._conditions:
             raise ConditionExistsError(found)

@@ -71,6 +71,9 @@ class _Worker:
     stopped_at: float = math.inf
     """When it was, on Trio's clock."""
 
+    started: bool = True
+    """Whether the work has: not while a condition is asked."""
+
     exceeded: Exception | None = None
     """The bound that was the first to cancel the run."""
 
@@ -258,8 +261,11 @@ class WorkerPoolDispatcher:
 
     async def _call_if_wanted(self, work: Work, run: Task) -> outcome.Outcome[Any]:
         assert run.when is not None
+        worker = self._runs[run.id, run.attempt]
+        worker.started = False
         try:
             await ask(self._works.get_condition(run.when), run)
+            worker.started = True
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             return _raised(error)
         return await self._call(work, evolve(run, {"when": None}))
@@ -321,6 +327,7 @@ class WorkerPoolDispatcher:
 
     def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
         worker.run = worker.exceeded = None
+        worker.started = True
         del self._runs[run.id, run.attempt]
         if worker.has_token:
             self._limiter.release_on_behalf_of(worker)
@@ -402,7 +409,11 @@ def _last_outcome(
         reason = StopReason.SHUTDOWN  # not ours, and not the work's: from outside
     if error is not None and (reason is None or not isinstance(error, Exception)):
         return outcome.Error(error)
-    stopped = LeakedCancelledError() if reason is None else WorkStoppedError(reason)
+    stopped = (
+        LeakedCancelledError()
+        if reason is None
+        else WorkStoppedError(reason, started=worker.started)
+    )
     stopped.__cause__ = left if reason is None else error
     return outcome.Error(stopped)
 

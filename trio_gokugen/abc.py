@@ -21,7 +21,7 @@ import trio
 from . import _recurrence as recurrence
 from . import _schedule_changes as schedule_changes
 from . import _transitions as transitions
-from ._conditions import Condition
+from ._conditions import Condition, Skipped, ask
 from ._errors import StopReason
 from ._json import JSON
 from ._operations import (
@@ -105,6 +105,7 @@ __all__ = [
     "RevertTask",
     "ScheduleChanged",
     "ScheduleUpdate",
+    "Skipped",
     "Start",
     "StopReason",
     "TaskFilter",
@@ -117,6 +118,7 @@ __all__ = [
     "UpdateTask",
     "Work",
     "WorkRegistry",
+    "ask",
     "find_order",
     "recurrence",
     "schedule_changes",
@@ -256,6 +258,8 @@ class RepositoryLike(Protocol):
     ) -> Task:
         """End the run's task: done, or failed if there is an `err`.
 
+        The `result` is kept with the task, if there is one: any JSON value.
+
         `run` is the snapshot that `claim` gave; a run that has lost its task since is
         refused.
 
@@ -272,7 +276,7 @@ class RepositoryLike(Protocol):
         """Put the run's task back to scheduled, for a later attempt.
 
         If there is an `err`, the run has failed: that is counted in `retries`, and kept in
-        `errors`, of which only the last are. Its place among the oldest stays. Raises what
+        `errors`, of which the last ten are. Its place among the oldest stays. Raises what
         `mark_done` does.
 
         Raises:
@@ -560,7 +564,12 @@ class DispatcherStatistics:
 
 
 class Dispatcher(Protocol):
-    """The only bridge to workers."""
+    """The only bridge to workers.
+
+    Before the work of a run begins that has a `when`, its condition must be asked, by
+    ``await ask(works.get_condition(run.when), run)`` in Trio, and within the bounds of the
+    run: what that raises is the outcome, and the work does not begin.
+    """
 
     async def start(
         self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
@@ -659,7 +668,10 @@ class LoopHooks(Protocol):
         ...
 
     async def on_task_done(self, task: Task) -> None:
-        """The task's run is over: done, failed, or cancelled while running.
+        """The task has ended with its run: done, failed, or cancelled while running.
+
+        Not called for a run after which the task is to run again. Cancelled are also the
+        occurrences that a condition has skipped.
 
         Also called for a task that failed because its deadline passed.
         """

@@ -19,7 +19,12 @@ import outcome
 from sqlalchemy import Row
 
 from trio_gokugen import _transitions
-from trio_gokugen._errors import REFUSALS, LostRunError, TaskNotFoundError
+from trio_gokugen._errors import (
+    REFUSALS,
+    KeyExistsError,
+    LostRunError,
+    TaskNotFoundError,
+)
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import (
     Added,
@@ -68,6 +73,13 @@ class _Entry:
         return self.replanned or self.task.attempt != self.stored.attempt
 
     @property
+    def moves_its_schedule(self) -> bool:
+        """Whether the plan may have changed: not by a note on progress."""
+        task, stored = self.task, self.stored
+        assert stored is not None
+        return task.state is not stored.state or task.scheduled_at != stored.scheduled_at
+
+    @property
     def has_only_ended(self) -> bool:
         """Whether its run, or it itself, has ended, and nothing else has changed."""
         return not self.is_changed and self.task.state is not TaskState.DISPATCHED
@@ -82,6 +94,9 @@ class Changes:
         self._entries: dict[str, _Entry] = {}
         self._holders: dict[str, str] = {}
         """By key, the task that had it at first, or has been added since."""
+
+        self._unreadable: dict[str, str] = {}
+        """By key, the task that has it and cannot be read: nobody can have it instead."""
 
     def carry_out(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
         """Carry out operations one after the other.
@@ -99,7 +114,7 @@ class Changes:
             except REFUSALS as error:
                 outcomes.append(outcome.Error(error))
         self._write()
-        self._follow(ended.values())
+        self._follow(ended[index] for index in sorted(ended))
         return outcomes
 
     def end_found(
@@ -151,6 +166,9 @@ class Changes:
             listed = {"keys": ongoing.dialect.listed(chunk)}
             for row in ongoing.execute(ongoing.say.holders, listed):
                 task = task_of(row)
+                if is_unreadable(row, task):
+                    self._unreadable[row.unique_key] = task.id
+                    continue
                 key, owner = ongoing.key_of(row), row.dispatched_by
                 self._entries.setdefault(task.id, _Entry(task, task, key, owner))
                 self._holders[row.unique_key] = task.id
@@ -181,8 +199,8 @@ class Changes:
                 raise LookFirstError from None  # an id before may be taken, too
             raise
         for task in added.changed:
-            self._entries[task.id].task = task
-            self._entries[task.id].replanned = True
+            entry = self._entries[task.id]
+            entry.task, entry.replanned, entry.progressed = task, True, True
         for task in added.new:
             running = task.state is TaskState.DISPATCHED
             owner = self._ongoing.name if running else None
@@ -192,6 +210,8 @@ class Changes:
         return added
 
     def _holder_of(self, key: str) -> Task | None:
+        if key in self._unreadable:
+            raise KeyExistsError(key, self._unreadable[key])
         task_id = self._holders.get(key)
         if task_id is None:
             return None
@@ -275,7 +295,7 @@ class Changes:
         changed = [
             entry.task
             for entry in self._entries.values()
-            if entry.stored is not None and entry.task is not entry.stored
+            if entry.stored is not None and entry.moves_its_schedule
         ]
         moments = {
             each.task.id: at for each in self._entries.values() if (at := each.changed_at)

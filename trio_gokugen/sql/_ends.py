@@ -7,6 +7,7 @@ these is looked at, and so is what ends in a way of its own: see `_changes`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -27,7 +28,6 @@ from trio_gokugen.abc import (
 
 from ._ongoing import LookFirstError, Ongoing, chunks
 from ._rows import end_of, with_progress
-from ._schema import as_json
 
 EndRun: TypeAlias = EndTask | RevertTask | CancelRun
 
@@ -59,14 +59,15 @@ def end_runs(ongoing: Ongoing, operations: Sequence[Operation]) -> dict[int, Tas
     Raises:
       LookFirstError: a run was taken for that of another task.
     """
-    if any(isinstance(each, AddTasks) and has_keys(each) for each in operations):
-        return {}  # what ends may hold a key, before which another was to be added
+    keyed = any(isinstance(each, AddTasks) and has_keys(each) for each in operations)
     alone = _named_once(operations)
     alike: dict[tuple[Any, ...], dict[str, _End]] = {}
     for index, operation in enumerate(operations):
         if not isinstance(operation, EndRun):
             continue
         run = operation.run
+        if keyed and run.key is not None:
+            continue  # before it ends, another of its key may be to be added
         if run.id in alone and run.state is TaskState.DISPATCHED:
             task = after(operation, run)
             how = type(operation), run.attempt, *end_key(task)
@@ -103,8 +104,7 @@ def _end_alike(ongoing: Ongoing, ends: Mapping[str, _End]) -> Iterator[tuple[int
 def end_key(task: Task) -> tuple[Any, ...]:
     """What tells apart the ways in which tasks have ended."""
     end = end_of(task)
-    if end["result"] is not None:
-        end["result"] = as_json(end["result"])
+    end["result"] = json.dumps(end["result"])  # 0, False and 0.0 are not the same
     return tuple(end.values())
 
 

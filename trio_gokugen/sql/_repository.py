@@ -107,7 +107,8 @@ class SQLRepository(TimedRepository[SQLCore]):
 
         Blocks, as all that is done with `where`: so call it in the thread in which you use
         that. Once it is committed, schedulers on the database are told, and a task that
-        is due starts.
+        is due starts. Until then who adds a task of the same id or key waits for you, and
+        with it all that this scheduler writes: so commit soon.
 
         Args:
           where: A SQLAlchemy session or connection, on the repository's database.

@@ -149,10 +149,12 @@ def _said_in(rare: Any) -> dict[str, Any]:
         errors = errors_from_data(rare["errors"])
     except (TypeError, KeyError):
         raise InvalidTaskError("rare", "is not what was written") from None
-    if type(retries) is not int or type(when) not in {str, type(None)}:
+    if type(retries) is not int or not 0 <= retries < 2**63:
         raise InvalidTaskError("rare", "is not what was written")
+    when = None if when is None else name(when, "when")
     retry = None if retry is None else retry_from_data(retry)
-    return {"retry": retry, "retries": retries, "errors": errors, "when": when}
+    said = {"retry": retry, "retries": retries, "errors": errors, "when": when}
+    return {field: value for field, value in said.items() if value}
 
 
 _READ: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -166,7 +168,7 @@ _READ: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 def _rare(task: Task) -> JSON:
     """What few tasks have, as it is stored; nothing for others."""
-    if task.retry is None and not task.retries and task.when is None:
+    if not (task.retry or task.retries or task.errors or task.when):
         return None
     return {
         "retry": None if task.retry is None else task.retry.to_data(),

@@ -249,6 +249,10 @@ _has_key = text("unique_key IS NOT NULL")
 Index(
     "gokugen_task_any_key",
     TaskRow.unique_key,
+    TaskRow.scheduled_at,
+    TaskRow.priority.desc(),
+    TaskRow.created_at,
+    TaskRow.id,
     sqlite_where=_has_key,
     postgresql_where=_has_key,
 )

@@ -68,19 +68,25 @@ def search(
     if after is not None:
         conditions.append(_follows(after))
     most = None if limit is None else min(limit, 2**62)
-    known = query.ids is not None or query.keys is not None
-    if known or query.states == _RUNNING or _is_of_few(query):
+    if query.ids is not None or query.states == _RUNNING or _is_of_few(query):
         statement = _few(dialect, query, conditions)
+    elif query.keys is not None:
+        if query.schedule_ids is not None:
+            conditions.append(dialect.among(TASK.c.schedule_id, "schedules"))
+        which = TASK.c.unique_key, "keys"
+        statement = _of_several(dialect, query, conditions, most, *which)
     elif query.schedule_ids is not None:
-        statement = _of_schedules(dialect, query, conditions, most)
+        which = TASK.c.schedule_id, "schedules"
+        statement = _of_several(dialect, query, conditions, most, *which)
     else:
         statement = _many(dialect, query, conditions, most)
     return statement.limit(most), parameters
 
 
 def _is_of_few(query: TaskQuery) -> bool:
-    """Whether it is for what is pending or running of schedules, of which there are few."""
-    if query.schedule_ids is None or query.states is None:
+    """Whether it is for what is pending or running of schedules or keys: that is few."""
+    named = query.schedule_ids is not None or query.keys is not None
+    if not named or query.states is None:
         return False
     return ENDED.isdisjoint(query.states)
 
@@ -101,17 +107,19 @@ def _few(
     return select(*COLUMNS).where(dialect.is_one_of(found)).order_by(*_find_order())
 
 
-def _of_schedules(
+def _of_several(
     dialect: Dialect,
     query: TaskQuery,
     conditions: Sequence[ColumnElement[bool]],
     limit: int | None,
+    column: ColumnElement[Any],
+    name: str,
 ) -> Select[Any]:
-    """Each schedule's first, by the index of these."""
+    """The first of each schedule, or of each key, by the index of these."""
     first = select(*COLUMNS).where(*conditions, *_states_and_works(dialect, query))
-    schedules = dialect.rows_of("schedules", Text())
-    of_one = first.where(TASK.c.schedule_id == schedules.c.value)
-    found = dialect.of_each(schedules, of_one.order_by(*_find_order()).limit(limit))
+    values = dialect.rows_of(name, Text())
+    of_one = first.where(column == values.c.value)
+    found = dialect.of_each(values, of_one.order_by(*_find_order()).limit(limit))
     rows = found.subquery("found")
     return select(rows).order_by(*_find_order(rows))
 

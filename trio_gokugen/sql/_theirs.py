@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, cast
 from weakref import WeakSet
 
+import attrs
 import trio
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import IntegrityError
@@ -27,6 +28,15 @@ from ._core import SQLCore
 from ._failures import failures
 
 _ADDING = "adding a task"
+KEY = "_key"
+"""What both databases say if it is a key that is taken: of the index, or of its column."""
+
+
+@attrs.frozen
+class _NothingAddedError(Exception):
+    """What was to be added was there. All is to be undone, so that its row is let go."""
+
+    added: Added
 
 
 class Theirs:
@@ -53,7 +63,12 @@ class Theirs:
             connection = self._connection(where)
             try:
                 added = self._add(connection, AddTasks([task], if_exists))
-            except IntegrityError:
+            except IntegrityError as error:
+                if KEY in str(error.orig):
+                    raise RepositoryError(
+                        f"the key {task.key!r} was taken by a transaction that yours does"
+                        " not see: begin yours anew"
+                    ) from error
                 raise TaskExistsError(task.id) from None
             if added.new or added.changed:
                 self._tell(connection, {task.work_id: task.scheduled_at}, reset)
@@ -61,10 +76,16 @@ class Theirs:
 
     def _add(self, connection: Connection, operation: AddTasks) -> Added:
         try:
-            added: Added = self._apply(connection, operation, _ADDING)
+            return self._add_or_nothing(connection, operation)
         except IntegrityError:
             # Somebody else has taken the id or the key since the look: look again.
-            added = self._apply(connection, operation, _ADDING)
+            return self._add_or_nothing(connection, operation)
+
+    def _add_or_nothing(self, connection: Connection, operation: AddTasks) -> Added:
+        try:
+            added: Added = self._apply(connection, operation, _ADDING)
+        except _NothingAddedError as nothing:
+            return nothing.added
         return added
 
     def cancel(
@@ -103,7 +124,10 @@ class Theirs:
         with failures(what, let=IntegrityError), part:
             transaction = self._core.transaction(connection, careful=True)
             [result] = transaction.apply([operation])
-            return result.unwrap()  # in here, so that what is refused holds no lock
+            value = result.unwrap()  # in here, so that what is refused holds no lock
+            if isinstance(value, Added) and not (value.new or value.changed):
+                raise _NothingAddedError(value)  # nor what only was there
+            return value
 
     def _tell(
         self,

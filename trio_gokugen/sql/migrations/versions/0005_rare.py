@@ -21,16 +21,20 @@ def upgrade() -> None:
     op.add_column("gokugen_task", sa.Column("progress", json))
     op.add_column("gokugen_schedule", sa.Column("condition", name))
     op.add_column("gokugen_schedule", sa.Column("ended_id", name))
-    indices = {
-        "gokugen_task_key": "unique_key IS NOT NULL AND ended_at IS NULL",
-        "gokugen_task_any_key": "unique_key IS NOT NULL",
-    }
-    for index, condition in indices.items():
-        op.create_index(
-            index,
-            "gokugen_task",
-            ["unique_key"],
-            unique=index == "gokugen_task_key",
-            sqlite_where=sa.text(condition),
-            postgresql_where=sa.text(condition),
-        )
+    holds_key = sa.text("unique_key IS NOT NULL AND ended_at IS NULL")
+    op.create_index(
+        "gokugen_task_key",
+        "gokugen_task",
+        ["unique_key"],
+        unique=True,
+        sqlite_where=holds_key,
+        postgresql_where=holds_key,
+    )
+    has_key = sa.text("unique_key IS NOT NULL")
+    op.create_index(
+        "gokugen_task_any_key",
+        "gokugen_task",
+        ["unique_key", "scheduled_at", sa.text("priority DESC"), "created_at", "id"],
+        sqlite_where=has_key,
+        postgresql_where=has_key,
+    )
