@@ -280,7 +280,7 @@ async def any_search_finds_what_matches(repository: TaskRepository) -> None:
     random = Random(0)
     tasks = sorted(_many_tasks(random), key=find_order)
     await repository.add(tasks)
-    for _ in range(50):
+    for _ in range(100):
         query = _any_query(random)
         limit = random.choice([None, 1, 5, 100])
         after = random.choice([None, random.choice(tasks)])

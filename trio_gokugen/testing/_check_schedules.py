@@ -462,9 +462,9 @@ async def a_schedule_is_triggered(repository: TaskRepository) -> None:
 @_check
 async def schedules_go_on_whatever_happens(repository: TaskRepository) -> None:
     """In any order of changes, claims and ends all is as it is in memory."""
-    for seed in range(3):
+    for seed in range(8):
         both = _Both(repository, Random(seed), f"{seed} ")
-        for _ in range(50):
+        for _ in range(60):
             await both.step()
 
 
