@@ -404,13 +404,10 @@ class Task:
     def __attrs_post_init__(self) -> None:
         for field in _IN_ORDER:
             keep(self, field, _CHECKS[field])
-        # Not by deleting some: a dict stays as large as it was.
-        kept = {
-            field: value
-            for field, value in self.__dict__.items()
-            if field not in _SPARSE or value != _SPARSE[field]
-        }
-        object.__setattr__(self, "__dict__", kept)
+        # Not by another dict: this one shares its keys with those of other tasks.
+        for field, default in _SPARSE.items():
+            if self.__dict__[field] == default:
+                del self.__dict__[field]
         check_deadline(self.scheduled_at, self.deadline)
 
     @property
@@ -465,7 +462,8 @@ _SPARSE: Mapping[str, Any] = {
 }
 """Fields that few tasks have, and what they are if they are not there.
 
-Held by an instance only if they are something else: so they cost other tasks nothing.
+Held by an instance only if they are something else: other tasks have an empty place for
+each, of eight bytes, and are copied as fast as without.
 """
 for _field, _default in _SPARSE.items():
     setattr(Task, _field, _default)
