@@ -76,6 +76,17 @@ def killer() -> Generator[Killer]:
         yield killer
 
 
+def copy_of(directory: Path) -> Path:
+    """A copy of the file, to be looked at: to repair it is up to the victims."""
+    for suffix in ("", "-wal", "-journal"):
+        original = directory / f"tasks.db{suffix}"
+        copied = directory / f"copy.db{suffix}"
+        copied.unlink(missing_ok=True)
+        if original.exists():
+            shutil.copyfile(original, copied)
+    return directory / "copy.db"
+
+
 @attrs.frozen
 class Row:
     """What the file has of a task."""
@@ -239,15 +250,7 @@ class Story:
         assert row.interruptions == reverted, task_id
 
     def _read_file(self) -> dict[str, Row]:
-        """The file, looked at in a copy: to repair it is up to the victims."""
-        copy = self.directory / "copy.db"
-        for suffix in ("", "-wal", "-journal"):
-            original = self.directory / f"tasks.db{suffix}"
-            copied = self.directory / f"copy.db{suffix}"
-            copied.unlink(missing_ok=True)
-            if original.exists():
-                shutil.copyfile(original, copied)
-        with closing(sqlite3.connect(copy)) as connection:
+        with closing(sqlite3.connect(copy_of(self.directory))) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             self.tables = connection.execute("SELECT name FROM sqlite_schema").fetchall()
             if not self.tables:

@@ -1,4 +1,4 @@
-"""A program that is killed: it adds, cancels and runs tasks kept in a SQLite file.
+"""A program that is killed: it adds, cancels and runs tasks kept in a database.
 
 It imports everything once, and then forks for each order that it reads: so a new victim
 is at work within milliseconds. An order is a line of JSON, the fields of `Order`. The
@@ -28,6 +28,7 @@ from typing import Any
 import attrs
 import sqlalchemy
 import trio
+from flaky import Flaky
 from sqlalchemy import Connection, event
 
 from trio_gokugen import (
@@ -47,9 +48,17 @@ from trio_gokugen._engine import Engine
 from trio_gokugen._update_loop import UpdateLoop
 from trio_gokugen.sql import _migrate, _open, open_sql_repository
 from trio_gokugen.sql._names import LockedFile
+from trio_gokugen.sql._occurrences import Schedules
+from trio_gokugen.sql._ongoing import Ongoing
+from trio_gokugen.sql._postgresql import PostgreSQL
 from trio_gokugen.sql._sqlite import SQLite
 
-for module in "alembic.command", "alembic.config":
+for module in (
+    "alembic.command",
+    "alembic.config",
+    "psycopg",
+    "sqlalchemy.dialects.postgresql.psycopg",
+):
     importlib.import_module(module)  # takes its time, which no fork needs then
 
 LIMIT = 60
@@ -58,17 +67,21 @@ LIMIT = 60
 BULK = 4
 """Tasks that are added at once, all or none."""
 
-SPOTS: dict[str, tuple[Any, str]] = {
-    "commit": (SQLite, "commit"),
-    "start": (WorkerPoolDispatcher, "_start_run"),
-    "record": (UpdateLoop, "send_nowait"),
-    "stop": (Engine, "stop"),
-    "cancelling works": (UpdateLoop, "start_nothing"),
-    "last write": (UpdateLoop, "finish"),
-    "release": (LockedFile, "release"),
-    "dispose": (sqlalchemy.Engine, "dispose"),
-    "migrate": (_open, "bring_up_to_date"),
-}
+SHARED = 0.05
+"""Seconds between the occurrences that two schedulers share."""
+
+SPOTS: list[tuple[str, Any, str]] = [
+    ("commit", SQLite, "commit"),
+    ("commit", PostgreSQL, "commit"),
+    ("start", WorkerPoolDispatcher, "_start_run"),
+    ("record", UpdateLoop, "send_nowait"),
+    ("stop", Engine, "stop"),
+    ("cancelling works", UpdateLoop, "start_nothing"),
+    ("last write", UpdateLoop, "finish"),
+    ("release", LockedFile, "release"),
+    ("dispose", sqlalchemy.Engine, "dispose"),
+    ("migrate", _open, "bring_up_to_date"),
+]
 """Functions before and after which it can be told to die."""
 
 
@@ -88,6 +101,19 @@ class Order:
     nth: int = 1
     """When it comes there for so manieth a time."""
 
+    lease: float = 30.0
+
+
+async def declare(scheduler: Scheduler, every: float, number: int) -> None:
+    """A schedule of which none is dropped as it is late."""
+    await scheduler.add_schedule(
+        "s",
+        Interval(every),
+        "work",
+        late=Late(run="all", limit=10_000),
+        overlap="skip" if number % 2 else "allow",
+    )
+
 
 class Victim:
     """Carries out one order, in a process of its own."""
@@ -96,6 +122,9 @@ class Victim:
         self._order = order
         self._random = random.Random(order.number)
         self._passed = 0
+        self._stepping: list[Connection] = []
+        """In whose transactions schedules go a step on."""
+
         self._log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._started: dict[str, trio.Event] = {}
         self.works = WorkRegistry()
@@ -104,6 +133,7 @@ class Victim:
         self.works.register("thread", self.thread)
         self.works.register("stay", self.stay)
         self.works.register("stay once", self.stay, at_most_once=True)
+        self._flaky = Flaky(str(order.number), self.works, self.note)
 
     def note(self, what: str, *ids: str, attempt: str = "") -> None:
         """Write a line for each id: after a kill all are there, or none."""
@@ -122,7 +152,8 @@ class Victim:
 
     def patch(self) -> None:
         """Lead past the spots in the library."""
-        for spot, (owner, function) in SPOTS.items():
+        self._patch_steps()  # innermost: at a commit, all of the spots are right beside it
+        for spot, owner, function in SPOTS:
             setattr(owner, function, self._led_past(spot, getattr(owner, function)))
         event.listen(
             sqlalchemy.Engine,
@@ -140,6 +171,38 @@ class Victim:
             event.remove(connection, "after_cursor_execute", watch)  # before the commit
 
         _migrate._upgrade = watched_upgrade
+
+    def _patch_steps(self) -> None:
+        """Lead past what is said in transactions that take a schedule a step on."""
+        read, commit = Schedules.__init__, PostgreSQL.commit
+
+        def watched_read(
+            schedules: Schedules, ongoing: Ongoing, schedule_ids: Iterable[str]
+        ) -> None:
+            ids = [*schedule_ids]
+            if ids:
+                self._stepping.append(ongoing.connection)
+            read(schedules, ongoing, ids)
+
+        def watched_commit(dialect: PostgreSQL, connection: Connection) -> None:
+            if connection not in self._stepping:
+                commit(dialect, connection)
+                return
+            self.pass_by("before a step's commit")
+            commit(dialect, connection)
+            self.pass_by("after a step's commit")
+            self._stepping = [each for each in self._stepping if each is not connection]
+
+        def watch(connection: Connection, *_: object) -> None:
+            if connection in self._stepping:
+                self.pass_by("in a step")
+
+        for owner, function, watched in (
+            (Schedules, "__init__", watched_read),
+            (PostgreSQL, "commit", watched_commit),
+        ):
+            setattr(owner, function, watched)
+        event.listen(sqlalchemy.Engine, "after_cursor_execute", watch)
 
     def _led_past(self, spot: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -215,7 +278,7 @@ class Victim:
         """Carry out the order."""
         order = self._order
         async with open_sql_repository(
-            order.url, name="victim", synchronous="full"
+            order.url, name="victim", synchronous="full", lease=order.lease
         ) as repository:
             stopped = order.play == "stopped"
             async with open_scheduler(
@@ -231,6 +294,8 @@ class Victim:
                     "last": self.last,
                     "schedule": self.schedule,
                     "schedule's end": self.end_schedule,
+                    "shared": self.share,
+                    "flaky": self._flaky.play,
                 }
                 await plays[order.play](scheduler)
 
@@ -274,13 +339,7 @@ class Victim:
 
     async def schedule(self, scheduler: Scheduler) -> None:
         """A schedule, of which nothing is dropped, for some time."""
-        await scheduler.add_schedule(
-            "s",
-            Interval(0.02),
-            "work",
-            late=Late(run="all", limit=10_000),
-            overlap="skip" if self._order.number % 2 else "allow",
-        )
+        await declare(scheduler, 0.02, self._order.number)
         await trio.sleep(0.07)
         while (await scheduler.get_schedule("s")).runs < 2:  # noqa: ASYNC110 (others run it)
             await trio.sleep(0.01)
@@ -293,6 +352,11 @@ class Victim:
             await scheduler.resume_schedule("s", catch_up=True)
             await scheduler.trigger_schedule("s")
         await self.schedule(scheduler)
+
+    async def share(self, scheduler: Scheduler) -> None:
+        """A schedule that others run as well, until it is killed."""
+        await declare(scheduler, SHARED, self._order.number)
+        await trio.sleep_forever()
 
     async def last(self, scheduler: Scheduler) -> None:
         """All that is left, at once."""
