@@ -743,6 +743,8 @@ async def test_a_wrong_word_is_refused(autojump_clock: trio.testing.MockClock) -
             await scheduler.add_task("note", after=0, key="k", if_exists=wrong)
         with pytest.raises(InvalidTaskError, match="if_exists: must be"):
             await scheduler.add_tasks([], if_exists=wrong)
+        with pytest.raises(InvalidTaskError, match="if_exists: is of no use without a key"):
+            await scheduler.add_task("note", after=0, if_exists="return")
         with pytest.raises(InvalidTaskError) as caught:
             await scheduler.add_task("note", after=0, key="")
         assert caught.value.field == "key"

@@ -122,6 +122,11 @@ def check_if_exists(if_exists: IfExists) -> None:
         )
 
 
+def check_key(param: TaskParam, if_exists: IfExists) -> None:
+    if param.key is None and if_exists != "raise":
+        raise InvalidTaskError("if_exists", "is of no use without a key: give one")
+
+
 def check_limit(limit: int | None) -> None:
     if limit is None:
         return

@@ -300,7 +300,9 @@ def _name_or_none(value: object, field: str) -> str | None:
 
 def _trigger(value: object, field: str) -> object:
     if isinstance(value, type) or not isinstance(value, Trigger):
-        raise InvalidTriggerError(field, f"{shown(value)} is not a trigger")
+        raise InvalidTriggerError(
+            field, f"{shown(value)} is not a trigger: make one, as Cron('0 9 * * *')"
+        )
     return value
 
 

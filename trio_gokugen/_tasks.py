@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 import trio
 
 from . import _transitions
-from ._arguments import check_if_exists, check_limit, checked_id, new_param
+from ._arguments import check_if_exists, check_key, check_limit, checked_id, new_param
 from ._calls import Calls
 from ._current_task import current_task
 from ._engine import Engine
@@ -116,6 +116,7 @@ class Tasks(Calls):
             now, work_id, param, at, after, priority, deadline, meta, id, key, retry
         )
         check_if_exists(if_exists)
+        check_key(new, if_exists)
         new = mutated(new, mutate, now)
         self._check(new.work_id, new.param)
         [task] = await self._add(engine, [new], if_exists)
@@ -297,7 +298,10 @@ class Tasks(Calls):
             has lost its task.
         """
         engine = self._running()
-        run = current_task()
+        try:
+            run = current_task()
+        except RuntimeError:
+            raise RuntimeError("progress() is for use inside a work") from None
         told = Progress(fraction=fraction, note=note, at=engine.clock.now())
         await engine.updates.queue.ask(lambda _: NoteProgress(run, told))
 

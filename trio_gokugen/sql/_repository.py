@@ -15,7 +15,12 @@ import trio
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from trio_gokugen._arguments import check_if_exists, checked_id, new_param
+from trio_gokugen._arguments import (
+    check_if_exists,
+    check_key,
+    checked_id,
+    new_param,
+)
 from trio_gokugen._clock import SystemClock, default_clock
 from trio_gokugen._errors import RepositoryError
 from trio_gokugen._ids import IdMaker
@@ -139,6 +144,7 @@ class SQLRepository(TimedRepository[SQLCore]):
             now, work_id, param, at, after, priority, deadline, meta, id, key, retry
         )
         check_if_exists(if_exists)
+        check_key(new, if_exists)
         with self._ids_turn:
             task_id = self._make_id(now) if new.id is None else new.id
         task = new_task(new, task_id, now)
