@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Generator
 from pathlib import Path
 
 import attrs
@@ -17,10 +16,12 @@ import flaky
 import pytest
 import trio
 import victim
-from test_sql_kills import KILLED, Killer, copy_of
+from test_sql_kills import KILLED, Killer, copy_of, killer
 
 from trio_gokugen import Task, TaskQuery, TaskState
 from trio_gokugen.sql import open_sql_repository
+
+__all__ = ["killer"]
 
 ALL = bool(os.environ.get("GOKUGEN_ALL_KILLS"))
 COMMITS = range(1, 99) if ALL else range(2, 99, 5)
@@ -30,12 +31,6 @@ STATEMENTS = range(1, 999) if ALL else range(1, 999, 13)
 
 KILLS = 2
 """So many programs in a row are killed: the first one, and who takes up what it left."""
-
-
-@pytest.fixture(scope="module")
-def killer() -> Generator[Killer]:
-    with Killer() as killer:
-        yield killer
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import attrs
 import pytest
 import trio
 import victim
-from test_sql_kills import KILLED, Killer
+from test_sql_kills import KILLED, Killer, killer
 
 from trio_gokugen import (
     Schedule,
@@ -29,6 +28,8 @@ from trio_gokugen import (
     open_scheduler,
 )
 from trio_gokugen.sql import open_sql_repository
+
+__all__ = ["killer"]
 
 LEASE = 2.0
 VICTIMS_LEASE = 0.5
@@ -63,12 +64,6 @@ MANY = [
     ("before record", 1),
     ("after record", 1),
 ]
-
-
-@pytest.fixture(scope="module")
-def killer() -> Generator[Killer]:
-    with Killer() as killer:
-        yield killer
 
 
 @attrs.define
@@ -132,9 +127,8 @@ def judge_moments(schedule: Schedule, tasks: list[Task]) -> None:
     first = min(tasks, key=lambda task: task.nominal_at or task.scheduled_at)
     assert first.nominal_at is not None
     assert first.nominal_at == schedule.following(first.created_at)
-    moments = [
-        first.nominal_at + n * every for n in range((until - first.nominal_at) // every)
-    ]
+    count = (until - first.nominal_at) // every
+    moments = [first.nominal_at + n * every for n in range(count)]
     assert done <= {*moments}
     assert schedule.dropped == len(moments) - len(done)
     if schedule.overlap == "allow":
@@ -170,10 +164,12 @@ async def test_killed(
         pass  # the tables are there
     log = tmp_path / "log"
     number = OVERLAPS.index(overlap)
-    order = victim.Order(postgresql_url, str(log), "shared", number, spot, nth)
+    order = victim.Order(
+        postgresql_url, str(log), "shared", number, spot, nth, VICTIMS_LEASE
+    )
     survivor = Survivor(postgresql_url)
     with trio.fail_after(victim.LIMIT):
-        await survivor.outlive(killer, attrs.evolve(order, lease=VICTIMS_LEASE))
+        await survivor.outlive(killer, order)
     schedule, tasks = await final(postgresql_url)
     assert schedule.overlap == overlap
     judge_moments(schedule, tasks)
