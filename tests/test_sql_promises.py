@@ -18,6 +18,9 @@ from trio_gokugen.sql import ScheduleRow, SQLRepository, TaskRow, open_sql_repos
 from trio_gokugen.sql._open import _engine
 from trio_gokugen.testing import REPOSITORY_CHECKS, check_repository
 
+PARTS = 4
+"""In which the checks are done: on a busy machine, no test may take minutes."""
+
 
 @attrs.define
 class Databases:
@@ -39,41 +42,44 @@ class Databases:
             yield repository
         self.free.append(engine)
 
-    async def check(self) -> None:
-        await check_repository(self.open)
+    async def check(self, part: int) -> None:
+        await check_repository(self.open, only=REPOSITORY_CHECKS[part::PARTS])
         for engine in self.free:
             engine.dispose()
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.uncovered
-async def test_sqlite_in_memory(autojump_clock: trio.testing.MockClock) -> None:
+async def test_sqlite_in_memory(autojump_clock: trio.testing.MockClock, part: int) -> None:
     """
     A database in memory keeps all promises.
     """
-    await Databases(lambda: "sqlite://").check()
+    await Databases(lambda: "sqlite://").check(part)
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.uncovered
 async def test_a_sqlite_file(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, part: int
 ) -> None:
     """
     A file keeps all promises.
     """
     numbers = itertools.count()
-    await Databases(lambda: f"sqlite:///{tmp_path / str(next(numbers))}.db").check()
+    await Databases(lambda: f"sqlite:///{tmp_path / str(next(numbers))}.db").check(part)
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.long
 async def test_postgresql(
-    autojump_clock: trio.testing.MockClock, postgresql_server: Server
+    autojump_clock: trio.testing.MockClock, postgresql_server: Server, part: int
 ) -> None:
     """
     A PostgreSQL database keeps all promises.
     """
     with ExitStack() as stack:
         new_database = postgresql_server.new_database
-        await Databases(lambda: stack.enter_context(new_database())).check()
+        await Databases(lambda: stack.enter_context(new_database())).check(part)
 
 
 @pytest.mark.long
