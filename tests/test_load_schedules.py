@@ -764,3 +764,16 @@ def test_any_table_at_all(folder: Path, said: dict[str, Any]) -> None:
     for line, message in errors:
         field = message.removeprefix("schedule 's': ").split(":")[0]
         assert line == where.get(re.split(r"\W", field)[0], 1), message
+
+
+def test_a_string_of_many_lines_after_an_empty_key() -> None:
+    """
+    Quotes that follow each other closely are told apart, by every Python.
+    """
+    text = '["schedules".""]\n""="""\n[schedules.fake]\nx = 1 # "\n"""\nb = 1'
+    assert lines_of(text) == {
+        ("schedules",): 1,
+        ("schedules", ""): 1,
+        ("schedules", "", ""): 2,
+        ("schedules", "", "b"): 6,
+    }

@@ -18,13 +18,15 @@ Path: TypeAlias = tuple[str, ...]
 DEEPEST = 8
 """So long are the paths that are looked for. A dotted key may have a million parts."""
 
+# Each way to go on begins with another letter, so that nothing is tried twice. Possessive
+# quantifiers would say the same, but those of Python 3.11.2 miss what is there.
 _TOKEN = re.compile(
     r'''
-    """ (?: [^"\\]++ | \\. | "(?!"") )*+ "{3,5}
-    | \'\'\' (?: [^']++ | '(?!\'\') )*+ '{3,5}
-    | " (?: [^"\\\n]++ | \\. )*+ "
-    | ' [^'\n]*+ '
-    | \# [^\n]*+
+    """ [^"\\]* (?: (?: \\. | "(?!"") ) [^"\\]* )* "{3,5}
+    | \'\'\' [^']* (?: '(?!\'\') [^']* )* '{3,5}
+    | " [^"\\\n]* (?: \\. [^"\\\n]* )* "
+    | ' [^'\n]* '
+    | \# [^\n]*
     | [\[\]{}\n]
     ''',
     re.VERBOSE | re.DOTALL,
