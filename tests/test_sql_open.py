@@ -256,7 +256,8 @@ async def test_the_file_is_used_again(
                 with closing(sqlite3.connect(file)) as connection:
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 sizes.append(file.stat().st_size)
-    assert max(sizes[2:]) <= sizes[1]
+    # By some pages it may differ how full they are; 6,000 more tasks are four times as many.
+    assert max(sizes[2:]) < sizes[1] * 1.1
 
 
 async def test_many_are_deleted_in_steps(
