@@ -256,7 +256,7 @@ async def test_the_file_is_used_again(
                 with closing(sqlite3.connect(file)) as connection:
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 sizes.append(file.stat().st_size)
-    # By some pages it may differ how full they are; 6,000 more tasks are four times as many.
+    # How full its pages are differs by some; 6,000 more tasks would be four times as much.
     assert max(sizes[2:]) < sizes[1] * 1.1
 
 
