@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from postgresql import Server
 from sqlalchemy import Engine, create_engine
+from support import Bench, open_bench
+
+from trio_gokugen import HeapRepository, Scheduler
+from trio_gokugen.sql import open_sql_repository
 
 ENOUGH = 2**30
 """Bytes for the files of all tests that run at a time."""
@@ -79,3 +84,26 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of either kind."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture(params=["heap", "sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    """Where tasks are to be kept; none for in memory."""
+    if request.param == "heap":
+        return None
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
+@asynccontextmanager
+async def opened(
+    url: str | None, **options: Any
+) -> AsyncGenerator[tuple[Scheduler, Bench]]:
+    """A scheduler and its works, whose tasks are kept there."""
+    if url is None:
+        async with open_bench(HeapRepository(), **options) as both:
+            yield both
+        return
+    async with open_sql_repository(url) as repository:
+        async with open_bench(repository, **options) as both:
+            yield both

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 import pytest
 import trio
 import trio.testing
+from databases import opened
 from support import NOON, Bench, noon, open_bench
 
 from trio_gokugen import (
@@ -18,6 +18,7 @@ from trio_gokugen import (
     HeapRepository,
     Interval,
     InvalidTaskError,
+    NoSchedulesError,
     PartialHooks,
     Retry,
     Schedule,
@@ -32,32 +33,9 @@ from trio_gokugen import (
     fixed,
     open_scheduler,
 )
-from trio_gokugen.sql import open_sql_repository
 from trio_gokugen.testing import FaultyRepository
 
 Asked: TypeAlias = list[tuple[float, TaskState | None]]
-
-
-@pytest.fixture(params=["heap", "sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest) -> str | None:
-    """Where schedules are to be kept; none for in memory."""
-    if request.param == "heap":
-        return None
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
-@asynccontextmanager
-async def opened(
-    url: str | None, **options: Any
-) -> AsyncGenerator[tuple[Scheduler, Bench]]:
-    if url is None:
-        async with open_bench(HeapRepository(), **options) as both:
-            yield both
-        return
-    async with open_sql_repository(url) as repository:
-        async with open_bench(repository, **options) as both:
-            yield both
 
 
 def answering(bench: Bench, answers: Sequence[Any]) -> Asked:
@@ -477,6 +455,26 @@ async def test_a_store_that_fails_is_asked_later(
         await trio.sleep(15)
     assert asked == [(11, None)]
     assert times(bench) == [11]
+
+
+async def test_a_schedule_that_cannot_be_asked_about(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If the store refuses to tell of the schedule, the run fails with that, and is not
+    tried for ever; the next one is asked about as any other.
+    """
+    repository = FaultyRepository(HeapRepository())
+    async with open_bench(repository) as (scheduler, bench):
+        asked = answering(bench, [True])
+        schedule = await every(10, scheduler, "note")
+        repository.fail("get_schedule", NoSchedulesError)
+        failed = await scheduler.wait(schedule.pending_id or "")
+        await trio.sleep(15)
+    assert failed.err is not None
+    assert failed.err.startswith("NoSchedulesError: ")
+    assert asked == [(20, TaskState.FAILED)]
+    assert times(bench) == [20]
 
 
 async def test_the_last_run_is_that_which_ended_last(

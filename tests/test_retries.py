@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from databases import engine_of
+from databases import engine_of, opened
 from sqlalchemy import text
 from support import Bench, TroubledRepository, noon, open_bench, stored
 
@@ -41,29 +41,6 @@ from trio_gokugen import (
 )
 from trio_gokugen.abc import CancelTask, Operation, RetryTask
 from trio_gokugen.sql import open_sql_repository
-
-
-@pytest.fixture(params=["heap", "sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest) -> str | None:
-    """Where tasks are to be kept; none for in memory."""
-    if request.param == "heap":
-        return None
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
-@asynccontextmanager
-async def opened(
-    url: str | None, **options: Any
-) -> AsyncGenerator[tuple[Scheduler, Bench]]:
-    """A scheduler and its works, whose tasks are kept there."""
-    if url is None:
-        async with open_bench(HeapRepository(), **options) as both:
-            yield both
-        return
-    async with open_sql_repository(url) as repository:
-        async with open_bench(repository, **options) as both:
-            yield both
 
 
 def failing(bench: Bench, errors: Sequence[BaseException | None], **how: Any) -> None:
@@ -625,7 +602,7 @@ async def test_what_is_replaced_begins_anew(
         await trio.sleep(5)
         retry = Retry(3, wait=fixed(1))
         task = await scheduler.add_task(
-            "flaky", after=0, key="k", if_exists="replace", retry=retry
+            "flaky", after=1, key="k", if_exists="replace", retry=retry
         )
         assert await scheduler.get("a") == task
         ended = await scheduler.wait("a")
@@ -653,6 +630,36 @@ async def test_a_damaged_task_keeps_its_key(
             await trio.sleep(61)
             task = await scheduler.add_task("note", after=0, key="k")
             assert (await scheduler.wait(task.id)).state is TaskState.DONE
+
+
+async def test_keys_and_schedules_are_looked_for_together(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    What is found by keys and schedules has one of the keys and is of one of the schedules,
+    whether it is pending or has ended.
+    """
+    how: dict[str, dict[str, Any]] = {
+        "done": {"state": TaskState.DONE, "done_at": noon()},
+        "pending": {},
+    }
+    async with open_sql_repository(database_url) as repository:
+        for state, fields in how.items():
+            await repository.add(
+                [
+                    stored(
+                        f"{state} {key} {schedule}", key=key, schedule_id=schedule, **fields
+                    )
+                    for key, schedule in [("k", "s"), ("l", "t"), (None, "s"), ("m", None)]
+                ]
+            )
+        for states, found in [
+            (None, ["done k s", "pending k s"]),
+            ({TaskState.DONE}, ["done k s"]),
+            ({TaskState.SCHEDULED}, ["pending k s"]),
+        ]:
+            query = TaskQuery(keys={"k", "m"}, schedule_ids={"s", "u"}, states=states)
+            assert [task.id for task in await repository.find(query)] == found
 
 
 @pytest.mark.parametrize("word", ["raise", "return", "replace"])

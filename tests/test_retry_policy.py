@@ -200,8 +200,14 @@ def test_bad_values_are_refused(make: Any, field: str) -> None:
             "jitter": 0,
             "retry_on": [],
         },
+        {
+            "max_attempts": 1,
+            "wait": {"kind": "fixed", "seconds": 1},
+            "jitter": 0,
+            "retry_on": "builtins.OSError",
+        },
     ],
-    ids=["nothing", "number", "odd kind", "missing", "unknown"],
+    ids=["nothing", "number", "odd kind", "missing", "unknown", "no list"],
 )
 def test_damaged_data_is_refused(data: Any) -> None:
     """

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import trio
 import trio.testing
 from support import at, noon, open_bench, stored
 
-from trio_gokugen import Task, TaskQuery, TaskState
+from trio_gokugen import PartialHooks, Task, TaskQuery, TaskState, current_scheduler
 from trio_gokugen.sql import open_sql_repository
 
 DAMAGE = "UPDATE gokugen_task SET {} = {} WHERE id = 'bad'"
@@ -178,6 +179,39 @@ async def test_an_id_that_cannot_be_read(
         assert [task.err for task in tasks] == [
             "the stored task cannot be read: id is damaged"
         ]
+
+
+@pytest.mark.parametrize("value", ["'half'", "'{}'", """'{"fraction":2}'"""])
+async def test_progress_of_a_run_that_ends(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, value: str
+) -> None:
+    """
+    A run whose progress cannot be read ends as it would, and only then is found damaged.
+    """
+    file = tmp_path / "tasks.db"
+
+    async def work() -> None:
+        await current_scheduler().progress(0.5)
+        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+            connection.execute(DAMAGE.format("progress", value))
+        await trio.sleep(1)
+
+    done: list[TaskState] = []
+
+    async def note(task: Task) -> None:
+        done.append(task.state)
+
+    hooks = PartialHooks(on_task_done=note)
+    async with (
+        open_sql_repository(f"sqlite:///{file}", synchronous="off") as repository,
+        open_bench(repository, hooks=hooks) as (scheduler, bench),
+    ):
+        bench.works.register("work", work)
+        await scheduler.add_task("work", after=0, id="bad")
+        await scheduler.drain()
+        assert done == [TaskState.DONE]
+        err = "the stored task cannot be read: progress is damaged"
+        assert read(await repository.get("bad")) == ("bad", TaskState.FAILED, err)
 
 
 async def check_that_it_is_left(url: str, column: str) -> None:
