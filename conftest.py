@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import trio
+from hypothesis import HealthCheck, settings
 from sybil import Example, Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.evaluators.python import pad
@@ -26,6 +27,15 @@ from sybil.parsers.rest import DocTestParser
 from trio.testing import MockClock
 
 from trio_gokugen import WorkRegistry, open_scheduler
+
+# How long an example takes says more of the machine than of what is tested.
+settings.register_profile(
+    "unhurried",
+    settings.get_profile(settings.get_current_profile_name()),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("unhurried")
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 pytest_plugins = ["databases", "parallel"]

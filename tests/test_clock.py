@@ -99,7 +99,7 @@ def test_the_longest_sleep_is_a_positive_number(wrong: float) -> None:
 # -- what is promised of every clock ------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(presents, moments, moments, st.sampled_from(["wall", "trio"]))
 @example(1e12, NOON, NOON + timedelta(microseconds=1), "wall")
 @example(1e12, NOON, NOON + timedelta(microseconds=1), "trio")
@@ -144,7 +144,6 @@ async def test_trios_clock_goes_with_trio(autojump_clock: MockClock) -> None:
     assert clock.now().tzinfo is UTC
 
 
-@settings(deadline=None)
 @given(
     st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),
     st.floats(0, HALF_A_CENTURY),
@@ -165,7 +164,6 @@ def test_half_a_century_is_exact(epoch: datetime, start: float, ahead: timedelta
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
-@settings(deadline=None)
 @given(moments, moments, presents)
 @example(FIRST, LAST, 0.0)
 @example(FIRST, LAST - timedelta(microseconds=1), 1e12)

@@ -7,7 +7,7 @@ from typing import Any
 
 import outcome
 import trio
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -221,6 +221,4 @@ TestAnyHistory = HeapMachine.TestCase
 TestAnyHistory.settings = settings(
     max_examples=40,
     stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
 )

@@ -414,7 +414,7 @@ def layouts(draw: st.DrawFn) -> Writer:
     return writer
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(layouts())
 def test_lines_of_keys(writer: Writer) -> None:
     """
@@ -671,7 +671,6 @@ def whatever(
 
 @settings(
     max_examples=300,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(content=anything, name=st.sampled_from(["x.toml", "crontab"]))
@@ -748,7 +747,6 @@ def table_of(said: dict[str, Any]) -> Iterator[str]:
 
 @settings(
     max_examples=300,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.dictionaries(arguments, values, min_size=1, max_size=4))

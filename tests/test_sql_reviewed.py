@@ -116,18 +116,18 @@ async def test_a_thread_keeps_its_task_to_the_end(sqlite_url: str) -> None:
         ended.set()
 
     async def run() -> None:
-        async with open_sql_repository(sqlite_url, name="a", lease=0.3) as repository:
+        async with open_sql_repository(sqlite_url, name="a", lease=1) as repository:
             async with open_scheduler(works, repository) as scheduler:
                 await scheduler.add_task("work", after=0, id="t")
                 await trio.sleep_forever()
 
-    async with open_sql_repository(sqlite_url, name="b", lease=0.3) as other:
+    async with open_sql_repository(sqlite_url, name="b", lease=1) as other:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run)
             await running.wait()
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
-                for _ in range(10):
+                for _ in range(15):
                     await trio.sleep(0.1)
                     renewed = await other.renew([], RecoverAction.REVERT, datetime.now(UTC))
                     assert renewed.recovered == []

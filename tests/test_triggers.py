@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_gokugen import (
@@ -408,7 +408,6 @@ TRIGGERS = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(TRIGGERS, MOMENTS, st.floats(0, 1, exclude_max=True))
 def test_any_trigger(trigger: Trigger, moment: datetime, part: float) -> None:
     """
@@ -429,7 +428,6 @@ def test_any_trigger(trigger: Trigger, moment: datetime, part: float) -> None:
         assert trigger.next_after(between) == later
 
 
-@settings(deadline=None)
 @given(TRIGGERS, st.datetimes().map(lambda moment: moment.replace(tzinfo=UTC)))
 def test_any_moment(trigger: Trigger, moment: datetime) -> None:
     """

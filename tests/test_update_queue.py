@@ -503,7 +503,7 @@ class Traffic:
         self.queue.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(

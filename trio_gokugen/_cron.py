@@ -155,6 +155,10 @@ class _Rule:
         self.follows = any(part.startswith("*") for part in sim.parts[:3])
         """Whether it follows the clocks when these are set."""
 
+        self._last_second, self._last_minute = max(sim.seconds), max(sim.minutes)
+        self._last_of_hour = self._last_minute, self._last_second
+        self._last_of_day = max(sim.hours), *self._last_of_hour
+
     def after(self, local: datetime) -> datetime:
         """The next local time that fits.
 
@@ -164,8 +168,17 @@ class _Rule:
         """
         sim = object.__new__(CronSim)
         sim.__dict__.update(self.sim.__dict__)
-        sim.dt = local
+        sim.dt = self._skipped(local)
         return next(sim)
+
+    def _skipped(self, local: datetime) -> datetime:
+        """A time up to which nothing fits: cronsim would go there hour by hour."""
+        hour, minute, second = local.hour, local.minute, local.second
+        if (hour, minute, second) >= self._last_of_day:
+            return local.replace(hour=23, minute=59, second=59)
+        if (minute, second) >= self._last_of_hour:
+            return local.replace(minute=59, second=59)
+        return local if second < self._last_second else local.replace(second=59)
 
 
 @lru_cache(maxsize=1_000)

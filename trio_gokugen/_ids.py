@@ -49,5 +49,5 @@ class IdMaker:
                 self._counter = self._random.getrandbits(_RANDOM_BITS - 1)
         high, low = divmod(self._counter, 1 << _LOW_BITS)
         number = (self._millisecond << 80) | _VERSION_AND_VARIANT | (high << 64) | low
-        d = f"{number:032x}"
-        return f"{d[:8]}-{d[8:12]}-{d[12:16]}-{d[16:20]}-{d[20:]}"
+        d = "%032x" % number  # noqa: UP031 (half as long as an f-string takes)
+        return "-".join((d[:8], d[8:12], d[12:16], d[16:20], d[20:]))
