@@ -43,6 +43,16 @@ class ForgetsTheNext(HeapStore):
         super()._keep_step(step)
 
 
+@breaks("an_occurrence_may_have_another_work")
+class ForgetsTheNextOfAnotherWork(HeapStore):
+    def _keep_step(self, step: Step | None) -> None:
+        task, successor = (None, None) if step is None else (step.task, step.successor)
+        if task is not None and successor is not None and task.work_id != successor.work_id:
+            assert step is not None
+            step.successor = None
+        super()._keep_step(step)
+
+
 @breaks("the_next_waits_for_the_end", "a_lost_run_has_a_next_one")
 class DoesNotSeeEnds(HeapStore):
     def _follow(self, task: Task, at: datetime | None = None) -> None:

@@ -16,6 +16,7 @@ from trio_gokugen import (
     ConditionExistsError,
     ConditionNotFoundError,
     HeapRepository,
+    HookAction,
     Interval,
     InvalidTaskError,
     NoSchedulesError,
@@ -33,7 +34,8 @@ from trio_gokugen import (
     fixed,
     open_scheduler,
 )
-from trio_gokugen.testing import FaultyRepository
+from trio_gokugen.abc import OnSchedule
+from trio_gokugen.testing import Call, FaultyRepository
 
 Asked: TypeAlias = list[tuple[float, TaskState | None]]
 
@@ -455,6 +457,52 @@ async def test_a_store_that_fails_is_asked_later(
         await trio.sleep(15)
     assert asked == [(11, None)]
     assert times(bench) == [11]
+
+
+async def test_a_store_that_fails_to_stop_is_asked_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If the store fails as the schedule is to stop, the condition is asked again, and the
+    occurrence does not fail for that.
+    """
+    repository = FaultyRepository(HeapRepository())
+    hooks = PartialHooks(on_update_error=ignoring)
+    async with open_bench(repository, hooks=hooks) as (scheduler, bench):
+        asked = answering(bench, [Answer.STOP, Answer.STOP])
+        schedule = await every(10, scheduler, "note")
+        await trio.sleep(5)
+        repository.fail("apply", when=pauses)
+        ended = await scheduler.wait(schedule.pending_id or "")
+        assert (await scheduler.get_schedule("s")).paused
+    assert ended.state is TaskState.CANCELLED
+    assert asked == [(10, None), (11, None)]
+    assert times(bench) == []
+
+
+async def ignoring(*_: object) -> HookAction:
+    return HookAction.IGNORE
+
+
+def pauses(call: Call) -> bool:
+    return any(isinstance(each, OnSchedule) for each in call.operations)
+
+
+async def test_an_answer_forgets_where_it_was_given(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A condition may answer with the same Snooze each time, and nothing grows by that.
+    """
+    again = Snooze(1)
+    async with open_bench() as (scheduler, bench):
+        answering(bench, [again] * 50)
+        await every(10, scheduler, "note")
+        await trio.sleep(65)
+    steps, traceback = 0, again.__traceback__
+    while traceback is not None:
+        steps, traceback = steps + 1, traceback.tb_next
+    assert 0 < steps < 10
 
 
 async def test_a_schedule_that_cannot_be_asked_about(

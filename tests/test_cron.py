@@ -131,6 +131,18 @@ def test_expressions_that_are_refused(expression: str, field: str) -> None:
     assert caught.value.field == "expression"
 
 
+@pytest.mark.parametrize("expression", ["30 2 * 3 0L", "0,59 30 2 25-31 3 SUN"])
+def test_a_time_that_never_comes_is_refused(expression: str) -> None:
+    """
+    What is only ever meant for times over which clocks are set forward is refused if it
+    follows the clocks; where it does not, it comes at the changes.
+    """
+    with pytest.raises(InvalidTriggerError, match="never comes true in Europe/Berlin"):
+        Cron(expression.replace("25-31 3 SUN", "* 3 0L"), "Europe/Berlin", dst="match")
+    assert Cron("30 2 * 3 0L", "Europe/Berlin").next_after(NOON) is not None
+    assert Cron("30 2 * 3 0L", "Asia/Tokyo", dst="match").next_after(NOON) is not None
+
+
 @pytest.mark.parametrize(
     "tz", ["Mars/Phobos", "", "../etc/passwd", "Europe", "\0", None, 5, ["UTC"]]
 )

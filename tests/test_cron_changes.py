@@ -18,8 +18,9 @@ import attrs
 import pytest
 from cronsim import CronSim
 
-from trio_gokugen import Cron
+from trio_gokugen import Cron, Except
 from trio_gokugen._cron import DST
+from trio_gokugen.abc import Trigger
 
 MINUTE = timedelta(minutes=1)
 AROUND = timedelta(hours=5)
@@ -135,7 +136,7 @@ def is_missing(local: datetime, zone: ZoneInfo) -> bool:
     return there.replace(tzinfo=None) != local
 
 
-def moments_of(cron: Cron, since: datetime) -> list[datetime]:
+def moments_of(cron: Trigger, since: datetime) -> list[datetime]:
     found: list[datetime] = []
     moment = cron.next_after(since - timedelta(microseconds=1))
     while moment is not None and moment < since + 2 * AROUND:
@@ -186,6 +187,24 @@ def test_all_moments_between_two_have_the_same_next(piece: int) -> None:
                 moment = since + number * MINUTE + timedelta(seconds=number % 60 + 0.5)
                 later = next(each for each in moments if each is None or each > moment)
                 assert cron.next_after(moment) == later, (cron, moment)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_days_are_left_out_around_changes(piece: int) -> None:
+    """
+    Around a change, `Except` leaves out what is on its days by the clock, and no more.
+    """
+    for name, change in changes_to_look_at()[piece :: len(PIECES)]:
+        zone = ZoneInfo(name)
+        cron = Cron("*/30 * * * *", name)
+        moments = moments_of(cron, change - AROUND)
+        days = {each.astimezone(zone).date() for each in moments}
+        for left_out in [*[{day} for day in days], days]:
+            left = [
+                each for each in moments if each.astimezone(zone).date() not in left_out
+            ]
+            trigger = Except(cron, left_out, name)
+            assert moments_of(trigger, change - AROUND) == left, (trigger, change)
 
 
 def test_seconds_follow_the_clocks_only_if_starred() -> None:

@@ -266,3 +266,19 @@ async def test_ended_tasks_are_forgotten_by_age_however_they_came() -> None:
         "late",
         "later",
     }
+
+
+async def test_very_many_have_expired() -> None:
+    """
+    However many tasks are past their deadlines, a claim ends a few thousand at most; the
+    next one goes on.
+    """
+    repository = HeapRepository()
+    late = [new(f"{n}", deadline=noon(1)) for n in range(5_000)]
+    await repository.add([*late, new("last", 5)])
+    sizes: list[int] = []
+    while not (claimed := await repository.claim(1, noon(10))).tasks:
+        sizes.append(len(claimed.expired))
+    assert sizes == [2_000, 2_000]
+    assert len(claimed.expired) == 1_000
+    assert [task.id for task in claimed.tasks] == ["last"]

@@ -1,4 +1,5 @@
 import enum
+import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from trio_gokugen._json import (
     MAX_DEPTH,
     fresh,
     int64,
+    is_larger,
     json_object,
     name,
     same,
@@ -458,3 +460,33 @@ def test_a_value_is_the_same_as_itself(value: Json) -> None:
     A value is the same as a copy of it.
     """
     assert same(value, json_object({"a": value}, "param")["a"])
+
+
+class Huge(list[Any]):
+    """A list that nobody may go through."""
+
+    def __len__(self) -> int:
+        return 3_000_000
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Huge(), {"a": [1, Huge()]}, "x" * 101, {"x" * 101: 1}, dict.fromkeys(range(99), 1)],
+)
+def test_what_is_too_large_is_not_gone_through(value: Any) -> None:
+    """
+    Of a value that is too large few items are looked at.
+    """
+    assert is_larger(value, 100)
+
+
+@given(json_values)
+def test_what_is_not_too_large_is_known(value: Any) -> None:
+    """
+    What is said to be larger, is: whatever it is made of.
+    """
+    size = len(json.dumps(value, ensure_ascii=False).encode())
+    assert not is_larger(value, size)

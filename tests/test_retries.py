@@ -806,8 +806,9 @@ async def test_what_a_work_returns_is_kept(
         pytest.param(object(), "result: cannot be JSON", id="no json"),
         pytest.param(float("nan"), "result: must be a finite number", id="nan"),
         pytest.param({"a": [{1: 2}]}, "result.a[0]: has a key", id="a key"),
-        pytest.param("x" * 65_535, "has 65537 bytes as JSON", id="too big"),
-        pytest.param(["é"] * 20_000, "bytes as JSON, and 65536 are the most", id="long"),
+        pytest.param("x" * 65_535, "more than 65536 bytes as JSON", id="too big"),
+        pytest.param(["é"] * 20_000, "more than 65536 bytes as JSON", id="long"),
+        pytest.param([["é" * 20_000] * 2], "more than 65536 bytes", id="in UTF-8"),
     ],
 )
 async def test_a_result_that_cannot_be_kept_is_a_failure(

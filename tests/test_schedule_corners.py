@@ -18,7 +18,9 @@ from trio_gokugen import (
     At,
     ChainHooks,
     Cron,
+    DamagedFileError,
     Dropped,
+    Either,
     HeapRepository,
     Interval,
     InvalidTaskError,
@@ -846,6 +848,132 @@ def test_a_limit_that_is_too_high() -> None:
     """
     A limit that would flood whatever runs the works is refused.
     """
-    assert Late(run="all", limit=10_000).limit == 10_000
-    with pytest.raises(InvalidTaskError, match="must be at most 10000, not 10001"):
-        Late(run="all", limit=10_001)
+    assert Late(run="all", limit=1_000).limit == 1_000
+    with pytest.raises(InvalidTaskError, match="must be at most 1000, not 1001"):
+        Late(run="all", limit=1_001)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("paused", "yes"),
+        ("created_at", datetime(2030, 1, 1)),
+        ("next_at", datetime(2030, 1, 1)),
+        ("last_at", "2030-01-01"),
+        ("queued_at", 7),
+        ("skipped_from", datetime(2030, 1, 1)),
+        ("runs", "1"),
+        ("runs", -1),
+        ("dropped", 1.5),
+        ("pending_id", 7),
+        ("awaited_id", ""),
+        ("ended_id", b"x"),
+    ],
+)
+def test_how_a_schedule_stands_is_checked(field: str, value: Any) -> None:
+    """
+    What a schedule is made with cannot be wrong, whatever the field.
+    """
+    fields = {"trigger": Interval(1), "work_id": "w", "created_at": NOON, field: value}
+    with pytest.raises(InvalidTaskError) as caught:
+        Schedule(id="s", **fields)
+    assert caught.value.field == field
+
+
+async def test_a_damaged_schedule_in_a_file(tmp_path: Path) -> None:
+    """
+    A file in which something is wrong of how a schedule stands is refused, with the line.
+    """
+    file = tmp_path / "dump"
+    repository = HeapRepository()
+    schedule = Schedule(id="s", trigger=Interval(1), work_id="w", created_at=NOON)
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    await repository.dump(file)
+    for old, new in [('"runs":0', '"runs":"x"'), ('"paused":false', '"paused":"no"')]:
+        damaged = tmp_path / "damaged"
+        damaged.write_text(file.read_text().replace(old, new))
+        with pytest.raises(DamagedFileError) as caught:
+            await HeapRepository().load(damaged)
+        assert caught.value.line == 1
+
+
+async def test_a_trigger_whose_data_fail(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, sqlite_url: str
+) -> None:
+    """
+    A trigger of somebody's own that cannot tell what it is made of is refused where it is
+    to be stored, and nothing else is disturbed.
+    """
+    async with open_sql_repository(sqlite_url) as repository:
+        async with open_bench(repository) as (scheduler, bench):
+            for trigger in Bursts(), Either(Bursts(), Interval(1)):
+                with pytest.raises(InvalidTriggerError) as caught:
+                    await scheduler.add_schedule("s", trigger, "note")
+                assert isinstance(caught.value.__cause__, NotImplementedError)
+            await scheduler.add_task("note", after=1, id="t")
+            await scheduler.drain()
+    assert bench.ids() == ["t"]
+    heap = HeapRepository()
+    schedule = Schedule(id="s", trigger=Bursts(), work_id="w", created_at=NOON)
+    await heap.change_schedule(PutSchedule(schedule, NOON))
+    with pytest.raises(InvalidTriggerError):
+        await heap.dump(tmp_path / "dump")
+
+
+async def test_the_first_of_those_that_are_late_replaces(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    With "earliest" the first of those that have passed runs, also where it would replace.
+    """
+    repository = HeapRepository()
+    schedule = Schedule(
+        id="s",
+        trigger=Interval(10, anchor=NOON),
+        work_id="w",
+        created_at=NOON,
+        late=Late(run="earliest"),
+        overlap="replace",
+    )
+    await repository.change_schedule(PutSchedule(schedule, NOON))
+    claimed = await repository.claim(9, noon(35))
+    assert [task.nominal_at for task in claimed.tasks] == [noon(10)]
+    assert [(each.first, each.last) for each in claimed.dropped] == [(noon(20), noon(30))]
+    assert (await repository.get_schedule("s")).next_at == noon(40)
+
+
+async def test_changes_of_a_schedule_are_checked_as_they_are_written(
+    autojump_clock: trio.testing.MockClock, sqlite_url: str
+) -> None:
+    """
+    Of two changes at once, of the work and of the param, the one that does not go with the
+    other is refused.
+    """
+
+    async def one(x: int) -> None:
+        raise AssertionError
+
+    async def other(y: int) -> None:
+        raise AssertionError
+
+    refused: list[Exception] = []
+    async with open_sql_repository(sqlite_url) as repository:
+        async with open_bench(repository) as (scheduler, bench):
+            bench.works.register("one", one)
+            bench.works.register("other", other)
+
+            async def update(**changes: Any) -> None:
+                try:
+                    await scheduler.update_schedule("s", **changes)
+                except InvalidTaskError as error:
+                    refused.append(error)
+
+            for number in range(20):
+                await scheduler.add_schedule("s", Interval(1e6), "one", {"x": 1})
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(lambda: update(work_id="other", param={"y": 1}))
+                    nursery.start_soon(lambda: update(param={"x": 2}))
+                found = await scheduler.get_schedule("s")
+                assert (found.work_id, found.param) == ("other", {"y": 1})
+                assert len(refused) <= number + 1
+    assert 0 < len(refused) < 20

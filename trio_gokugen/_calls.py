@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import trio
 
 from ._engine import Engine
 from ._errors import InvalidTaskError, SchedulerNotRunningError, WorkNotFoundError
@@ -17,6 +20,7 @@ class Calls:
     _repository: TaskRepository
     _dispatcher: Dispatcher
     _engine: Engine | None
+    _turns: dict[tuple[str, str], trio.Event]
 
     def _running(self) -> Engine:
         if self._engine is None or self._engine.ended.is_set():
@@ -36,3 +40,25 @@ class Calls:
     def _check_condition(self, name: str | None) -> None:
         if name is not None:
             self._works.get_condition(name)
+
+    @asynccontextmanager
+    async def _turn(self, kind: str, id: str) -> AsyncGenerator[Callable[[], None]]:
+        """Let changes of a work and its param go one at a time, of a task or a schedule.
+
+        Gives what ends the turn early: a change that waits for a hook's decision must
+        not keep one from going on that the hook itself asks for.
+        """
+        key = kind, id
+        while key in self._turns:
+            await self._turns[key].wait()
+        through = self._turns[key] = trio.Event()
+
+        def end() -> None:
+            if not through.is_set():
+                through.set()
+                del self._turns[key]
+
+        try:
+            yield end
+        finally:
+            end()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
 
@@ -90,22 +89,37 @@ async def ask(condition: Condition, run: Task) -> None:
     except RefusedError:
         raise
     except RepositoryError as error:
-        logger.warning("whether %r is to run is asked later: %s", run.id, error)
-        raise Snooze(ASK_AGAIN) from error
+        raise _later(run, error) from error
     answer: Any = await _answer(condition, schedule, last)
     if answer is True or answer is Answer.RUN:
         return
     if isinstance(answer, Snooze):
-        raise answer
+        # It may be the same each time, and must not remember where it was raised.
+        raise answer.with_traceback(None)
     if answer is Answer.STOP:
-        with suppress(ScheduleNotFoundError):  # then it has stopped for good
-            await asked.pause_schedule(schedule.id)
+        await _stop(asked, run, schedule.id)
     elif answer is not False and answer is not Answer.SKIP:
         raise TypeError(
             f"the condition {run.when!r} must answer an Answer, a Snooze, True or False,"
             f" not {shown(answer)}"
         )
     raise Skipped
+
+
+def _later(run: Task, error: RepositoryError) -> Snooze:
+    logger.warning("whether %r is to run is asked later: %s", run.id, error)
+    return Snooze(ASK_AGAIN)
+
+
+async def _stop(asked: Asked, run: Task, schedule_id: str) -> None:
+    try:
+        await asked.pause_schedule(schedule_id)
+    except ScheduleNotFoundError:
+        return  # it has stopped for good
+    except RefusedError:
+        raise
+    except RepositoryError as error:
+        raise _later(run, error) from error
 
 
 @trio.lowlevel.disable_ki_protection

@@ -7,9 +7,9 @@ clocks are set by half an hour, at midnight, or by a day.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import attrs
 from cronsim import CronSim, CronSimError
@@ -20,6 +20,9 @@ from ._json import JSON
 from ._local_time import SECOND, Twice, local_of, occurrence, zone_of
 from ._task import as_utc
 from ._trigger import BaseTrigger
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 DST: TypeAlias = Literal["debian", "match"]
 
@@ -47,6 +50,9 @@ _FIELDS = {
         "0 to 7 or SUN to SAT, 5L for the last Friday of the month and 5#2 for its second",
     ),
 }
+_YEARS = 50
+"""So far ahead cronsim looks for what fits, and so do we."""
+
 _ANY = datetime(2000, 1, 1)  # noqa: DTZ001 (a local time, of no zone)
 
 
@@ -90,6 +96,13 @@ class Cron(BaseTrigger):
                 "expression", f"must be a string, not {shown(self.expression)}"
             )
         _rule(self.expression)
+        # The day may be there, and the time never: as clocks are set forward on that day.
+        if not _comes_true(self.expression, self.tz, self.dst):
+            raise InvalidTriggerError(
+                "expression",
+                f"{shown(self.expression)} never comes true in {self.tz}: clocks are always"
+                " set forward over it",
+            )
 
     def __str__(self) -> str:
         return f"{self.expression} ({self.tz}{', match' if self.dst == 'match' else ''})"
@@ -108,34 +121,44 @@ class Cron(BaseTrigger):
         Raises:
           InvalidTaskError: the moment is not aware.
         """
-        moment = as_utc(moment, "moment")
-        try:
-            return self._search(moment)
-        except (OverflowError, StopIteration):
-            return None
+        return _next(self.expression, self.tz, self.dst, as_utc(moment, "moment"))
 
-    def _search(self, moment: datetime) -> datetime:
-        rule, zone = _rule(self.expression), zone_of(self.tz)
-        follows = rule.follows or self.dst == "match"
-        local, again = local_of(moment, zone)
-        if follows and not again and isinstance(now := occurrence(local, zone), Twice):
-            sooner = _before_clocks_are_set(rule, local, now)
-            if sooner is not None:
-                return sooner
-            local = now.end - SECOND
-        while True:
-            local = rule.after(local)
-            found = occurrence(local, zone)
-            if isinstance(found, datetime):
-                return found
-            if isinstance(found, Twice):
-                if found.first > moment:
-                    return found.first
-                if follows:
-                    return found.second
-            elif found.change > moment and not follows:
-                return found.change
-            local = found.end - SECOND
+
+def _next(expression: str, tz: str, dst: DST, moment: datetime) -> datetime | None:
+    try:
+        return _search(_rule(expression), zone_of(tz), dst, moment)
+    except (OverflowError, StopIteration):
+        return None
+
+
+@lru_cache(maxsize=1_000)
+def _comes_true(expression: str, tz: str, dst: DST) -> bool:
+    return _next(expression, tz, dst, _ANY.replace(tzinfo=UTC)) is not None
+
+
+def _search(rule: _Rule, zone: ZoneInfo, dst: DST, moment: datetime) -> datetime | None:
+    follows = rule.follows or dst == "match"
+    local, again = local_of(moment, zone)
+    if follows and not again and isinstance(now := occurrence(local, zone), Twice):
+        sooner = _before_clocks_are_set(rule, local, now)
+        if sooner is not None:
+            return sooner
+        local = now.end - SECOND
+    last_year = local.year + _YEARS
+    while local.year <= last_year:
+        local = rule.after(local)
+        found = occurrence(local, zone)
+        if isinstance(found, datetime):
+            return found
+        if isinstance(found, Twice):
+            if found.first > moment:
+                return found.first
+            if follows:
+                return found.second
+        elif found.change > moment and not follows:
+            return found.change
+        local = found.end - SECOND
+    return None
 
 
 def _before_clocks_are_set(rule: _Rule, local: datetime, now: Twice) -> datetime | None:

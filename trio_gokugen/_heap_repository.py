@@ -289,12 +289,13 @@ class HeapStore(BulkRepository):
         tasks, expired = claimed.tasks, claimed.expired
         heads = self._heads(operation.only)
         heapq.heapify(heads)
-        while heads and len(tasks) < limit:
+        while heads and len(tasks) < limit and len(expired) < _SLICE:
             entry, work_id = heads[0]
             if entry[0] > at:
                 break
             heap = self._heaps[work_id]
             heapq.heappop(heap.entries)
+            made = len(claimed.made)
             if entry[4].schedule_id is None:
                 task = _transitions.dispatched(entry[4], at, at_most_once=work_id in once)
                 self._replace(entry, task)
@@ -310,6 +311,10 @@ class HeapStore(BulkRepository):
             else:
                 del self._heaps[work_id]
                 heapq.heappop(heads)
+            if any(new.work_id != work_id for new in claimed.made[made:]):
+                # A user has given the occurrence another work than its schedule has.
+                heads = self._heads(operation.only)
+                heapq.heapify(heads)
         return claimed
 
     def _end(self, operation: EndTask) -> Task:

@@ -52,6 +52,11 @@ def name(value: object, field: str) -> str:
     return checked
 
 
+def name_or_none(value: object, field: str) -> str | None:
+    """An id, where there need be none."""
+    return None if value is None else name(value, field)
+
+
 def int64(value: object, field: str) -> int:
     """An integer of at most 64 bits; a `bool` is not one."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -60,6 +65,21 @@ def int64(value: object, field: str) -> int:
     if not -(2**63) <= number < 2**63:
         raise InvalidTaskError(field, "must fit in 64 bits")
     return number
+
+
+def count(value: object, field: str) -> int:
+    """A number of things."""
+    checked = int64(value, field)
+    if checked < 0:
+        raise InvalidTaskError(field, "must not be negative")
+    return checked
+
+
+def truth(value: object, field: str) -> bool:
+    """A `bool`, and nothing that only counts as one."""
+    if not isinstance(value, bool):
+        raise InvalidTaskError(field, f"must be a bool, not {_a(value)}")
+    return value
 
 
 def json_object(value: object, field: str) -> dict[str, JSON]:
@@ -115,6 +135,24 @@ def _copied(value: object, path: str, depth: int) -> JSON:
             for index, item in enumerate(cast("Sequence[object]", value))
         ]
     raise InvalidTaskError(path, f"cannot be JSON: {_a(value)}")
+
+
+def is_larger(value: object, most: int) -> bool:
+    """Whether it surely has more bytes as JSON: however many, few items are looked at."""
+    left, rest = most, [value]
+    while rest and left >= 0:
+        item = rest.pop()
+        left -= 1  # less than it has, with what is around it
+        if isinstance(item, str | list | tuple | Mapping):
+            left -= len(cast("Sequence[object]", item))
+        if left < 0 or isinstance(item, str):
+            continue
+        if isinstance(item, Mapping):
+            rest += cast("Mapping[object, object]", item).keys()
+            rest += cast("Mapping[object, object]", item).values()
+        elif isinstance(item, list | tuple):
+            rest += cast("Sequence[object]", item)
+    return left < 0
 
 
 def fresh(value: Mapping[str, JSON]) -> dict[str, JSON]:

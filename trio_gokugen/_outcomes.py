@@ -21,7 +21,7 @@ from ._errors import (
     WorkNotFoundError,
     WorkStoppedError,
 )
-from ._json import json_value
+from ._json import is_larger, json_value
 from ._retry import Discard, RetryAfter, Snooze, wish
 from ._task import Task
 from .abc import (
@@ -36,6 +36,11 @@ from .abc import (
 
 LONGEST_RESULT = 64 * 1024
 """Bytes of a result that is kept, as JSON."""
+
+_TOO_LARGE = (
+    f"what the work returned cannot be kept: it has more than {LONGEST_RESULT} bytes as"
+    " JSON: keep it elsewhere, and return where it is"
+)
 
 
 def recording(
@@ -76,18 +81,15 @@ def _work_of(run: Task, works: WorkRegistry) -> Work | None:
 
 
 def _retaining(run: Task, now: datetime, value: Any) -> EndTask:
+    # Before it is copied: to go through millions of items would make everybody wait.
+    if is_larger(value, LONGEST_RESULT):
+        return EndTask(run, now, _TOO_LARGE)
     try:
         kept = json_value(value, "result")
     except InvalidTaskError as error:
         return EndTask(run, now, f"what the work returned cannot be kept: {error}")
-    size = len(json.dumps(kept, ensure_ascii=False).encode())
-    if size > LONGEST_RESULT:
-        return EndTask(
-            run,
-            now,
-            f"what the work returned cannot be kept: it has {size} bytes as JSON, and"
-            f" {LONGEST_RESULT} are the most: keep it elsewhere, and return where it is",
-        )
+    if len(json.dumps(kept, ensure_ascii=False).encode()) > LONGEST_RESULT:
+        return EndTask(run, now, _TOO_LARGE)
     return EndTask(run, now, result=kept)
 
 

@@ -107,22 +107,18 @@ def _take(
 ) -> Step:
     first = task.nominal_at
     if task.id != schedule.pending_id or first is None:
-        task = _transitions.dispatched(task, at, at_most_once=at_most_once)
-        schedule = _noted(schedule, task)
-        step = ended(schedule, task, at, new_id) if task.state.ended else None
-        if step is None:
-            return Step(schedule, task)
-        return Step(step.schedule, task, step.successor)
+        return _take_beside(schedule, task, at, new_id, at_most_once=at_most_once)
     if _is_queued(schedule) and not _is_in_time(schedule, first, at):
         schedule = evolved(schedule, {"queued_at": None})  # it is late now, as any other
     choice = _choose(schedule, first, at)
-    dropped = what_is_dropped(schedule, first, choice)
     chosen, following = choice.chosen, choice.following
-    changes: dict[str, Any] = {
-        "last_at": dropped[-1].last if chosen is None else chosen,
-        **counted(schedule, dropped),
-    }
+    dropped: Sequence[Dropped] = ()
+    changes: dict[str, Any] = {"last_at": chosen}
+    if chosen is not first or choice.more is not None or _has_waited(schedule):
+        dropped = what_is_dropped(schedule, first, choice)
+        changes |= counted(schedule, dropped)
     if chosen is None:
+        changes["last_at"] = dropped[-1].last
         step = moved(evolved(schedule, changes), task, following, at)
         return Step(step.schedule, step.task, None, dropped)
     if chosen != first:
@@ -145,11 +141,28 @@ def _take(
     return Step(step.schedule, task, step.successor, dropped)
 
 
+def _take_beside(
+    schedule: Schedule, task: Task, at: datetime, new_id: NewId, *, at_most_once: bool
+) -> Step:
+    """A task of the schedule that is not the next occurrence."""
+    task = _transitions.dispatched(task, at, at_most_once=at_most_once)
+    schedule = _noted(schedule, task)
+    step = ended(schedule, task, at, new_id) if task.state.ended else None
+    if step is None:
+        return Step(schedule, task)
+    return Step(step.schedule, task, step.successor)
+
+
 def _conditioned(schedule: Schedule, task: Task) -> Task:
     """The task, with the condition of its schedule: who made it may have known of none."""
     if task.when == schedule.when:
         return task
     return evolve(task, {"when": schedule.when})
+
+
+def _has_waited(schedule: Schedule) -> bool:
+    """Whether the next occurrence, or one before it, fell due while another was running."""
+    return schedule.queued_at is not None or schedule.skipped_from is not None
 
 
 def _is_queued(schedule: Schedule) -> bool:
@@ -225,11 +238,14 @@ def _choose_of_several(
     following = schedule.following(last)
     if not _is_in_time(schedule, last, at):
         return Choice(None, following)
+    run_all = schedule.late.run == "all"
     # Where each replaces the one before, the last one is all that would be left.
-    if schedule.late.run in {"latest", "none"} or schedule.overlap == "replace":
+    if schedule.late.run in {"latest", "none"} or (
+        run_all and schedule.overlap == "replace"
+    ):
         return Choice(last, following)
     earliest = first if in_time else _first_in_time(schedule, first, at)
-    if schedule.late.run == "all":
+    if run_all:
         chosen = _first_of_few(schedule, earliest, last)
         return Choice(chosen, schedule.following(chosen))
     more = None if earliest == last else schedule.following(earliest)
@@ -257,7 +273,8 @@ def _is_in_time(schedule: Schedule, nominal: datetime, at: datetime) -> bool:
 
 
 def has_passed(schedule: Schedule, nominal: datetime | None, at: datetime) -> bool:
-    return nominal is not None and schedule.due(nominal) <= at
+    # What is due is not before what is meant; and jitter takes a while to be told.
+    return nominal is not None and nominal <= at and schedule.due(nominal) <= at
 
 
 def latest(schedule: Schedule, first: datetime, at: datetime) -> datetime:
@@ -383,7 +400,7 @@ def what_is_dropped(schedule: Schedule, first: datetime, choice: Choice) -> list
 def counted(schedule: Schedule, dropped: Sequence[Dropped]) -> dict[str, Any]:
     """The fields of a schedule that change, if these are all that was to be counted."""
     if not dropped and schedule.queued_at is None:
-        return {}
+        return _NONE
     count = schedule.dropped + sum(each.count for each in dropped)
     return {"dropped": count, "queued_at": None, "skipped_from": None}
 

@@ -11,16 +11,16 @@ import attrs
 
 from ._errors import InvalidTaskError, InvalidTriggerError, RefusedError, shown
 from ._interval import Interval
-from ._json import JSON, int64, json_object, name
+from ._json import JSON, count, int64, json_object, name, name_or_none, truth
 from ._lengths import length
-from ._task import UNCHANGED, Maybe, Task, as_utc, empty, keep
+from ._task import UNCHANGED, Maybe, Task, as_utc, as_utc_or_none, empty, keep
 from ._trigger import Trigger
 
 Catch: TypeAlias = Literal["latest", "earliest", "all", "none"]
 Overlap: TypeAlias = Literal["skip", "queue", "allow", "replace"]
 After: TypeAlias = Literal["start", "end"]
 
-MOST_LATE = 10_000
+MOST_LATE = 1_000
 """So many occurrences that have passed can run."""
 
 ON_TIME = timedelta(seconds=1)
@@ -82,7 +82,7 @@ class Late:
     """
 
     limit: int = 100
-    """With ``"all"``: at most so many, the last ones. Not more than 10,000."""
+    """With ``"all"``: at most so many, the last ones. Not more than 1,000."""
 
     def __attrs_post_init__(self) -> None:
         one_of(self.run, Catch, "run")
@@ -167,7 +167,10 @@ class Schedule:
     """
 
     runs: int = 0
-    """How many occurrences have been dispatched."""
+    """How many occurrences of its plan have been dispatched.
+
+    Neither those that were postponed, nor those that were told to run now.
+    """
 
     dropped: int = 0
     """How many were not, as their time had passed, or the one before was running."""
@@ -294,10 +297,6 @@ DEFINITION = (
 """The fields that a user says, and may change."""
 
 
-def _name_or_none(value: object, field: str) -> str | None:
-    return None if value is None else name(value, field)
-
-
 def _trigger(value: object, field: str) -> object:
     if isinstance(value, type) or not isinstance(value, Trigger):
         raise InvalidTriggerError(
@@ -313,7 +312,18 @@ _CHECKS: dict[str, Any] = {
     "param": json_object,
     "meta": json_object,
     "priority": int64,
-    "when": _name_or_none,
+    "when": name_or_none,
+    "paused": truth,
+    "created_at": as_utc,
+    "next_at": as_utc_or_none,
+    "last_at": as_utc_or_none,
+    "runs": count,
+    "dropped": count,
+    "pending_id": name_or_none,
+    "awaited_id": name_or_none,
+    "queued_at": as_utc_or_none,
+    "skipped_from": as_utc_or_none,
+    "ended_id": name_or_none,
 }
 
 

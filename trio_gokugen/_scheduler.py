@@ -136,7 +136,7 @@ class Scheduler(Tasks, Schedules):
         self._recover = recover_action(recover)
         self._listeners: list[Listener] = []
         self._make_id = IdMaker()
-        self._updating: dict[str, trio.Event] = {}
+        self._turns: dict[tuple[str, str], trio.Event] = {}
         self._engine: Engine | None = None
 
     # -- running ----------------------------------------------------------------------

@@ -99,8 +99,6 @@ class Schedules(Calls):
             raise InvalidTaskError(
                 "work_id", "must be the name of a work, not the work itself"
             )
-        if not isinstance(paused, bool):
-            raise InvalidTaskError("paused", f"must be a bool, not {shown(paused)}")
         schedule = Schedule(
             id=id,
             trigger=trigger,
@@ -190,14 +188,19 @@ class Schedules(Calls):
             after=after,
             when=when,
         )
-        before = await self._repository.get_schedule(schedule_id)
-        new = update.changed(before)
-        if (new.work_id, new.param) != (before.work_id, before.param):
-            self._check(new.work_id, new.param)
-        if new.when != before.when:
-            self._check_condition(new.when)
-        change = await self._say(lambda now: UpdateSchedule(schedule_id, update, now))
-        return _there(change)
+
+        def said(now: datetime) -> UpdateSchedule:
+            return UpdateSchedule(schedule_id, update, now)
+
+        # What is checked must still be so as it is written.
+        async with self._turn("schedule", schedule_id) as end_turn:
+            before = await self._repository.get_schedule(schedule_id)
+            new = update.changed(before)
+            if (new.work_id, new.param) != (before.work_id, before.param):
+                self._check(new.work_id, new.param)
+            if new.when != before.when:
+                self._check_condition(new.when)
+            return _there(await self._say(said, end_turn))
 
     async def remove_schedule(self, id: str) -> bool:
         """Forget a schedule, and cancel its next occurrence. What runs goes on.
@@ -292,11 +295,15 @@ class Schedules(Calls):
             except (InvalidTaskError, WorkNotFoundError, ConditionNotFoundError) as error:
                 yield schedule.id, str(error)
 
-    async def _say(self, make: Callable[[datetime], ChangeSchedule]) -> ScheduleChanged:
+    async def _say(
+        self,
+        make: Callable[[datetime], ChangeSchedule],
+        laid_down: Callable[[], None] | None = None,
+    ) -> ScheduleChanged:
         """Have a schedule changed."""
         engine = self._running()
         changed: ScheduleChanged = await engine.updates.queue.ask(
-            lambda now: OnSchedule(make(now))
+            lambda now: OnSchedule(make(now)), laid_down=laid_down
         )
         engine.dispatches.notice_new_works()
         return changed

@@ -16,7 +16,18 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import attrs
 
 from ._errors import InvalidTaskError, shown
-from ._json import JSON, int64, json_object, json_value, name, same, text
+from ._json import (
+    JSON,
+    count,
+    int64,
+    json_object,
+    json_value,
+    name,
+    name_or_none,
+    same,
+    text,
+    truth,
+)
 from ._retry import Retry, retry_from_data
 
 
@@ -88,27 +99,8 @@ def as_utc(value: datetime, field: str) -> datetime:
     return datetime.combine(utc.date(), utc.timetz(), UTC)
 
 
-def _name_or_none(value: str | None, field: str) -> str | None:
-    return None if value is None else name(value, field)
-
-
 def _text_or_none(value: str | None, field: str) -> str | None:
     return None if value is None else text(value, field)
-
-
-def _count(value: int, field: str) -> int:
-    checked = int64(value, field)
-    if checked < 0:
-        raise InvalidTaskError(field, "must not be negative")
-    return checked
-
-
-def _truth(value: object, field: str) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidTaskError(
-            field, f"must be a bool, not a value of type {kind_of(value)}"
-        )
-    return value
 
 
 def _state(value: TaskState, field: str) -> TaskState:
@@ -163,26 +155,26 @@ def _note(value: str | None, field: str) -> str | None:
 _CHECKS: Mapping[str, Callable[[Any, str], object]] = {
     "id": name,
     "work_id": name,
-    "schedule_id": _name_or_none,
+    "schedule_id": name_or_none,
     "nominal_at": as_utc_or_none,
     "param": json_object,
     "meta": json_object,
     "priority": int64,
     "state": _state,
     "err": _text_or_none,
-    "attempt": _count,
-    "interruptions": _count,
-    "at_most_once": _truth,
+    "attempt": count,
+    "interruptions": count,
+    "at_most_once": truth,
     "scheduled_at": as_utc,
     "created_at": as_utc,
     "deadline": as_utc_or_none,
     "cancelled_at": as_utc_or_none,
     "dispatched_at": as_utc_or_none,
     "done_at": as_utc_or_none,
-    "key": _name_or_none,
-    "when": _name_or_none,
+    "key": name_or_none,
+    "when": name_or_none,
     "retry": _retry,
-    "retries": _count,
+    "retries": count,
     "errors": _errors,
     "result": json_value,
     "progress": _progress,
@@ -263,7 +255,7 @@ class TaskParam:
 
 
 _PARAM_CHECKS = tuple(
-    (field.name, _CHECKS[field.name] if field.name != "id" else _name_or_none)
+    (field.name, _CHECKS[field.name] if field.name != "id" else name_or_none)
     for field in attrs.fields(TaskParam)
     if field.name not in {"key", "retry"}  # which few have
 )

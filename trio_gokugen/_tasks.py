@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import (
-    AsyncGenerator,
-    Callable,
     Collection,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-
-import trio
 
 from . import _transitions
 from ._arguments import check_if_exists, check_key, check_limit, checked_id, new_param
@@ -62,7 +57,6 @@ class Tasks(Calls):
     """The part of a `Scheduler` that is about tasks. Each method is a checkpoint."""
 
     _make_id: IdMaker
-    _updating: dict[str, trio.Event]
 
     async def add_task(
         self,
@@ -116,8 +110,8 @@ class Tasks(Calls):
             now, work_id, param, at, after, priority, deadline, meta, id, key, retry
         )
         check_if_exists(if_exists)
-        check_key(new, if_exists)
         new = mutated(new, mutate, now)
+        check_key(new, if_exists)
         self._check(new.work_id, new.param)
         [task] = await self._add(engine, [new], if_exists)
         return task
@@ -215,7 +209,7 @@ class Tasks(Calls):
             _, changed = await engine.updates.queue.ask(operation)
         else:
             # What is checked must still be so as it is written.
-            async with self._turn_to_update(task_id) as end_turn:
+            async with self._turn("task", task_id) as end_turn:
                 await self._check_update(task_id, update)
                 _, changed = await engine.updates.queue.ask(operation, laid_down=end_turn)
         engine.dispatches.notice_new_works()
@@ -392,27 +386,6 @@ class Tasks(Calls):
     async def _delete_some(self, engine: Engine, operation: DeleteEnded) -> list[str]:
         deleted: list[str] = await engine.updates.queue.ask(lambda _: operation)
         return deleted
-
-    @asynccontextmanager
-    async def _turn_to_update(self, task_id: str) -> AsyncGenerator[Callable[[], None]]:
-        """Let updates of a task's work and param go one at a time.
-
-        Gives what ends the turn early: an update that waits for a hook's decision must
-        not keep one from going on that the hook itself asks for.
-        """
-        while task_id in self._updating:
-            await self._updating[task_id].wait()
-        through = self._updating[task_id] = trio.Event()
-
-        def end() -> None:
-            if not through.is_set():
-                through.set()
-                del self._updating[task_id]
-
-        try:
-            yield end
-        finally:
-            end()
 
     async def _check_update(self, task_id: str, update: TaskUpdate) -> None:
         """Check that the work will take the param.

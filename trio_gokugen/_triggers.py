@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any, cast
 
 import attrs
@@ -15,14 +15,14 @@ from ._cron import Cron
 from ._errors import GokugenError, InvalidTriggerError, shown
 from ._interval import Interval
 from ._json import JSON
-from ._local_time import local_of, settled, zone_of
+from ._local_time import Never, Twice, local_of, occurrence, zone_of
 from ._task import as_utc
 from ._trigger import BaseTrigger, Trigger
 
 MICROSECOND = timedelta(microseconds=1)
 DAY = timedelta(days=1)
 
-MOST_STEPS = 10_000
+MOST_STEPS = 1_000
 """So often `Both` looks for a moment that both have."""
 
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -149,7 +149,7 @@ class Both(BaseTrigger):
     triggers: tuple[Trigger, ...]
 
     def __init__(self, *triggers: Trigger) -> None:
-        object.__setattr__(self, "triggers", _checked(triggers))
+        object.__setattr__(self, "triggers", tuple(_in_both(_checked(triggers))))
         if self.next_after(_LONG_AGO) is None:
             raise InvalidTriggerError("triggers", "have no moment that is found in all")
 
@@ -182,6 +182,15 @@ class Both(BaseTrigger):
             agreed = agreed + 1 if found == latest else 1
             latest = found
         return None
+
+
+def _in_both(triggers: Iterable[Trigger]) -> Iterator[Trigger]:
+    """Those within a `Both` in its place: or each of its steps would take many."""
+    for each in triggers:
+        if isinstance(each, Both):
+            yield from each.triggers
+        else:
+            yield each
 
 
 @attrs.frozen
@@ -230,11 +239,30 @@ class Except(BaseTrigger):
                 day = local_of(found, zone)[0].date()
                 if day not in self.calendar:
                     return found
-                following = settled(datetime.combine(day + DAY, time()), zone)
+                following = _end_of_day(found, day, zone)
             except OverflowError:
                 return None
             found = self.trigger.next_after(following - MICROSECOND)
         return None
+
+
+def _end_of_day(found: datetime, day: date, zone: tzinfo) -> datetime:
+    """When a day, of which a moment is given, is over by the clock.
+
+    Where clocks are set back after midnight it is the day before once more, and then this
+    day begins again.
+    """
+    midnight = datetime.combine(day, time())
+    begin = occurrence(midnight, zone)
+    if isinstance(begin, Twice) and found < begin.second:
+        return begin.first + (begin.end - midnight)
+    match occurrence(midnight + DAY, zone):
+        case Never(change=change):
+            return change
+        case Twice(first=first, second=second):
+            return first if found < first else second
+        case moment:
+            return moment
 
 
 # -- from JSON ----------------------------------------------------------------------
@@ -273,15 +301,16 @@ def trigger_from_data(data: object) -> Trigger:
 def check_readable(trigger: Trigger) -> None:
     """Raise an `InvalidTriggerError` for one that cannot be made of its data again."""
     try:
-        found: object = trigger_from_data(trigger.to_data())
-    except GokugenError:
-        found = None
-    if found != trigger:
+        is_same = bool(trigger_from_data(trigger.to_data()) == trigger)
+        cause: Exception | None = None
+    except Exception as error:  # noqa: BLE001 (a trigger of somebody's own fails in any way)
+        is_same, cause = False, error
+    if not is_same:
         raise InvalidTriggerError(
             "trigger",
             f"{shown(trigger)} cannot be kept outside of memory: use the triggers of"
             " trio_gokugen, or combine them",
-        )
+        ) from cause
 
 
 def _interval(every: str, *, anchor: str | None = None) -> Trigger:

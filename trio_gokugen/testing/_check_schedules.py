@@ -50,7 +50,7 @@ from trio_gokugen.abc import (
 )
 
 from ._expect import expect, expect_equal, refused
-from ._repository_kit import EPOCH, RepositoryChecks, moment
+from ._repository_kit import EPOCH, RepositoryChecks, moment, new
 
 checks = RepositoryChecks()
 
@@ -306,6 +306,24 @@ async def what_is_too_late_moves(repository: TaskRepository) -> None:
     expect_equal("what was made", claimed.made, [moved])
     run = await _claim(repository, 30)
     expect_equal("what runs then", run.id, task.id)
+
+
+@_check
+async def an_occurrence_may_have_another_work(repository: TaskRepository) -> None:
+    """An occurrence whose work was changed has a next one, of the work of the schedule."""
+    await _put(repository, _every(10, overlap="allow", late=Late(run="all")))
+    [task] = await _pending(repository)
+    await repository.update(task.id, TaskUpdate(work_id="other"))
+    others = [new(f"x{n}", 85 + n) for n in range(3)]
+    await repository.add(others)
+    claimed: list[Task] = []
+    while runs := (await repository.claim(2, moment(100))).tasks:
+        claimed += runs
+    found = sorted((run.scheduled_at, run.work_id) for run in claimed)
+    expected = [(moment(10 * n), "other" if n == 1 else "work") for n in range(1, 11)]
+    expected += [(other.scheduled_at, other.work_id) for other in others]
+    expect_equal("what has run", found, sorted(expected))
+    await _expect_pending(repository, "after all of them", 110)
 
 
 @_check
