@@ -874,9 +874,9 @@ def test_how_a_schedule_stands_is_checked(field: str, value: Any) -> None:
     """
     What a schedule is made with cannot be wrong, whatever the field.
     """
-    fields = {"trigger": Interval(1), "work_id": "w", "created_at": NOON, field: value}
+    fields: dict[str, Any] = {"trigger": Interval(1), "created_at": NOON, field: value}
     with pytest.raises(InvalidTaskError) as caught:
-        Schedule(id="s", **fields)
+        Schedule(id="s", work_id="w", **fields)
     assert caught.value.field == field
 
 

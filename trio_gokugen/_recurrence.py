@@ -112,7 +112,7 @@ def _take(
         schedule = evolved(schedule, {"queued_at": None})  # it is late now, as any other
     choice = _choose(schedule, first, at)
     chosen, following = choice.chosen, choice.following
-    dropped: Sequence[Dropped] = ()
+    dropped: list[Dropped] = []
     changes: dict[str, Any] = {"last_at": chosen}
     if chosen is not first or choice.more is not None or _has_waited(schedule):
         dropped = what_is_dropped(schedule, first, choice)
