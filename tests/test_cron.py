@@ -110,6 +110,10 @@ def test_the_ends_of_the_calendar(tz: str) -> None:
         ("* * * * mon#6", "the day of week, 'mon#6',"),
         ("*/0 * * * *", r"the minute, '\*/0',"),
         ("? * * * *", r"the minute, '\?',"),
+        (
+            "9 9 32 13 8",
+            "the day of month, '32', .*; the month, '13', .*; the day of week, '8',",
+        ),
         ("* * * *", "'. . . .' has 4 fields"),
         ("", "'' has 0 fields"),
         ("0 0 30 2 *", "'0 0 30 2 .' never comes true"),
@@ -144,7 +148,8 @@ def test_a_time_that_never_comes_is_refused(expression: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "tz", ["Mars/Phobos", "", "../etc/passwd", "Europe", "\0", None, 5, ["UTC"]]
+    "tz",
+    ["Mars/Phobos", "", "../etc/passwd", "Europe", "\0", None, 5, ["UTC"], (1, 2)],
 )
 def test_zones_that_are_not_known(tz: str) -> None:
     """

@@ -43,6 +43,16 @@ def a_schedule(schedule_id: str, trigger: Any, **fields: Any) -> Schedule:
 # -- as text --------------------------------------------------------------------------
 
 
+def test_ids_do_not_steer_a_terminal() -> None:
+    """
+    Of an id that has more than one line, or is no text to print, a plan is a table still.
+    """
+    planned = plan([a_schedule("a\n\x1b[2J", Interval(60))], NOON, noon(61))
+    lines = str(planned).splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("a\\n\\x1b[2J  2030-06-01 12:01:00+00:00")
+
+
 def test_a_plan_is_a_table() -> None:
     """
     A plan tells of each occurrence when it starts, or why it does not.
@@ -116,6 +126,8 @@ def test_what_has_ended_has_no_plan() -> None:
     ("arguments", "field"),
     [
         (([1], NOON, NOON), "schedules"),
+        ((5, NOON, NOON), "schedules"),
+        (([], NOON, NOON, 5), "downtime"),
         (([], datetime(2030, 1, 1), NOON), "start"),
         (([], NOON, "later"), "end"),
         (([], NOON, NOON, [NOON]), "downtime"),

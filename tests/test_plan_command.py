@@ -144,6 +144,21 @@ def test_who_reads_goes_away(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_nothing_can_be_written(crontab: str) -> None:
+    """
+    If the plan cannot be written the program says so, on one line.
+    """
+    program = [sys.executable, "-m", "trio_gokugen", "plan", crontab, *WINTER]
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        run = subprocess.run(
+            program, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1
+    assert "No space left" in run.stderr
+
+
 # -- within this one ------------------------------------------------------------------
 
 

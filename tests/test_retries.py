@@ -831,6 +831,27 @@ async def test_a_result_that_cannot_be_kept_is_a_failure(
     assert why in task.err
 
 
+async def test_what_cannot_be_kept_is_told_so_that_it_can_be(
+    autojump_clock: trio.testing.MockClock, url: str | None
+) -> None:
+    """
+    However odd the keys of a result, why it cannot be kept can be, in every store.
+    """
+    answers = [{"a\0": float("nan")}, {"x" * 60_000: float("nan")}]
+
+    async def answer() -> Any:
+        return answers.pop()
+
+    async with opened(url) as (scheduler, bench):
+        bench.works.register("answer", answer, retain=True)
+        for task_id in "ab":
+            await scheduler.add_task("answer", after=0, id=task_id)
+            task = await scheduler.wait(task_id)
+            assert task.state is TaskState.FAILED
+            assert len(task.err or "") < 1_200
+            assert Task.from_json(task.to_json()) == task
+
+
 async def test_the_largest_result_is_kept(autojump_clock: trio.testing.MockClock) -> None:
     """
     So many bytes of JSON are kept, and not one more.

@@ -206,6 +206,23 @@ def test_the_ends_of_the_calendar(tz: str) -> None:
     assert first_of(rare, 3) == ["2030-01-02 00:00:00"]
 
 
+@pytest.mark.parametrize("at", ["02:00:00.5", "02:00:00.000001", "02:59:59.999999"])
+def test_a_part_of_a_second_as_clocks_are_set(at: str) -> None:
+    """
+    A time with a part of a second comes once a day, also as clocks are set.
+    """
+    trigger = CalendarInterval(days=1, at=at, tz="Europe/Berlin")
+    spring = datetime(2030, 3, 30, 12, tzinfo=UTC)
+    change = datetime(2030, 3, 31, 1, tzinfo=UTC)
+    assert trigger.next_after(spring) == change
+    autumn = datetime(2030, 10, 26, 12, tzinfo=UTC)
+    found = trigger.next_after(autumn)
+    assert found is not None
+    assert found == datetime.fromisoformat(f"2030-10-27T{at}+02:00")
+    following = trigger.next_after(found)
+    assert following == datetime.fromisoformat(f"2030-10-28T{at}+01:00")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -317,6 +334,40 @@ def test_except_skips_whole_days() -> None:
     assert Except(At([NOON]), []).next_after(NOON) is None
 
 
+def nested(levels: int) -> Trigger:
+    """A trigger made of others, so many levels deep."""
+    trigger: Trigger = Interval(1)
+    for level in range(levels):
+        trigger = [Either(trigger), Except(trigger, []), Both(Cron("0 0 * * *"), trigger)][
+            level % 3
+        ]
+    return trigger
+
+
+def as_data(levels: int) -> dict[str, Any]:
+    data: dict[str, Any] = {"every": "1s"}
+    for _ in range(levels):
+        data = {"either": [data]}
+    return data
+
+
+def test_triggers_are_nested() -> None:
+    """
+    So deep as is allowed a trigger works, and is read again.
+    """
+    trigger = nested(20)
+    assert trigger_from_data(trigger.to_data()) == trigger
+    assert first_of(trigger, 1) == ["2030-01-02 00:00:00"]
+
+
+def test_both_within_both_are_one() -> None:
+    """
+    What all of some have, and all of others, is what all of them have.
+    """
+    one, other, third = Interval(2), Interval(3), Interval(5)
+    assert Both(Both(one, other), third) == Both(one, other, third)
+
+
 not_a_trigger: Any = "1h"
 a_class: Any = Interval
 a_number: Any = 5
@@ -350,6 +401,8 @@ a_number: Any = 5
         ),
         (lambda: trigger_from_data({"at": 5}), "at: cannot be read"),
         (lambda: trigger_from_json('{"either":[' * 5000), "text: .* is not JSON"),
+        (lambda: nested(21), "triggers: are nested deeper than 20 levels"),
+        (lambda: trigger_from_data(as_data(400)), "triggers: are nested deeper"),
     ],
 )
 def test_what_is_refused(make: Any, message: str) -> None:

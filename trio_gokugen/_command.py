@@ -40,10 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     try:
         print(_as_json(planned) if options.json else planned, flush=True)  # noqa: T201 (so)
-    except BrokenPipeError:
-        # Who reads has seen enough. Python would complain as it writes the rest at the end.
+    except OSError as error:
+        # Python would complain as it writes the rest at the end.
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0  # who reads has seen enough
+        print(error, file=sys.stderr)  # noqa: T201 (so)
+        return 1
     return 0
 
 

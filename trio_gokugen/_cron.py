@@ -235,10 +235,13 @@ def _what_is_wrong(expression: str) -> str:
             " month, month and day of week, and the second before these if you want"
         )
     fields = [*Field][6 - len(parts) :]
+    wrong: list[str] = []
     for field, part, given in zip(fields, parts, expression.split(), strict=True):
         try:
             field.parse(part)
         except CronSimError:
             name, takes = _FIELDS[field]
-            return f"the {name}, {shown(given)}, cannot be used: it takes {takes}"
+            wrong.append(f"the {name}, {shown(given)}, cannot be used: it takes {takes}")
+    if wrong:
+        return "; ".join(wrong)
     return f"{shown(expression)} never comes true: no such month has so many days"

@@ -21,9 +21,9 @@ def describe(error: BaseException) -> str:
     return f"{head}\n\n{frames}"
 
 
-def brief(description: str) -> str:
-    """The beginning and the end of what `describe` gave, for a history."""
-    return _cut(description, MAX_MESSAGE)
+def brief(text: str) -> str:
+    """The beginning and the end of a text, of which a store can keep all."""
+    return _cut(text, MAX_MESSAGE)
 
 
 def _traceback(error: BaseException) -> str:

@@ -35,6 +35,16 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def on_one_line(text: str) -> str:
+    """The text with nothing in it that would end its line, or steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
 def shown(value: object) -> str:
     """A value as a message has it: not too long, and whatever its `repr` may do."""
     try:

@@ -123,7 +123,7 @@ class HeapStore(BulkRepository):
         """By key, the task that has it and has not ended."""
 
         self._schedules: dict[str, Schedule] = {}
-        self._runs: dict[str, dict[str, None]] = {}
+        self._runs: dict[str, tuple[str, ...]] = {}
         """By schedule, the tasks of it that are dispatched."""
 
         self._make_id = IdMaker()
@@ -289,13 +289,13 @@ class HeapStore(BulkRepository):
         tasks, expired = claimed.tasks, claimed.expired
         heads = self._heads(operation.only)
         heapq.heapify(heads)
+        made = 0
         while heads and len(tasks) < limit and len(expired) < _SLICE:
             entry, work_id = heads[0]
             if entry[0] > at:
                 break
             heap = self._heaps[work_id]
             heapq.heappop(heap.entries)
-            made = len(claimed.made)
             if entry[4].schedule_id is None:
                 task = _transitions.dispatched(entry[4], at, at_most_once=work_id in once)
                 self._replace(entry, task)
@@ -311,10 +311,12 @@ class HeapStore(BulkRepository):
             else:
                 del self._heaps[work_id]
                 heapq.heappop(heads)
-            if any(new.work_id != work_id for new in claimed.made[made:]):
-                # A user has given the occurrence another work than its schedule has.
-                heads = self._heads(operation.only)
-                heapq.heapify(heads)
+            if len(claimed.made) > made:
+                made = len(claimed.made)
+                if claimed.made[-1].work_id != work_id:
+                    # A user has given the occurrence another work than its schedule has.
+                    heads = self._heads(operation.only)
+                    heapq.heapify(heads)
         return claimed
 
     def _end(self, operation: EndTask) -> Task:
@@ -486,12 +488,17 @@ class HeapStore(BulkRepository):
     def _note_run(self, task: Task) -> None:
         """Keep in mind which tasks of a schedule run."""
         assert task.schedule_id is not None
+        runs = self._runs.get(task.schedule_id, ())
         if task.state is _DISPATCHED:
-            self._runs.setdefault(task.schedule_id, {})[task.id] = None
-        elif runs := self._runs.get(task.schedule_id):
-            runs.pop(task.id, None)
-            if not runs:
+            self._runs[task.schedule_id] = (*runs, task.id)
+        elif task.id in runs:
+            # Most have one at most, and a tuple is made faster than a dict.
+            if len(runs) == 1:
                 del self._runs[task.schedule_id]
+            else:
+                self._runs[task.schedule_id] = tuple(
+                    each for each in runs if each != task.id
+                )
 
     # -- entries ----------------------------------------------------------------------
 

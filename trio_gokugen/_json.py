@@ -110,7 +110,8 @@ def _copied_object(
     for key, item in value.items():
         if not isinstance(key, str):
             raise InvalidTaskError(path, f"has a key that is not a string: {shown(key)}")
-        copy[text(key, f"{path} key")] = _copied(item, f"{path}.{key}", depth)
+        checked = text(key, f"{path} key")
+        copy[checked] = _copied(item, f"{path}.{key}", depth)
     return copy
 
 

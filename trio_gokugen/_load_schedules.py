@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ._crontab import Crontab
-from ._errors import InvalidSchedulesError
+from ._errors import InvalidSchedulesError, on_one_line
 from ._schedule import Schedule
 
 LARGEST = 1_000_000
@@ -29,26 +29,17 @@ def load_schedules(path: str | os.PathLike[str]) -> tuple[Schedule, ...]:
     Raises:
       InvalidSchedulesError: with all that is wrong in the file, line by line.
       OSError: the file cannot be read.
+      TypeError: `path` is none.
     """
     with Path(path).open("rb") as file:
         found = file.read(LARGEST + 1)
     schedules, errors = _read(found, Path(path).suffix.lower() == ".toml")
     if errors:
-        told = [(line, _on_one_line(reason)) for line, reason in errors]
+        told = [(line, on_one_line(reason)) for line, reason in errors]
         raise InvalidSchedulesError(
             os.fspath(path), tuple(sorted(told, key=operator.itemgetter(0)))
         )
     return tuple(schedules)
-
-
-def _on_one_line(reason: str) -> str:
-    """A reason with nothing in it that would end its line, or steer a terminal."""
-    if reason.isprintable():
-        return reason
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode()
-        for each in reason
-    )
 
 
 def _read(found: bytes, is_toml: bool) -> _Found:  # noqa: FBT001 (private, of two kinds)

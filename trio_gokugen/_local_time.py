@@ -56,13 +56,17 @@ def zone_of(name: str) -> ZoneInfo:
       InvalidTriggerError: there is none of this name.
     """
     try:
-        return _zone(name)
-    except (ValueError, TypeError, AttributeError, OSError, LookupError):
-        raise InvalidTriggerError(
-            "tz",
-            f"{shown(name)} is not known here: give the name of a zone, such as"
-            ' "Europe/Berlin"; where the system has no tz database, install tzdata',
-        ) from None
+        if isinstance(
+            name, str
+        ):  # ZoneInfo takes some other things, and makes no zone of them
+            return _zone(name)
+    except (ValueError, OSError, LookupError):
+        pass
+    raise InvalidTriggerError(
+        "tz",
+        f"{shown(name)} is not known here: give the name of a zone, such as"
+        ' "Europe/Berlin"; where the system has no tz database, install tzdata',
+    )
 
 
 @lru_cache(maxsize=1_000)
@@ -137,10 +141,11 @@ def _local(moment: datetime, offset: timedelta) -> datetime:
 
 def _change(low: datetime, high: datetime, zone: tzinfo) -> datetime:
     """The moment of the change, which is after `low`, and not after `high`."""
+    # Clocks are set at full seconds: so there is one between the two, or it is `high`.
+    low, high = low.replace(microsecond=0), high.replace(microsecond=0)
     before = low.astimezone(zone).utcoffset()
     while high - low > SECOND:
-        middle = low + (high - low) // 2
-        middle = middle.replace(microsecond=0)
+        middle = low + (high - low) // SECOND // 2 * SECOND
         if middle.astimezone(zone).utcoffset() == before:
             low = middle
         else:

@@ -87,7 +87,8 @@ def _retaining(run: Task, now: datetime, value: Any) -> EndTask:
     try:
         kept = json_value(value, "result")
     except InvalidTaskError as error:
-        return EndTask(run, now, f"what the work returned cannot be kept: {error}")
+        why = brief(f"what the work returned cannot be kept: {error}")
+        return EndTask(run, now, why)
     if len(json.dumps(kept, ensure_ascii=False).encode()) > LONGEST_RESULT:
         return EndTask(run, now, _TOO_LARGE)
     return EndTask(run, now, result=kept)

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import attrs
 
-from ._errors import InvalidTaskError, shown
+from ._errors import InvalidTaskError, on_one_line, shown
 from ._recurrence import Step, ended, take
 from ._schedule import Dropped, Schedule
 from ._schedule_changes import first_step
@@ -46,10 +46,10 @@ class Plan(tuple[Planned, ...]):
         head = "schedule", "nominal time", "starts", "why"
         rows = [
             (
-                each.schedule_id,
+                on_one_line(each.schedule_id),
                 each.nominal_at.isoformat(" "),
                 "-" if each.runs_at is None else each.runs_at.isoformat(" "),
-                f"{each.outcome}: {each.why}",
+                on_one_line(f"{each.outcome}: {each.why}"),
             )
             for each in self
         ]
@@ -83,6 +83,10 @@ def plan(
     Raises:
       InvalidTaskError: an argument cannot be used; `field` names it.
     """
+    if not isinstance(schedules, Iterable):
+        raise InvalidTaskError("schedules", f"must be Schedules, not {shown(schedules)}")
+    if not isinstance(downtime, Iterable):
+        raise InvalidTaskError("downtime", f"must be pairs, not {shown(downtime)}")
     start, end = as_utc(start, "start"), as_utc(end, "end")
     down = sorted(_periods(downtime))
     found: list[Planned] = []

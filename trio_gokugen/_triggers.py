@@ -25,6 +25,9 @@ DAY = timedelta(days=1)
 MOST_STEPS = 1_000
 """So often `Both` looks for a moment that both have."""
 
+MOST_DEEP = 20
+"""So deep triggers may be made of others."""
+
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -53,7 +56,19 @@ def _checked(triggers: Sequence[object]) -> tuple[Trigger, ...]:
             raise InvalidTriggerError("triggers", f"{shown(each)} is not a trigger")
     if not triggers:
         raise InvalidTriggerError("triggers", "is empty: give at least one trigger")
-    return tuple(cast("Sequence[Trigger]", triggers))
+    checked = tuple(cast("Sequence[Trigger]", triggers))
+    if max(map(_depth, checked)) >= MOST_DEEP:
+        raise InvalidTriggerError("triggers", f"are nested deeper than {MOST_DEEP} levels")
+    return checked
+
+
+def _depth(trigger: Trigger) -> int:
+    """How deep others are nested in it."""
+    if isinstance(trigger, Except):
+        return 1 + _depth(trigger.trigger)
+    if isinstance(trigger, Either | Both):
+        return 1 + max(map(_depth, trigger.triggers))
+    return 0
 
 
 def _trigger(value: object) -> Trigger:
