@@ -33,6 +33,7 @@ from trio_gokugen import (
     TaskQuery,
     TaskState,
     TaskUpdate,
+    TrioClock,
     plan,
 )
 from trio_gokugen._schedule import PutSchedule, ScheduleUpdate, UpdateSchedule
@@ -753,6 +754,26 @@ async def test_the_last_of_those_that_were_dropped() -> None:
     await repository.change_schedule(PutSchedule(schedule, NOON))
     assert (await repository.claim(1, noon(45))).tasks == []
     assert (await repository.get_schedule("s")).last_at == noon(40)
+
+
+async def test_what_comes_right_after_one_was_dropped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    However often the occurrence that is due was dropped, what comes then starts at once.
+    """
+    clock = TrioClock(NOON, 0.0)
+    async with open_bench(clock=clock) as (scheduler, bench):
+        await scheduler.add_schedule("s", Interval(60), "note", late=Late(run="none"))
+        for n in range(8):
+            await trio.sleep(1)
+            clock.epoch = noon(70 * (n + 1))
+            await scheduler.update_schedule("s", priority=n + 1)  # the clock is looked at
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await scheduler.get_schedule("s")).dropped > n
+            await scheduler.add_task("note", at=NOON, id=f"t{n}")
+        await trio.sleep(1)
+    assert bench.starts == [(f"t{n}", n + 1.0) for n in range(8)]
 
 
 # -- many that are late ---------------------------------------------------------------

@@ -131,7 +131,9 @@ class DispatchLoop:
         # Where a write costs much, the next claim is worth waiting for.
         shared = self._repository.lease < math.inf
         self._updates.queue.claim_expected = shared and self._likely_more
-        if first is not None and limit and not (claimed.tasks or claimed.expired):
+        # An occurrence that is not to run is there still, for a later moment.
+        found = claimed.tasks or claimed.expired or claimed.made
+        if first is not None and limit and not found:
             await self._wait_for(first)
         return len(claimed.tasks)
 
