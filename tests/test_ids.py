@@ -155,8 +155,8 @@ def test_a_fork_is_noticed() -> None:
     one, other = IdMaker(), IdMaker()
     for maker in (one, other):
         maker._random.seed(7)
-        maker._process = -1
+        maker._forks = -1
     first, second = one(NOON), other(NOON)
     assert first != second
     assert one(NOON) > first
-    assert one._process == other._process != -1
+    assert one._forks == other._forks == IdMaker.forks

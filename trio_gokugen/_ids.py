@@ -14,40 +14,73 @@ from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_RANDOM_BITS = 74
-_COUNTER_LIMIT = 1 << _RANDOM_BITS
+_HIGH_BITS = 12
 _LOW_BITS = 62
-_VERSION_AND_VARIANT = (7 << 76) | (0b10 << 62)
+_VERSION = 7
+_VARIANT = 0b10 << _LOW_BITS
 
 
 class IdMaker:
     """Makes ids that increase strictly, whatever the clock does."""
 
+    forks = 0
+    """How often this process was forked from one that made ids, or from its child."""
+
     def __init__(self, source: random.Random | None = None) -> None:
         # Unique, not secret: a generator of its own, seeded by the system, is enough, and
         # spares a system call for every id.
         self._random = source if source is not None else random.Random(os.urandom(32))
-        self._process = os.getpid()
+        self._forks = IdMaker.forks
+        self._moment = _EPOCH
         self._millisecond = -1
-        self._counter = 0
+        self._high = self._low = 0
+        self._head = ""
+        """What ids begin with, until the millisecond or the upper bits are others."""
 
     def __call__(self, moment: datetime) -> str:
         """The next id, stamped with `moment`, or with a later one already used."""
-        if os.getpid() != self._process:
+        if self._forks != IdMaker.forks:
             # A fork must not go on with the same numbers as the process it came from.
-            self._process = os.getpid()
+            self._forks = IdMaker.forks
             self._random.seed(os.urandom(32))
-        millisecond = max(0, (moment - _EPOCH) // _MILLISECOND)
-        if millisecond > self._millisecond:
-            self._millisecond = millisecond
-            # The top bit stays free, so that counting up seldom overflows.
-            self._counter = self._random.getrandbits(_RANDOM_BITS - 1)
+        if moment is self._moment:  # as for all that is made in one batch
+            self._count_up()
         else:
-            self._counter += 1 + self._random.getrandbits(32)
-            if self._counter >= _COUNTER_LIMIT:
-                self._millisecond += 1
-                self._counter = self._random.getrandbits(_RANDOM_BITS - 1)
-        high, low = divmod(self._counter, 1 << _LOW_BITS)
-        number = (self._millisecond << 80) | _VERSION_AND_VARIANT | (high << 64) | low
-        d = "%032x" % number  # noqa: UP031 (half as long as an f-string takes)
-        return "-".join((d[:8], d[8:12], d[12:16], d[16:20], d[20:]))
+            self._moment = moment
+            millisecond = max(0, (moment - _EPOCH) // _MILLISECOND)
+            if millisecond > self._millisecond:
+                self._begin(millisecond)
+            else:
+                self._count_up()
+        d = "%016x" % (_VARIANT | self._low)
+        return f"{self._head}{d[:4]}-{d[4:]}"
+
+    def _count_up(self) -> None:
+        self._low += 1 + self._random.getrandbits(32)
+        if self._low >> _LOW_BITS:
+            self._low -= 1 << _LOW_BITS
+            self._high += 1
+            if self._high >> _HIGH_BITS:
+                self._begin(self._millisecond + 1)
+            else:
+                self._write_head()
+
+    def _begin(self, millisecond: int) -> None:
+        self._millisecond = millisecond
+        # The top bit stays free, so that counting up seldom overflows.
+        counter = self._random.getrandbits(_HIGH_BITS + _LOW_BITS - 1)
+        self._high, self._low = divmod(counter, 1 << _LOW_BITS)
+        self._write_head()
+
+    def _write_head(self) -> None:
+        d = f"{self._millisecond:012x}"
+        self._head = f"{d[:8]}-{d[8:]}-{_VERSION}{self._high:03x}-"
+
+
+def _note_fork() -> None:
+    IdMaker.forks += 1
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch: Windows has no fork
+    # To ask for the process with each id would be a system call.
+    os.register_at_fork(after_in_child=_note_fork)

@@ -108,13 +108,14 @@ def _take(
     first = task.nominal_at
     if task.id != schedule.pending_id or first is None:
         return _take_beside(schedule, task, at, new_id, at_most_once=at_most_once)
-    if _is_queued(schedule) and not _is_in_time(schedule, first, at):
+    waited = schedule.queued_at is not None or schedule.skipped_from is not None
+    if waited and _is_queued(schedule) and not _is_in_time(schedule, first, at):
         schedule = evolved(schedule, {"queued_at": None})  # it is late now, as any other
     choice = _choose(schedule, first, at)
     chosen, following = choice.chosen, choice.following
     dropped: list[Dropped] = []
     changes: dict[str, Any] = {"last_at": chosen}
-    if chosen is not first or choice.more is not None or _has_waited(schedule):
+    if waited or chosen is not first or choice.more is not None:
         dropped = what_is_dropped(schedule, first, choice)
         changes |= counted(schedule, dropped)
     if chosen is None:
@@ -160,11 +161,6 @@ def _conditioned(schedule: Schedule, task: Task) -> Task:
     return evolve(task, {"when": schedule.when})
 
 
-def _has_waited(schedule: Schedule) -> bool:
-    """Whether the next occurrence, or one before it, fell due while another was running."""
-    return schedule.queued_at is not None or schedule.skipped_from is not None
-
-
 def _is_queued(schedule: Schedule) -> bool:
     """Whether the next occurrence has waited for the end of the one before."""
     return schedule.queued_at is not None and schedule.overlap == "queue"
@@ -182,6 +178,8 @@ def _late_until(
 
     It has not fallen due while that runs, and what does so is not late.
     """
+    if following is None or following > at:
+        return _NONE
     if _catches_up(schedule):
         at = schedule.queued_at or at
     return {"queued_at": at} if has_passed(schedule, following, at) else {}
@@ -458,22 +456,33 @@ def occurrence(
     schedule: Schedule, nominal: datetime, task_id: str, created_at: datetime
 ) -> Task:
     due = schedule.due(nominal)
-    task = evolve(
-        _BLANK,
+    return evolve(
+        _like(schedule),
         {
             "id": task_id,
-            "schedule_id": schedule.id,
             "nominal_at": nominal,
             "scheduled_at": due,
             "deadline": later(due, schedule.deadline_after),
             "created_at": created_at,
+        },
+    )
+
+
+def _like(schedule: Schedule) -> Task:
+    """What all occurrences of a schedule have in common, as a task."""
+    like: Task | None = schedule.__dict__.get("_like")
+    if like is None:
+        common = {
+            "schedule_id": schedule.id,
             "work_id": schedule.work_id,
             "param": schedule.param,
             "meta": schedule.meta,
             "priority": schedule.priority,
-        },
-    )
-    return task if schedule.when is None else evolve(task, {"when": schedule.when})
+        }
+        if schedule.when is not None:
+            common["when"] = schedule.when
+        like = schedule.__dict__["_like"] = evolve(_BLANK, common)
+    return like
 
 
 def later(moment: datetime, length: timedelta | None) -> datetime | None:

@@ -224,12 +224,15 @@ class Schedule:
                 return moment + cast("Interval", self.trigger).every
             except OverflowError:
                 return None
+        if not self.jitter:
+            return self._next_after(moment)
         asked: _Asked = self.__dict__.get("_asked", ())
         for asked_for, found in asked:
             if asked_for == moment:
                 return found
         found = self._next_after(moment)
-        # A trigger is a pure value, and each of its moments is asked for several times.
+        # A trigger is a pure value, and with jitter each of its moments is asked for again
+        # and again, as no occurrence may reach the next one.
         self.__dict__["_asked"] = (moment, found), *asked[:1]
         return found
 
