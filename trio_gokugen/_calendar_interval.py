@@ -11,7 +11,7 @@ import attrs
 
 from ._errors import InvalidTriggerError, shown
 from ._json import JSON
-from ._local_time import settled, zone_of
+from ._local_time import local_of, settled, zone_of
 from ._task import as_utc
 from ._trigger import BaseTrigger
 
@@ -139,9 +139,10 @@ class CalendarInterval(BaseTrigger):
         moment = as_utc(moment, "moment")
         zone = zone_of(self.tz)
         try:
-            # By so much a zone's day may begin sooner than the UTC one, or be lost.
-            nearly = max(moment.toordinal() - 3, 1)
-            number = self._first_from(nearly)
+            local = local_of(moment, zone)[0]
+            # What has passed by the clock has passed: it came, or clocks were set over it.
+            passed = local.time() >= self.at
+            number = self._first_from(local.toordinal() + passed)
             while True:
                 found = self._moment(number, zone)
                 if found is not None and found > moment:
@@ -179,6 +180,9 @@ class CalendarInterval(BaseTrigger):
 
     def _day(self, number: int) -> tuple[date, bool]:
         """The day of this number, and whether it is there, or the last of its month."""
+        more = timedelta(days=number * (self.weeks * 7 + self.days))
+        if not (self.years or self.months):
+            return self.start + more, True
         month = self.start.year * 12 + self.start.month - 1
         month += number * (self.years * 12 + self.months)
         year, month = divmod(month, 12)
@@ -186,5 +190,4 @@ class CalendarInterval(BaseTrigger):
             raise OverflowError
         last = calendar.monthrange(year, month + 1)[1]
         day = date(year, month + 1, min(self.start.day, last))
-        more = number * (self.weeks * 7 + self.days)
-        return day + timedelta(days=more), self.start.day <= last
+        return day + more, self.start.day <= last

@@ -7,7 +7,8 @@ clocks are set by half an hour, at midnight, or by a day.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -178,9 +179,12 @@ class _Rule:
         self.follows = any(part.startswith("*") for part in sim.parts[:3])
         """Whether it follows the clocks when these are set."""
 
-        self._last_second, self._last_minute = max(sim.seconds), max(sim.minutes)
-        self._last_of_hour = self._last_minute, self._last_second
-        self._last_of_day = max(sim.hours), *self._last_of_hour
+        _, self._last_minute, self._last_second = self._last = _times(sim, max)
+        hour, minute, second = _times(sim, min)
+        # From the beginning of a minute, an hour or a day to before the next one's first.
+        self._to_minute = timedelta(minutes=1, seconds=second - 1)
+        self._to_hour = timedelta(hours=1, minutes=minute, seconds=second - 1)
+        self._to_day = timedelta(days=1, hours=hour, minutes=minute, seconds=second - 1)
 
     def after(self, local: datetime) -> datetime:
         """The next local time that fits.
@@ -196,12 +200,18 @@ class _Rule:
 
     def _skipped(self, local: datetime) -> datetime:
         """A time up to which nothing fits: cronsim would go there hour by hour."""
-        hour, minute, second = local.hour, local.minute, local.second
-        if (hour, minute, second) >= self._last_of_day:
-            return local.replace(hour=23, minute=59, second=59)
-        if (minute, second) >= self._last_of_hour:
-            return local.replace(minute=59, second=59)
-        return local if second < self._last_second else local.replace(second=59)
+        minute, second = local.minute, local.second
+        if (local.hour, minute, second) >= self._last:
+            return local.replace(hour=0, minute=0, second=0) + self._to_day
+        if (minute, second) >= (self._last_minute, self._last_second):
+            return local.replace(minute=0, second=0) + self._to_hour
+        if second >= self._last_second:
+            return local.replace(second=0) + self._to_minute
+        return local
+
+
+def _times(sim: CronSim, which: Callable[[set[int]], int]) -> tuple[int, int, int]:
+    return which(sim.hours), which(sim.minutes), which(sim.seconds)
 
 
 @lru_cache(maxsize=1_000)

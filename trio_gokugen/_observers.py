@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from ._hooks import PassThroughHooks
 from ._task import Task
 from ._users_code import call
 from .abc import Listener, LoopHooks
@@ -45,8 +46,12 @@ class Observers:
 
     def tell(self, name: str, *args: Any) -> None:
         """Have the hook of this name called."""
-        if self._hooks is not None:
-            self._put(getattr(self._hooks, name), *args)
+        if self._hooks is None:
+            return
+        hook = getattr(self._hooks, name)
+        # What does nothing need not be called.
+        if getattr(hook, "__func__", None) is not getattr(PassThroughHooks, name):
+            self._put(hook, *args)
 
     def tell_done(self, task: Task) -> None:
         """Have `on_task_done` and the listeners called."""
