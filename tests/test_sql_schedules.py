@@ -42,6 +42,7 @@ from trio_gokugen._schedule import (
     ScheduleUpdate,
     UpdateSchedule,
 )
+from trio_gokugen._task import TaskUpdate
 from trio_gokugen._trigger import BaseTrigger
 from trio_gokugen.sql import (
     DamagedScheduleError,
@@ -479,6 +480,37 @@ async def test_a_damaged_occurrence(
         [failed] = await scheduler.find(TaskQuery(states={TaskState.FAILED}))
         assert "param is damaged" in (failed.err or "")
     assert [when for _, when in bench.starts] == [20.0]
+
+
+async def test_a_damaged_occurrence_beside_one_that_is_postponed(
+    database_url: str,
+) -> None:
+    """
+    If the next occurrence cannot be read, and one that was postponed is taken by the same
+    claim, the schedule goes on.
+    """
+    async with open_sql_repository(database_url) as repository:
+        schedule = Schedule(
+            id="s", trigger=Interval(10), work_id="w", created_at=NOON, overlap="allow"
+        )
+        made = (await repository.change_schedule(PutSchedule(schedule, NOON))).made
+        assert made is not None
+        later = TaskUpdate(scheduled_at=noon(25))
+        await repository.update(made.id, later)
+        damaged = (await repository.get_schedule("s")).pending_id
+        cast = "" if database_url.startswith("sqlite") else "::json"
+        say(
+            repository,
+            f"UPDATE gokugen_task SET param = '[1]'{cast} WHERE id = :id",  # noqa: S608 (of a test)
+            id=damaged,
+        )
+        claimed = await repository.claim(9, noon(26))
+        assert [task.id for task in claimed.expired] == [damaged]
+        assert [task.nominal_at for task in claimed.tasks] == [noon(10)]
+        after = await repository.get_schedule("s")
+        assert after.next_at == noon(30)
+        assert after.pending_id is not None
+        assert (await repository.get(after.pending_id)).state is TaskState.SCHEDULED
 
 
 async def test_the_next_occurrence_is_gone(

@@ -13,7 +13,6 @@ from trio_gokugen import _transitions
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import Claimed, ClaimTasks, TaskFilter
 
-from ._occurrences import follow
 from ._ongoing import CHUNK, Key, Ongoing
 from ._rows import is_unreadable, task_of
 from ._statements import FirstPending
@@ -41,7 +40,6 @@ def _claim_some(
     once = ongoing.dialect.listed(sorted(only.at_most_once))
     how = {"once": once, **ongoing.leased(at)}
     to_claim: list[Key] = []
-    failed: dict[Key, Task] = {}
     rows = _due(ongoing, say.claim, only, {"at": at, "limit": limit, **how})
     taking = Taking(ongoing, rows, at)
     for row in rows:
@@ -51,7 +49,7 @@ def _claim_some(
             if stamp is not None:  # then it has been claimed before it was read
                 attempt = task.attempt + 1
                 task = attrs.evolve(task, dispatched_at=at, attempt=attempt)
-            failed[ongoing.key_of(row)] = attrs.evolve(task, done_at=at)
+            taking.fail(row, attrs.evolve(task, done_at=at))
             continue
         at_most_once = task.work_id in only.at_most_once
         if task.schedule_id is not None:
@@ -59,7 +57,7 @@ def _claim_some(
             continue
         task = _transitions.dispatched(task, at, at_most_once=at_most_once)
         if task.state is not TaskState.DISPATCHED:
-            failed[ongoing.key_of(row)] = task
+            taking.fail(row, task)
             continue
         taking.claimed.tasks.append(task)
         if stamp is None:
@@ -69,24 +67,13 @@ def _claim_some(
     if to_claim:
         keys = ongoing.dialect.listed(to_claim)
         ongoing.execute(say.claim_rows, {"rows": keys, "at": at, **how})
-    fail(ongoing, failed)
     found = taking.write()
     claimed.tasks += found.tasks
-    claimed.expired += [*failed.values(), *found.expired]
+    claimed.expired += found.expired
     claimed.made += found.made
     claimed.replace(found.replaced)
     claimed.dropped += found.dropped
     return len(rows) == limit or any(task.scheduled_at <= at for task in found.made)
-
-
-def fail(ongoing: Ongoing, tasks: Mapping[Key, Task]) -> None:
-    """Write that tasks have failed, by row, and leave the rest of the rows as it is."""
-    rows = [
-        {"row": row, "err": task.err, "done_at": task.done_at}
-        for row, task in tasks.items()
-    ]
-    ongoing.execute_many(ongoing.say.fail, rows)
-    follow(ongoing, tasks.values())
 
 
 def first(ongoing: Ongoing, only: TaskFilter) -> Task | None:

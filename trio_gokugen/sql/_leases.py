@@ -14,9 +14,10 @@ from trio_gokugen._task import Task
 from trio_gokugen.abc import RecoverAction, TaskFilter
 
 from ._changes import Changes
-from ._claims import fail
+from ._occurrences import follow
 from ._ongoing import Key, Ongoing, chunks
 from ._rows import is_unreadable, task_of
+from ._taking import write_failed
 
 
 def renew(ongoing: Ongoing, runs: Sequence[Task], at: datetime) -> list[Task]:
@@ -48,7 +49,8 @@ def recover(
             failed[ongoing.key_of(row)] = attrs.evolve(task, done_at=at)
         else:
             orphans[ongoing.key_of(row)] = task
-    fail(ongoing, failed)
+    write_failed(ongoing, failed)
+    follow(ongoing, failed.values())
     changes = Changes(ongoing)
     found = sorted(orphans.items())
     ends = recovery([task for _, task in found], action, at)

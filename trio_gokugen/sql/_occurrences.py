@@ -49,6 +49,20 @@ class Schedules:
         if step.successor is not None:
             self._successors.append(step.successor)
 
+    def follow(self, task: Task, at: datetime | None = None) -> None:
+        """Have its schedule follow what became of a task.
+
+        Args:
+          task: As it was left.
+          at: When it was changed, if it does not say so itself.
+        """
+        schedule = self.of(task)
+        if schedule is None:
+            return
+        step = _recurrence.follow(schedule, task, self._ongoing.new_id, at)
+        if step is not None:
+            self.step(step)
+
     def write(self) -> None:
         """Write what has changed."""
         rows = [
@@ -82,11 +96,5 @@ def follow(
         return
     schedules = Schedules(ongoing, (task.schedule_id or "" for task in theirs))
     for task in theirs:
-        schedule = schedules.of(task)
-        if schedule is None:
-            continue
-        at = moments.get(task.id)
-        step = _recurrence.follow(schedule, task, ongoing.new_id, at)
-        if step is not None:
-            schedules.step(step)
+        schedules.follow(task, moments.get(task.id))
     schedules.write()

@@ -1,8 +1,12 @@
-"""Due tasks of schedules that are taken: dispatched, or moved, as their schedules say."""
+"""Due tasks of schedules that are taken: dispatched, or moved, as their schedules say.
+
+Each schedule is read once for all its tasks that a claim has found, whatever becomes of
+these, and written once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -33,6 +37,7 @@ class Taking:
             ongoing.execute(ongoing.say.lock_replaced, {"ids": ongoing.dialect.listed(ids)})
         self._schedules = Schedules(ongoing, ids)
         self._taken: dict[Key, Task] = {}
+        self._failed: dict[Key, Task] = {}
         self._replacing: dict[str, None] = {}
         self.claimed = Claimed([], [])
         """What the claim has found."""
@@ -88,11 +93,16 @@ class Taking:
         self._taken |= replaced
         self.claimed.replace([*replaced.values()])
 
+    def fail(self, row: Row[Any], task: Task) -> None:
+        """Have a task fail, or one that cannot be read; its schedule follows."""
+        self._failed[self._ongoing.key_of(row)] = task
+        self._schedules.follow(task)
+        self.claimed.expired.append(task)
+
     def write(self) -> Claimed:
         """Write all that, and tell what was found."""
-        if not self._taken:
-            return self.claimed
         ongoing = self._ongoing
+        write_failed(ongoing, self._failed)
         self._replace_runs()
         rows = [
             {"row": key, **life_of(task), **plan_of(task)}
@@ -122,3 +132,12 @@ class Taking:
                 runs.append((ongoing.key_of(row), task))
         ends = [CancelRun(task, self._at) for _, task in runs]
         self.claimed.replace(Changes(ongoing).end_found(runs, ends))
+
+
+def write_failed(ongoing: Ongoing, tasks: Mapping[Key, Task]) -> None:
+    """Write that tasks have failed, by row, and leave the rest of the rows as it is."""
+    rows = [
+        {"row": row, "err": task.err, "done_at": task.done_at}
+        for row, task in tasks.items()
+    ]
+    ongoing.execute_many(ongoing.say.fail, rows)
