@@ -227,22 +227,23 @@ async def test_a_trigger_of_ones_own(
             await scheduler.update_schedule("s", trigger=OwnTrigger())
 
 
+KNOWN = '{"every": "10s", "anchor": null}'
+MOON = '{"moon": "full"}'
 UNKNOWN = [
-    ("rule", '{"moon": "full"}'),
-    ("rule", '{"cron": "@daily", "tz": "Mars/Olympus"}'),
-    ("rule", '{"every": "10", "twice": true}'),
-    ("late", '{"unknown": 1}'),
-    ("overlap", "maybe"),
+    '{"moon": "full"}',
+    '{"cron": "@daily", "tz": "Mars/Olympus"}',
+    '{"every": "10", "twice": true}',
+    '{"either": [{"every": "10s"}, {"moon": "full"}]}',
+    '{"except": [], "of": {"cron": "@daily", "tz": "Mars/Olympus"}, "tz": "UTC"}',
 ]
 
 
-@pytest.mark.parametrize(("column", "value"), UNKNOWN)
+@pytest.mark.parametrize("rule", UNKNOWN)
 async def test_a_schedule_that_is_not_known(
     autojump_clock: trio.testing.MockClock,
     database_url: str,
     caplog: pytest.LogCaptureFixture,
-    column: str,
-    value: str,
+    rule: str,
 ) -> None:
     """
     What is due of a schedule that is not known here is left, and told once; others go on;
@@ -254,18 +255,9 @@ async def test_a_schedule_that_is_not_known(
     ):
         await scheduler.add_schedule("s", Interval(10), "note")
         await scheduler.add_schedule("other", Interval(150), "note")
-        cast = "" if database_url.startswith("sqlite") or column == "overlap" else "::json"
-        before = {
-            "rule": '{"every": "10s"}',
-            "late": '{"window": null, "run": "latest", "limit": 100}',
-            "overlap": "skip",
-        }
-        for found in value, before[column]:
-            with repository.store.engine.begin() as connection:
-                connection.exec_driver_sql(
-                    f"UPDATE gokugen_schedule SET {column} = '{found}'{cast} WHERE id = 's'"  # noqa: S608 (of a test)
-                )
-            if found != value:
+        for found in rule, KNOWN:
+            rule_is(repository, found)
+            if found == KNOWN:
                 break
             await trio.sleep(155)
             for call in scheduler.get_schedule, scheduler.pause_schedule:
@@ -296,12 +288,12 @@ async def test_what_one_does_not_know_another_runs_on_time(database_url: str) ->
         schedule = Schedule(id="s", trigger=Interval(10), work_id="w", created_at=NOON)
         await old.change_schedule(PutSchedule(schedule, NOON))
         await old.add([stored(str(n), "w", 5 + n) for n in range(3)])
-        say(old, "UPDATE gokugen_schedule SET overlap = 'maybe'")
+        rule_is(old, MOON)
         found = [task.id for _ in range(3) for task in (await old.claim(1, noon(20))).tasks]
         assert found == ["0", "1", "2"]
         assert (await old.claim(9, noon(20))).tasks == []
         assert await old.get_next() is None
-        say(old, "UPDATE gokugen_schedule SET overlap = 'queue'")
+        rule_is(old, KNOWN)
         [run] = (await new.claim(1, noon(20))).tasks
         assert (run.nominal_at, run.attempt) == (noon(20), 1)
         # Removed, and added again, it is known at once.
@@ -340,6 +332,15 @@ async def test_a_damaged_schedule(
         assert schedule.next_at == noon(30)
 
 
+def rule_is(repository: SQLRepository, rule: str, which: str = "id = 's'") -> None:
+    """Have something else stored as the trigger of a schedule."""
+    cast = "" if str(repository.store.engine.url).startswith("sqlite") else "::json"
+    with repository.store.engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"UPDATE gokugen_schedule SET rule = '{rule}'{cast} WHERE {which}"  # noqa: S608 (of a test)
+        )
+
+
 def say(repository: SQLRepository, statement: str, **values: Any) -> None:
     """Say something to the database of a repository."""
     with repository.store.engine.begin() as connection:
@@ -353,7 +354,7 @@ async def test_what_is_removed_unread(database_url: str) -> None:
     async with open_sql_repository(database_url) as repository:
         schedule = Schedule(id="s", trigger=Interval(1), work_id="w", created_at=NOON)
         await repository.change_schedule(PutSchedule(schedule, NOON))
-        say(repository, "UPDATE gokugen_schedule SET overlap = 'maybe'")
+        rule_is(repository, MOON)
         changed = await repository.change_schedule(RemoveSchedule("s", NOON))
         assert changed.task is not None
         assert changed.task.state is TaskState.CANCELLED
@@ -406,9 +407,9 @@ async def test_a_run_that_has_ended_unseen(
         say(repository, damage, param=param)
         await touch(noon(11))
         assert (await repository.get_schedule("s")).awaited_id == run.id
-        say(repository, "UPDATE gokugen_schedule SET overlap = 'maybe'")
+        rule_is(repository, MOON)
         await repository.mark_done(run, noon(25))
-        say(repository, "UPDATE gokugen_schedule SET overlap = 'skip'")
+        rule_is(repository, KNOWN)
         await touch(noon(26))
         pending = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
         [first] = (await repository.claim(9, noon(30))).tasks
@@ -417,19 +418,116 @@ async def test_a_run_that_has_ended_unseen(
         assert first.attempt == 1
 
 
-async def test_a_length_of_time_that_is_none(sqlite_url: str) -> None:
+DEEP = '{"either": [' * 400 + "5" + "]}" * 400
+DAMAGED = [
+    *(("rule", rule) for rule in ("[1]", "{}", "null", '{"cron": 5}', '{"at": [5]}', DEEP)),
+    ("rule", '{"cron": "@daily", "tz": 5}'),
+    ("rule", '{"cron": "soon", "tz": "UTC"}'),
+    ("rule", '{"either": [{"every": "10s"}, 5]}'),
+    ("rule", '{"every": 1e400}'),
+    ("rule", '{"except": [[1]], "of": {"every": "1s"}}'),
+    ("rule", '{"except": []}'),
+    ("param", "null"),
+    ("late", "null"),
+    ("late", "[1]"),
+    ("late", '{"unknown": 1}'),
+    ("late", '{"limit": "few"}'),
+    ("overlap", "maybe"),
+    ("jitter", -5),
+    ("jitter", 2**63 - 1),
+    ("deadline_after", 0),
+    ("runs", -1),
+    ("dropped", 2**63 - 1),
+    ("paused", 7),
+]
+OF_A_WRONG_TYPE = [
+    ("runs", "abc"),
+    ("dropped", b"\xff"),
+    ("jitter", "short"),
+    ("jitter", 1.5),
+    ("jitter", float("inf")),
+    ("deadline_after", float("inf")),
+    ("priority", "high"),
+    ("paused", "yes"),
+    ("created_at", "now"),
+    ("work_id", b"\xff"),
+    ("pending_id", b"\xff"),
+    ("overlap", b"\xff"),
+]
+
+
+def damage(repository: SQLRepository, column: str, value: object) -> None:
+    """Have something else stored in the row of the schedule ``s``."""
+    found = ":value"
+    if column in {"rule", "late", "param"} and "sqlite" not in str(
+        repository.store.engine.url
+    ):
+        found = "CAST(:value AS JSON)"
+    say(
+        repository,
+        f"UPDATE gokugen_schedule SET {column} = {found} WHERE id = 's'",  # noqa: S608 (of a test)
+        value=value,
+    )
+
+
+async def _fails(repository: SQLRepository, column: str, value: object) -> None:
+    """Check what becomes of a schedule that is damaged."""
+    for schedule_id in "s", "t":
+        schedule = Schedule(
+            id=schedule_id, trigger=Interval(10), work_id="w", created_at=NOON
+        )
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+    damage(repository, column, value)
+    found = await repository.find_schedules()
+    assert [each.id for each in found] == ["t"]
+    assert isinstance(found.unreadable["s"], DamagedScheduleError)
+    with pytest.raises(DamagedScheduleError):
+        await repository.get_schedule("s")
+    claimed = await repository.claim(9, noon(10))
+    assert [task.schedule_id for task in claimed.tasks] == ["t"]
+    [failed] = claimed.expired
+    assert (failed.err or "").startswith("DamagedScheduleError: the stored schedule 's'")
+    await repository.change_schedule(RemoveSchedule("s", noon(11)))
+    assert [each.id for each in await repository.find_schedules()] == ["t"]
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGED, ids=lambda each: str(each)[:40])
+async def test_what_was_never_written_is_damaged(
+    database_url: str, column: str, value: object
+) -> None:
     """
-    A length of time that cannot be read is told by name.
+    A schedule with a value that nobody has written there is damaged, and not one that
+    others may know: its next occurrence fails, and others go on.
+    """
+    async with open_sql_repository(database_url) as repository:
+        await _fails(repository, column, value)
+
+
+@pytest.mark.parametrize(("column", "value"), OF_A_WRONG_TYPE, ids=str)
+async def test_a_value_of_a_wrong_type(sqlite_url: str, column: str, value: object) -> None:
+    """
+    SQLite may have a value of any type in a column: where it is wrong, the schedule is
+    damaged.
     """
     async with open_sql_repository(sqlite_url) as repository:
-        schedule = Schedule(id="s", trigger=Interval(1), work_id="w", created_at=NOON)
-        await repository.change_schedule(PutSchedule(schedule, NOON))
-        with repository.store.engine.begin() as connection:
-            connection.execute(text("UPDATE gokugen_schedule SET jitter = 'short'"))
+        await _fails(repository, column, value)
+
+
+async def test_an_id_of_a_wrong_type(sqlite_url: str) -> None:
+    """
+    A schedule whose id is none is told of as far as it can be told, and spoils no other.
+    """
+    async with open_sql_repository(sqlite_url) as repository:
+        for schedule_id in "s", "t":
+            schedule = Schedule(
+                id=schedule_id, trigger=Interval(10), work_id="w", created_at=NOON
+            )
+            await repository.change_schedule(PutSchedule(schedule, NOON))
+        damage(repository, "id", b"\xff")
         found = await repository.find_schedules()
-        assert str(found.unreadable["s"]) == str(
-            DamagedScheduleError("s", "jitter is damaged")
-        )
+        assert [each.id for each in found] == ["t"]
+        [why] = found.unreadable.values()
+        assert str(why) == str(DamagedScheduleError(r"b'\xff'", "id is damaged"))
 
 
 async def test_schedules_of_which_some_cannot_be_read(
@@ -445,8 +543,8 @@ async def test_schedules_of_which_some_cannot_be_read(
     ):
         for schedule_id in "abcdef":
             await scheduler.add_schedule(schedule_id, Interval(10), "note", paused=True)
-        say(repository, "UPDATE gokugen_schedule SET overlap = 'maybe' WHERE id <> 'c'")
-        say(repository, "UPDATE gokugen_schedule SET overlap = 'skip' WHERE id = 'f'")
+        rule_is(repository, MOON, "id <> 'c'")
+        rule_is(repository, KNOWN, "id = 'f'")
         found = await scheduler.find_schedules()
         assert [each.id for each in found] == ["c", "f"]
         assert [*found.unreadable] == ["a", "b", "d", "e"]

@@ -183,7 +183,7 @@ class SQLCore(BulkRepository):
                     try:
                         found.append(schedule_of(row))
                     except UNREADABLE as error:
-                        found.unreadable[last] = error
+                        found.unreadable[error.schedule_id] = error
                 # In place of those that could not be read, others.
                 more = len(read) == missing
                 missing = limit - len(found) if more and limit is not None else 0
