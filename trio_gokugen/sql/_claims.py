@@ -76,6 +76,14 @@ def _claim_some(
     return len(rows) == limit or any(task.scheduled_at <= at for task in found.made)
 
 
+def schedules_ahead(ongoing: Ongoing, operation: ClaimTasks) -> set[str]:
+    """The schedules whose tasks it would find now."""
+    limit = min(operation.limit, CHUNK)
+    which = {"at": operation.at, "limit": limit}
+    rows = _due(ongoing, ongoing.say.first, operation.only, which)
+    return {row.schedule_id for row in rows if isinstance(row.schedule_id, str)}
+
+
 def first(ongoing: Ongoing, only: TaskFilter) -> Task | None:
     """The first pending task, due or not."""
     rows = _due(ongoing, ongoing.say.first, only, {"at": LAST, "limit": 1})

@@ -38,7 +38,7 @@ from trio_gokugen.abc import ANY_TASK, Operation, RecoverAction, Renewed, TaskFi
 from ._dialects import Dialect
 from ._engines import dialect_of
 from ._failures import as_failure, failures, given_back
-from ._ongoing import LookFirstError, Ongoing, Unknown
+from ._ongoing import InTheWayError, LookFirstError, Ongoing, Unknown
 from ._rows import task_of
 from ._schedule_rows import UNREADABLE, schedule_of
 from ._search import search
@@ -57,6 +57,9 @@ _MANY = 2**62
 
 LONGEST_WAIT = 0.05
 """Seconds, before a transaction is begun anew that was in another's way."""
+
+HURRIES = 5
+"""So often a transaction is begun anew so that it is not in the way of others."""
 
 MOST_REFUSALS = 10
 """So often a batch is begun anew because somebody else has taken an id of it."""
@@ -222,7 +225,9 @@ class SQLCore(BulkRepository):
 
     # -- threads ----------------------------------------------------------------------
 
-    def transaction(self, connection: Connection, *, careful: bool = False) -> Transaction:
+    def transaction(
+        self, connection: Connection, *, careful: bool = False, patient: bool = True
+    ) -> Transaction:
         """What is done in a transaction that is under way."""
         self.check_open()
         ongoing = Ongoing(
@@ -233,6 +238,7 @@ class SQLCore(BulkRepository):
             timedelta(seconds=self._lease),
             self._new_id,
             self._unknown,
+            patient=patient,
         )
         return Transaction(ongoing, careful=careful)
 
@@ -255,15 +261,17 @@ class SQLCore(BulkRepository):
     ) -> T:
         def in_thread() -> T:
             with failures(what):
-                for _ in range(MOST_REFUSALS):
+                for count in range(MOST_REFUSALS):
                     try:
-                        return self._transact_twice(change)
+                        return self._transact_twice(change, patient=count >= HURRIES)
+                    except InTheWayError:
+                        pass
                     except DBAPIError as error:
                         if not self.dialect.is_in_the_way(error):
                             raise
                     # All of it is undone; who was in the way has got on meanwhile.
                     time.sleep(random.uniform(0, LONGEST_WAIT))
-                return self._transact_twice(change)
+                return self._transact_twice(change, patient=True)
 
         try:
             return await self._in_thread(in_thread, limiter or self._writer)
@@ -277,25 +285,34 @@ class SQLCore(BulkRepository):
                 failure = RepositoryError(f"{failure}; whether it took effect is not known")
             raise failure from lost.error
 
-    def _transact_twice(self, change: Callable[[Transaction], T]) -> T:
+    def _transact_twice(self, change: Callable[[Transaction], T], *, patient: bool) -> T:
         try:
-            return self._transact(change)
+            return self._transact(change, patient=patient)
         except (IntegrityError, LookFirstError):
-            return self._transact_carefully(change)
+            return self._transact_carefully(change, patient=patient)
 
-    def _transact_carefully(self, change: Callable[[Transaction], T]) -> T:
+    def _transact_carefully(
+        self, change: Callable[[Transaction], T], *, patient: bool
+    ) -> T:
         for _ in range(MOST_REFUSALS):
             try:
-                return self._transact(change, careful=True)
+                return self._transact(change, careful=True, patient=patient)
             except IntegrityError:
                 continue  # since the look somebody has taken an id
-        return self._transact(change, careful=True)  # what is taken now is something else
+        # What is taken now is something else.
+        return self._transact(change, careful=True, patient=patient)
 
-    def _transact(self, change: Callable[[Transaction], T], *, careful: bool = False) -> T:
+    def _transact(
+        self,
+        change: Callable[[Transaction], T],
+        *,
+        careful: bool = False,
+        patient: bool,
+    ) -> T:
         def transact(connection: Connection) -> T:
             try:
                 self.dialect.begin(connection)
-                transaction = self.transaction(connection, careful=careful)
+                transaction = self.transaction(connection, careful=careful, patient=patient)
                 result = change(transaction)
                 seal, appeared = transaction.ongoing.seal, transaction.ongoing.appeared
                 if seal is None or appeared:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     BigInteger,
     BindParameter,
     ColumnElement,
+    CompoundSelect,
     Connection,
     Engine,
     FromClause,
@@ -156,7 +157,7 @@ class Dialect(ABC):
         """Whether a column has one of the values of a list, given by `listed`."""
 
     @abstractmethod
-    def is_one_of(self, keys: Select[Any]) -> ColumnElement[bool]:
+    def is_one_of(self, keys: Select[Any] | CompoundSelect[Any]) -> ColumnElement[bool]:
         """Whether a row is one of those that have these keys, which are found before."""
 
     @abstractmethod

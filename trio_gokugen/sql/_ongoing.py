@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, TypeAlias, cast
 
 import attrs
-from sqlalchemy import Connection, CursorResult, Row
+from sqlalchemy import Connection, CursorResult, Row, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import Executable
 
+from trio_gokugen._schedule import Schedule
 from trio_gokugen._task import Task
 
 from ._dialects import Dialect
 from ._errors import UnknownScheduleError
+from ._schedule_rows import Unreadable
 from ._statements import Statements
 
 logger = logging.getLogger("trio_gokugen.sql")
@@ -23,6 +27,14 @@ logger = logging.getLogger("trio_gokugen.sql")
 CHUNK = 1_000
 """So many rows go into one statement."""
 
+
+MOMENT = "50ms"
+"""So long somebody is waited for who may wait for us."""
+
+_HURRY = text(
+    "SELECT current_setting('lock_timeout'), set_config('lock_timeout', :wait, true)"
+)
+_NOT_AVAILABLE = "55P03"
 
 Key: TypeAlias = int | str
 """What a row is found by; see `Dialect.key`."""
@@ -66,6 +78,32 @@ class Unknown:
         self._told.discard(schedule_id)
 
 
+class InTheWayError(Exception):
+    """Somebody else holds what is wanted, and may wait for what is held here.
+
+    All is to be undone, so that he gets on, and begun anew.
+    """
+
+
+@attrs.define
+class Held:
+    """A schedule as it stands in the transaction, where nobody else can change it."""
+
+    schedule: Schedule | None
+    """None if it is not there, or cannot be read."""
+
+    error: Unreadable | None = None
+    """Why it cannot be read."""
+
+    unread_id: str | None = None
+    """The id of its next occurrence, if it cannot be read."""
+
+    @property
+    def pending_id(self) -> str | None:
+        """The id of the task that is its next occurrence."""
+        return self.unread_id if self.schedule is None else self.schedule.pending_id
+
+
 @attrs.define(eq=False)
 class Ongoing:
     """See above. Another begins it, and ends it."""
@@ -88,6 +126,18 @@ class Ongoing:
     appeared: dict[str, datetime] = attrs.field(factory=dict[str, datetime])
     """By work, the first moment for which a task has become pending."""
 
+    held: dict[str, Held] = attrs.field(factory=dict[str, Held])
+    """By id, the schedules that were asked for."""
+
+    locked: set[str] = attrs.field(factory=set[str])
+    """The ids of tasks that were locked because of their schedules."""
+
+    ahead: Callable[[Iterable[str]], None] | None = None
+    """Locks what is still to come, and these schedules, before the first is locked."""
+
+    patient: bool = False
+    """Whether to wait for others in any case: they have been in the way too often."""
+
     seal: str | None = None
     """What to ask for, if nobody knows whether it was committed; see `Dialect.seal`."""
 
@@ -103,6 +153,31 @@ class Ongoing:
         """Say something of each row."""
         if rows:
             self.connection.execute(statement, [*rows])
+
+    def lock_tasks(self, task_ids: Collection[str], replaced: Collection[str] = ()) -> None:
+        """Lock tasks, and what runs of schedules that replace their runs, by their ids."""
+        listed = self.dialect.listed
+        which = {"ids": listed(task_ids), "schedules": listed(replaced)}
+        self.locked.update(self.execute(self.say.lock_tasks, which).scalars())
+
+    @contextmanager
+    def hurried(self) -> Generator[None]:
+        """Within, nobody is waited for longer than a moment, as he may wait for us.
+
+        Raises:
+          InTheWayError: that was too short.
+        """
+        if self.patient:
+            yield
+            return
+        before = self.connection.scalar(_HURRY, {"wait": MOMENT})
+        try:
+            yield
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _NOT_AVAILABLE:
+                raise
+            raise InTheWayError from error
+        self.connection.execute(_HURRY, {"wait": before})
 
     def key_of(self, row: Row[Any]) -> Key:
         """What this row, which has the columns of a task, is found by."""

@@ -14,6 +14,7 @@ from sqlalchemy import (
     ARRAY,
     BindParameter,
     ColumnElement,
+    CompoundSelect,
     Connection,
     Engine,
     FromClause,
@@ -226,7 +227,7 @@ class PostgreSQL(Dialect):
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         return column == any_(bindparam(name, type_=ARRAY(column.type)))
 
-    def is_one_of(self, keys: Select[Any]) -> ColumnElement[bool]:
+    def is_one_of(self, keys: Select[Any] | CompoundSelect[Any]) -> ColumnElement[bool]:
         # As an array, the keys are found once, and their rows by the primary key, whatever
         # the planner knows of the table. With IN it may go through the table, and look for
         # the keys again at each row: of a limited deletion that would leave nothing.

@@ -12,6 +12,7 @@ from typing import cast as cast_
 
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
     Connection,
     Engine,
     FromClause,
@@ -132,7 +133,7 @@ class SQLite(Dialect):
     def among(self, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
         return column.in_(select(self.rows_of(name, column.type).c.value))
 
-    def is_one_of(self, keys: Select[Any]) -> ColumnElement[bool]:
+    def is_one_of(self, keys: Select[Any] | CompoundSelect[Any]) -> ColumnElement[bool]:
         return self.key.in_(keys)
 
     def listed(self, values: Collection[Any]) -> Any:

@@ -21,7 +21,9 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
     select,
+    union_all,
     update,
 )
 
@@ -155,12 +157,18 @@ class Statements:
             .where(TASK.c.id == bindparam("task", type_=Text))
             .values(dispatched_by=bindparam("name"), lease_until=dialect.lease_end)
         )
-        self.renew: Executable = (
-            update(TASK)
-            .where(RUNNING, _MINE, dialect.among(TASK.c.id, "ids"))
-            .values(lease_until=dialect.lease_end)
-            .returning(TASK.c.id, TASK.c.attempt, TASK.c.created_at)
-        )
+        ours = RUNNING, _MINE, dialect.among(TASK.c.id, "ids")
+        renewed = update(TASK).values(lease_until=dialect.lease_end)
+        if dialect.locks_rows:
+            # What is locked is being ended, most likely by ourselves: who waited for it,
+            # while others wait for what he has renewed, might wait in a circle.
+            free = dialect.locked(select(dialect.key).where(*ours), skip=True)
+            renewed = renewed.where(dialect.is_one_of(free))
+        else:
+            renewed = renewed.where(*ours)
+        run = TASK.c.id, TASK.c.attempt, TASK.c.created_at
+        self.renew: Executable = renewed.returning(*run)
+        self.ours: Executable = select(*run).where(*ours)
         # In no order, or SQLite would take the whole table in that order.
         orphans = select(*COLUMNS).where(RUNNING)
         expired = TASK.c.lease_until < dialect.now
@@ -180,12 +188,15 @@ class Statements:
             .order_by(id_)
             .limit(LIMIT)
         )
-        # In the same order everywhere, so that nobody waits in a circle.
+        # In the same order everywhere: see `_order`.
         self.schedules: Select[Any] = dialect.locked(
             select(SCHEDULE).where(dialect.among(id_, "ids")).order_by(id_)
         )
-        self.pending_of: Select[Any] = select(SCHEDULE.c.pending_id).where(this)
-        self.add_schedule: Insert = insert(SCHEDULE)
+        self.pending_of: Select[Any] = select(SCHEDULE.c.pending_id).where(
+            dialect.among(id_, "ids"), SCHEDULE.c.pending_id.is_not(None)
+        )
+        # To return something makes it one statement, however many they are.
+        self.add_schedule: Executable = insert(SCHEDULE).returning(id_)
         self.step: Update = (
             update(SCHEDULE).where(this).values({each: columns[each] for each in PROGRESS})
         )
@@ -194,12 +205,22 @@ class Statements:
         self.running_of: Select[Any] = select(*COLUMNS).where(
             RUNNING, TASK.c.ended_at.is_(None), dialect.among(TASK.c.schedule_id, "ids")
         )
-        self.runs_of: Select[Any] = dialect.locked(self.running_of)
+        self.look: Select[Any] = select(*COLUMNS).where(dialect.among(TASK.c.id, "ids"))
+        self._make_locks(dialect)
+
+    def _make_locks(self, dialect: Dialect) -> None:
+        """What locks tasks before schedules are locked: see `_order`."""
+        id_, run = SCHEDULE.c.id, TASK.alias("run")
         replaces = select(id_).where(
-            dialect.among(id_, "ids"), SCHEDULE.c.overlap == "replace"
+            dialect.among(id_, "schedules"), SCHEDULE.c.overlap == "replace"
         )
-        self.lock_replaced: Select[Any] = dialect.locked(
-            select(TASK.c.id)
-            .where(RUNNING, TASK.c.ended_at.is_(None), TASK.c.schedule_id.in_(replaces))
-            .order_by(TASK.c.id)
+        replaced = select(run.c.id).where(
+            run.c.state == literal_column("'dispatched'"),
+            run.c.ended_at.is_(None),
+            run.c.schedule_id.in_(replaces),
+        )
+        named = select(dialect.rows_of("ids", Text()).c.value)
+        these = dialect.is_one_of(union_all(named, replaced))
+        self.lock_tasks: Select[Any] = dialect.locked(
+            select(TASK.c.id).where(these).order_by(TASK.c.id)
         )

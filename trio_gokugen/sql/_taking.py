@@ -7,6 +7,7 @@ these, and written once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -31,10 +32,12 @@ class Taking:
         self._ongoing = ongoing
         self._at = at
         ids = {row.schedule_id for row in rows if isinstance(row.schedule_id, str)}
-        if ids and ongoing.dialect.locks_rows:
+        new = ids - ongoing.held.keys()
+        if new and ongoing.dialect.locks_rows:
             # Tasks first, as everybody does it: else who ends one of these, and then wants
             # its schedule, would wait for us, and we for him.
-            ongoing.execute(ongoing.say.lock_replaced, {"ids": ongoing.dialect.listed(ids)})
+            with ongoing.hurried() if ongoing.held else nullcontext():
+                ongoing.lock_tasks([], new)
         self._schedules = Schedules(ongoing, ids)
         self._taken: dict[Key, Task] = {}
         self._failed: dict[Key, Task] = {}
@@ -45,7 +48,7 @@ class Taking:
     def take(self, row: Row[Any], task: Task, *, at_most_once: bool) -> None:
         """Take a task, which may have been recorded as dispatched already."""
         schedule = self._schedules.of(task)
-        error = self._schedules.unreadable.get(task.schedule_id or "")
+        error = self._schedules.error_of(task)
         if isinstance(error, UnknownScheduleError):
             self._ongoing.unknown.note(error)
             # As it was: it may have been recorded as dispatched.
@@ -123,15 +126,27 @@ class Taking:
         if not self._replacing:
             return
         ongoing = self._ongoing
-        taken = {task.id for task in self._taken.values()}
-        runs: list[tuple[Key, Task]] = []
-        which = {"ids": ongoing.dialect.listed(self._replacing)}
-        for row in ongoing.execute(ongoing.say.runs_of, which):
-            task = task_of(row)
-            if task.id not in taken and task.state is TaskState.DISPATCHED:
-                runs.append((ongoing.key_of(row), task))
+        runs = self._runs()
+        new = {task.id for _, task in runs} - ongoing.locked
+        if new and ongoing.dialect.locks_rows:
+            with ongoing.hurried():
+                ongoing.lock_tasks(new)
+            runs = self._runs()  # as they are now
         ends = [CancelRun(task, self._at) for _, task in runs]
         self.claimed.replace(Changes(ongoing).end_found(runs, ends))
+
+    def _runs(self) -> list[tuple[Key, Task]]:
+        """What runs of schedules whose next occurrence is taken, beside that."""
+        ongoing = self._ongoing
+        taken = {task.id for task in self._taken.values()}
+        which = {"ids": ongoing.dialect.listed(self._replacing)}
+        rows = ongoing.execute(ongoing.say.running_of, which)
+        runs = [(ongoing.key_of(row), task_of(row)) for row in rows]
+        return [
+            (key, task)
+            for key, task in runs
+            if task.id not in taken and task.state is TaskState.DISPATCHED
+        ]
 
 
 def write_failed(ongoing: Ongoing, tasks: Mapping[Key, Task]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import outcome
 
-from trio_gokugen._errors import REFUSALS
 from trio_gokugen._task import Task
 from trio_gokugen.abc import (
     ANY_TASK,
@@ -24,6 +24,7 @@ from trio_gokugen.abc import (
 from . import _claims, _deletions, _leases, _scheduling
 from ._changes import Changes
 from ._ongoing import Ongoing
+from ._order import concerns_schedules, lock_ahead
 
 
 class Transaction:
@@ -41,32 +42,32 @@ class Transaction:
 
     def apply(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
         """Carry out operations one after the other."""
+        ongoing = self.ongoing
+        locks = ongoing.dialect.locks_rows
+        if locks and len(operations) > 1 and concerns_schedules(operations):
+            lock_ahead(ongoing, operations)
+            locks = False
         outcomes: list[outcome.Outcome[Any]] = []
-        named: list[Operation] = []  # which name their tasks, and are carried out together
-        for operation in operations:
-            if not isinstance(operation, ClaimTasks | DeleteEnded | OnSchedule):
-                named.append(operation)
-                continue
-            outcomes += self._change(named)
-            named = []
-            try:
-                outcomes.append(outcome.Value(self._carry_out(operation)))
-            except REFUSALS as error:
-                outcomes.append(outcome.Error(error))
-        outcomes += self._change(named)
+        for group in _groups(operations):
+            later = operations[len(outcomes) :]
+            if not isinstance(group[0], OnSchedule):
+                later = later[len(group) :]
+            ongoing.ahead = partial(lock_ahead, ongoing, later) if locks and later else None
+            outcomes += self._carry_out(group)
         return outcomes
 
-    def _carry_out(self, operation: ClaimTasks | DeleteEnded | OnSchedule) -> Any:
-        if isinstance(operation, ClaimTasks):
-            return _claims.claim(self.ongoing, operation)
-        if isinstance(operation, OnSchedule):
-            return _scheduling.change_schedule(self.ongoing, operation)
-        return _deletions.delete_ended(self.ongoing, operation)
-
-    def _change(self, operations: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
-        if not operations:
-            return []
-        return Changes(self.ongoing, careful=self._careful).carry_out(operations)
+    def _carry_out(self, group: Sequence[Operation]) -> list[outcome.Outcome[Any]]:
+        """Carry out operations of one kind."""
+        match group[0]:
+            case ClaimTasks() as operation:
+                return [outcome.Value(_claims.claim(self.ongoing, operation))]
+            case DeleteEnded() as operation:
+                return [outcome.Value(_deletions.delete_ended(self.ongoing, operation))]
+            case OnSchedule():
+                changes = [each.change for each in group if isinstance(each, OnSchedule)]
+                return _scheduling.change_schedules(self.ongoing, changes)
+            case _:
+                return Changes(self.ongoing, careful=self._careful).carry_out(group)
 
     def first(self, only: TaskFilter) -> Task | None:
         """The first pending task."""
@@ -85,3 +86,23 @@ class Transaction:
     def delete_surplus(self, keep: int, limit: int) -> list[str]:
         """Delete at most `limit` ended tasks, oldest end first, so that `keep` are left."""
         return _deletions.delete_surplus(self.ongoing, keep, limit)
+
+
+def _groups(operations: Iterable[Operation]) -> Iterator[list[Operation]]:
+    """Operations that can be carried out together: those that name tasks, or schedules."""
+    group: list[Operation] = []
+    for operation in operations:
+        if group and not _together(group[0], operation):
+            yield group
+            group = []
+        group.append(operation)
+    if group:
+        yield group
+
+
+def _together(one: Operation, other: Operation) -> bool:
+    if isinstance(one, ClaimTasks | DeleteEnded) or isinstance(
+        other, ClaimTasks | DeleteEnded
+    ):
+        return False
+    return isinstance(one, OnSchedule) is isinstance(other, OnSchedule)
