@@ -44,6 +44,7 @@ from trio_gokugen._schedule import (
 )
 from trio_gokugen._task import TaskUpdate
 from trio_gokugen._trigger import BaseTrigger
+from trio_gokugen.abc import OnSchedule
 from trio_gokugen.sql import (
     DamagedScheduleError,
     SQLRepository,
@@ -628,6 +629,49 @@ async def test_the_next_occurrence_is_gone(
         await scheduler.update_schedule("s", priority=1)
         await trio.sleep(15)
     assert [when for _, when in bench.starts] == [10.0]
+
+
+async def test_schedules_that_are_unchanged(database_url: str) -> None:
+    """
+    To add schedules that are there already takes as few statements for many as for one;
+    to add or change many, too.
+    """
+
+    def puts(many: int, priority: int = 0) -> list[OnSchedule]:
+        schedules = [
+            Schedule(
+                id=str(number),
+                trigger=Interval(10),
+                work_id="w",
+                priority=priority,
+                created_at=NOON,
+            )
+            for number in range(many)
+        ]
+        return [OnSchedule(PutSchedule(schedule, noon(1))) for schedule in schedules]
+
+    async with open_sql_repository(database_url) as repository:
+        said: list[str] = []
+
+        @event.listens_for(repository.store.engine, "before_cursor_execute")
+        def note(*args: Any) -> None:
+            said.append(args[2])
+
+        async def count(operations: list[OnSchedule]) -> int:
+            said.clear()
+            for each in await repository.apply(operations):
+                each.unwrap()
+            return len(said)
+
+        await repository.apply(puts(1))
+        await repository.apply(puts(2))  # one is new
+        few = await count(puts(2))
+        assert await count(puts(500)) <= few + 3
+        assert await count(puts(500)) == few
+        assert not any("INSERT" in each or "UPDATE gokugen" in each for each in said)
+        assert await count(puts(500, priority=1)) <= few + 3
+        found = await repository.find(TaskQuery(states={TaskState.SCHEDULED}))
+        assert [task.priority for task in found] == [1] * 500
 
 
 async def test_in_the_users_own_transaction(
