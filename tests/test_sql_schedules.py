@@ -153,7 +153,7 @@ async def test_two_schedulers_on_one_server(postgresql_url: str) -> None:
 
 
 async def _declare(scheduler: Scheduler) -> None:
-    late = Late(run="all", limit=10_000)
+    late = Late(run="all", limit=1_000)
     await scheduler.add_schedule("s", Interval(0.025), "tick", late=late, overlap="allow")
 
 

@@ -110,7 +110,7 @@ async def declare(scheduler: Scheduler, every: float, number: int) -> None:
         "s",
         Interval(every),
         "work",
-        late=Late(run="all", limit=10_000),
+        late=Late(run="all", limit=1_000),
         overlap="skip" if number % 2 else "allow",
     )
 
