@@ -118,9 +118,9 @@ class _Changing:
         ids = [each.id for each in schedules if each.awaited_id is None]
         for chunk in chunks(ids):
             listed = {"ids": ongoing.dialect.listed(chunk)}
-            for task in map(task_of, ongoing.execute(ongoing.say.running_of, listed)):
-                if task.state is TaskState.DISPATCHED:
-                    running.setdefault(task.schedule_id or "", []).append(task)
+            found = map(task_of, ongoing.execute(ongoing.say.running_of, listed))
+            for task in (each for each in found if each.state is TaskState.DISPATCHED):
+                running.setdefault(task.schedule_id or "", []).append(task)
         return running
 
     def _run_of(self, schedule: Schedule) -> Task | None:
