@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from ._errors import InvalidTaskError, shown
+
+TICK = timedelta(microseconds=1)
+"""The least distance of two moments."""
 
 LONGEST = timedelta(days=36_525)
 """Of what is given as a length of time: so it is kept exactly, everywhere."""
@@ -25,6 +28,19 @@ def length(value: object, field: str) -> timedelta:
             field, f"must be at most {LONGEST.days} days, not {shown(value)}"
         )
     return found
+
+
+def jitter(value: float | timedelta) -> timedelta:
+    """What is given as `jitter`."""
+    return length(value, "jitter")
+
+
+def later(moment: datetime, length: timedelta) -> datetime | None:
+    """So much later; none if it leaves the years there are, and never comes."""
+    try:
+        return moment + length
+    except OverflowError:
+        return None
 
 
 def _number(value: object) -> float:

@@ -10,13 +10,11 @@ from typing import TypeAlias
 import attrs
 
 from ._errors import InvalidTaskError, shown
-from ._lengths import length
+from ._lengths import TICK, length
 from ._task import TaskParam
 
 Mutator: TypeAlias = "Callable[[TaskParam, datetime], TaskParam]"
 """Makes of a new task another, and is told the moment."""
-
-_TICK = timedelta(microseconds=1)
 
 
 def run_now(param: TaskParam, now: datetime) -> TaskParam:
@@ -64,9 +62,9 @@ def randomised(
                 "scheduled_at", "may leave the years 1 to 9999 when it is randomised"
             ) from None
         if param.deadline is not None:
-            last = min(last, param.deadline - _TICK)
-        part = random.randrange((last - first) // _TICK + 1)
-        return attrs.evolve(param, scheduled_at=first + part * _TICK)
+            last = min(last, param.deadline - TICK)
+        part = random.randrange((last - first) // TICK + 1)
+        return attrs.evolve(param, scheduled_at=first + part * TICK)
 
     return mutate
 

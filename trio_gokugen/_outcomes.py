@@ -22,6 +22,7 @@ from ._errors import (
     WorkStoppedError,
 )
 from ._json import is_larger, json_value
+from ._lengths import later
 from ._retry import Discard, RetryAfter, Snooze, wish
 from ._task import Task
 from .abc import (
@@ -115,7 +116,7 @@ def _after_failure(
 
 
 def _trying_again(run: Task, now: datetime, wait: timedelta, err: str) -> Operation:
-    again_at = _later(now, wait)
+    again_at = later(now, wait)
     if again_at is None or _is_too_late(run, again_at):
         why = "not tried again: its deadline would have passed by then"
         return EndTask(run, now, f"{err}\n\n{why}")
@@ -143,17 +144,10 @@ def _snoozing(run: Task, now: datetime, snooze: Snooze) -> Operation:
     at = snooze.at
     if at is None:
         assert snooze.wait is not None
-        at = _later(now, snooze.wait)
+        at = later(now, snooze.wait)
     if at is None or _is_too_late(run, at):
         return EndTask(run, now, f"{describe(snooze)}\n\nits deadline comes before that")
     return RetryTask(run, now, at)
-
-
-def _later(now: datetime, wait: timedelta) -> datetime | None:
-    try:
-        return now + wait
-    except OverflowError:
-        return None
 
 
 def _is_too_late(run: Task, at: datetime) -> bool:

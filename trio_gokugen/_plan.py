@@ -9,12 +9,12 @@ from typing import Any, Literal, cast
 import attrs
 
 from ._errors import InvalidTaskError, on_one_line, shown
+from ._lengths import TICK
 from ._recurrence import Step, ended, take
 from ._schedule import Dropped, Schedule
 from ._schedule_changes import first_step
 from ._task import Task, TaskState, as_utc
 
-_TICK = timedelta(microseconds=1)
 _TAKEN = frozenset({TaskState.DISPATCHED, TaskState.FAILED})
 
 
@@ -180,7 +180,7 @@ def _dropped(
 ) -> Iterator[Planned]:
     nominal: datetime | None = dropped.first
     if dropped.first < start:  # what was missed before is not of interest
-        nominal = schedule.following(start - _TICK)
+        nominal = schedule.following(start - TICK)
     while nominal is not None and nominal <= dropped.last:
         outcome, why = _why_dropped(schedule, dropped, chosen, at - schedule.due(nominal))
         yield Planned(

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -33,6 +33,7 @@ import attrs
 from . import _transitions
 from ._errors import InvalidTriggerError
 from ._interval import Interval
+from ._lengths import TICK, later
 from ._schedule import (
     Dropped,
     Schedule,
@@ -52,7 +53,6 @@ _WALK = 64
 """After so many steps it is quicker to halve."""
 
 _NONE: dict[str, Any] = {}
-_TICK = timedelta(microseconds=1)
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _BLANK = Task(id="blank", work_id="blank", scheduled_at=_LONG_AGO, created_at=_LONG_AGO)
 
@@ -303,7 +303,7 @@ def _last(
             return last
         last = following
     too_late = until  # and whatever comes after it
-    while too_late - last > _TICK:
+    while too_late - last > TICK:
         middle = last + (too_late - last) // 2
         following = schedule.following(middle)
         if following is not None and time_of(following) <= until:
@@ -323,7 +323,7 @@ def _nominal(moment: datetime) -> datetime:
 def _first_in_time(schedule: Schedule, first: datetime, at: datetime) -> datetime:
     """The first that is in time, if `first` is not, and there is one."""
     assert schedule.late.tolerance is not None
-    too_late = latest(schedule, first, at - schedule.late.tolerance - _TICK)
+    too_late = latest(schedule, first, at - schedule.late.tolerance - TICK)
     following = schedule.following(too_late)
     assert following is not None
     return following
@@ -351,7 +351,7 @@ def _last_few(
     They are looked for in one span of time after another, from the end. Each is double as
     long as the one before; or half, if that has far too many.
     """
-    few, low, span = [last], last, _TICK
+    few, low, span = [last], last, TICK
     while low > earliest and len(few) < limit:
         start = max(low - span, earliest)
         found = _between(schedule, start, low, 2 * limit)
@@ -368,7 +368,7 @@ def _between(
 ) -> list[datetime] | None:
     """The nominal times from `start` on and before `end`; none if they are too many."""
     found: list[datetime] = []
-    following = schedule.following(start - _TICK)
+    following = schedule.following(start - TICK)
     while following is not None and following < end:
         if len(found) == most:
             return None
@@ -386,7 +386,7 @@ def what_is_dropped(schedule: Schedule, first: datetime, choice: Choice) -> list
     found = uncounted(schedule)
     if choice.chosen is None:
         # Of what is counted from ends there is but one at a time.
-        until = first + _TICK if schedule.after == "end" else choice.following
+        until = first + TICK if schedule.after == "end" else choice.following
         found.append(_counted(schedule, why, first, until))
     elif choice.chosen > first:
         found.append(_counted(schedule, why, first, choice.chosen))
@@ -425,7 +425,7 @@ def _counted(
         count, last = count + 1, following
     else:
         if until is not None:
-            last = _last(schedule, last, until - _TICK, _nominal)
+            last = _last(schedule, last, until - TICK, _nominal)
         if isinstance(schedule.trigger, Interval):
             count = (last - first) // schedule.trigger.every + 1
     return Dropped(
@@ -462,10 +462,16 @@ def occurrence(
             "id": task_id,
             "nominal_at": nominal,
             "scheduled_at": due,
-            "deadline": later(due, schedule.deadline_after),
+            "deadline": deadline_of(schedule, due),
             "created_at": created_at,
         },
     )
+
+
+def deadline_of(schedule: Schedule, due: datetime) -> datetime | None:
+    """The deadline of an occurrence that is to start then."""
+    after = schedule.deadline_after
+    return None if after is None else later(due, after)
 
 
 def _like(schedule: Schedule) -> Task:
@@ -483,15 +489,6 @@ def _like(schedule: Schedule) -> Task:
             common["when"] = schedule.when
         like = schedule.__dict__["_like"] = evolve(_BLANK, common)
     return like
-
-
-def later(moment: datetime, length: timedelta | None) -> datetime | None:
-    if length is None:
-        return None
-    try:
-        return moment + length
-    except OverflowError:
-        return None  # it never comes
 
 
 def moved(schedule: Schedule, task: Task, nominal: datetime | None, at: datetime) -> Step:

@@ -16,7 +16,8 @@ import attrs
 
 from ._errors import InvalidTaskError, shown
 from ._json import JSON, int64, name
-from ._lengths import LONGEST, length
+from ._lengths import LONGEST, TICK, length
+from ._lengths import jitter as as_jitter
 
 # -- what a work raises on purpose ----------------------------------------------------
 
@@ -143,7 +144,6 @@ def exponential(
 
 
 _LARGEST_FACTOR = 1e300
-_TICK = timedelta(microseconds=1)
 
 Wait: TypeAlias = Callable[[int], float | timedelta]
 """Seconds to wait, by how many attempts have failed so far."""
@@ -167,10 +167,6 @@ def _attempts(value: int | None) -> int | None:
     return value
 
 
-def _jitter(value: float | timedelta) -> timedelta:
-    return length(value, "jitter")
-
-
 def _kinds(value: Any) -> tuple[str, ...] | Decide:
     """Classes of errors by their names, so that they can be stored."""
     if callable(value) and not isinstance(value, type):
@@ -188,12 +184,8 @@ def _named(kind: object) -> str:
     if isinstance(kind, type) and issubclass(kind, BaseException):
         return _class_name(kind)
     raise InvalidTaskError(
-        "retry_on", f"must be classes of exceptions, or a function, not {_shown(kind)}"
+        "retry_on", f"must be classes of exceptions, or a function, not {shown(kind)}"
     )
-
-
-def _shown(value: Any) -> str:
-    return shown(value)
 
 
 def _class_name(kind: type) -> str:
@@ -221,7 +213,7 @@ class Retry:
     seconds. It must return the same each time.
     """
 
-    jitter: timedelta = attrs.field(default=timedelta(0), converter=_jitter, kw_only=True)
+    jitter: timedelta = attrs.field(default=timedelta(0), converter=as_jitter, kw_only=True)
     """Each wait is longer by a part of this, the same part for the same attempt.
 
     Tasks that have failed together do not all come back together then. Or in seconds.
@@ -264,8 +256,8 @@ class Retry:
         """
         wait = length(self.wait(failed), "wait")
         digest = hashlib.blake2b(f"{task_id} {failed}".encode(), digest_size=8).digest()
-        part = int.from_bytes(digest, "big") * (self.jitter // _TICK) // 2**64
-        return min(wait + part * _TICK, LONGEST)
+        part = int.from_bytes(digest, "big") * (self.jitter // TICK) // 2**64
+        return min(wait + part * TICK, LONGEST)
 
     def to_data(self) -> dict[str, JSON]:
         """It as JSON values.

@@ -12,7 +12,8 @@ import attrs
 from ._errors import InvalidTaskError, InvalidTriggerError, RefusedError, shown
 from ._interval import Interval
 from ._json import JSON, count, int64, json_object, name, name_or_none, truth
-from ._lengths import length
+from ._lengths import TICK, later, length
+from ._lengths import jitter as as_jitter
 from ._task import UNCHANGED, Maybe, Task, as_utc, as_utc_or_none, empty, keep
 from ._trigger import Trigger
 
@@ -35,10 +36,6 @@ def _window(value: float | timedelta | None) -> timedelta | None:
 
 def _deadline_after(value: float | timedelta | None) -> timedelta | None:
     return None if value is None else length(value, "deadline_after")
-
-
-def _jitter(value: float | timedelta) -> timedelta:
-    return length(value, "jitter")
 
 
 def _positive(value: int, field: str) -> int:
@@ -134,7 +131,7 @@ class Schedule:
     deadline_after: timedelta | None = attrs.field(default=None, converter=_deadline_after)
     """So long after it was to start, an occurrence must not start, and is cancelled."""
 
-    jitter: timedelta = attrs.field(default=timedelta(0), converter=_jitter)
+    jitter: timedelta = attrs.field(default=timedelta(0), converter=as_jitter)
     """Each occurrence starts by a part of this later than its nominal time.
 
     The part is the same whenever it is asked for, and never reaches the next one.
@@ -261,11 +258,7 @@ class Schedule:
         room = self.jitter if following is None else min(self.jitter, following - nominal)
         seed = f"{self.id}\n{nominal.isoformat()}".encode()
         part = int.from_bytes(hashlib.sha256(seed).digest()[:8], "big")
-        microseconds = room // timedelta(microseconds=1) * part // _FRACTIONS
-        try:
-            return nominal + timedelta(microseconds=microseconds)
-        except OverflowError:
-            return nominal
+        return later(nominal, room // TICK * part // _FRACTIONS * TICK) or nominal
 
 
 class FoundSchedules(list[Schedule]):

@@ -16,9 +16,9 @@ from ._recurrence import (
     NewId,
     Step,
     counted,
+    deadline_of,
     ended,
     has_passed,
-    later,
     latest,
     moved,
     occurrence,
@@ -249,6 +249,6 @@ def _resumed(
 def _run_now(schedule: Schedule, at: datetime, new_id: NewId) -> Task:
     """A run of it now, beside its plan."""
     task = occurrence(schedule, at, new_id(at), at)
-    deadline = later(at, schedule.deadline_after)
+    deadline = deadline_of(schedule, at)
     now = {"nominal_at": None, "scheduled_at": at, "deadline": deadline}
     return evolve(task, now if task.when is None else {**now, "when": None})

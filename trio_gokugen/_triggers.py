@@ -15,11 +15,11 @@ from ._cron import Cron
 from ._errors import GokugenError, InvalidTriggerError, shown
 from ._interval import Interval
 from ._json import JSON
+from ._lengths import TICK
 from ._local_time import Never, Twice, local_of, occurrence, zone_of
 from ._task import as_utc
 from ._trigger import BaseTrigger, Trigger
 
-MICROSECOND = timedelta(microseconds=1)
 DAY = timedelta(days=1)
 
 MOST_STEPS = 1_000
@@ -193,7 +193,7 @@ class Both(BaseTrigger):
             if latest is None or agreed == len(self.triggers):
                 return latest
             trigger = self.triggers[step % len(self.triggers)]
-            found = trigger.next_after(latest - MICROSECOND)
+            found = trigger.next_after(latest - TICK)
             agreed = agreed + 1 if found == latest else 1
             latest = found
         return None
@@ -257,7 +257,7 @@ class Except(BaseTrigger):
                 following = _end_of_day(found, day, zone)
             except OverflowError:
                 return None
-            found = self.trigger.next_after(following - MICROSECOND)
+            found = self.trigger.next_after(following - TICK)
         return None
 
 

@@ -30,8 +30,9 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
+from trio_gokugen._lengths import TICK
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class Damaged:
@@ -52,7 +53,7 @@ class Moment(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":
             return value
-        return (value - EPOCH) // _MICROSECOND
+        return (value - EPOCH) // TICK
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         # In place of `process_result_value`, to which this is one more call for each value.
@@ -287,7 +288,7 @@ class Span(TypeDecorator[timedelta]):
     cache_ok = True  # type: ignore[mutable-override]
 
     def process_bind_param(self, value: timedelta | None, dialect: Dialect) -> Any:
-        return None if value is None else value // _MICROSECOND
+        return None if value is None else value // TICK
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         if value is None:
