@@ -183,8 +183,9 @@ def _named(kind: object) -> str:
         return name(kind, "retry_on")
     if isinstance(kind, type) and issubclass(kind, BaseException):
         return _class_name(kind)
+    what = shown(cast("object", kind))
     raise InvalidTaskError(
-        "retry_on", f"must be classes of exceptions, or a function, not {shown(kind)}"
+        "retry_on", f"must be classes of exceptions, or a function, not {what}"
     )
 
 
