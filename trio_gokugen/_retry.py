@@ -178,14 +178,13 @@ def _kinds(value: Any) -> tuple[str, ...] | Decide:
     return tuple(_named(each) for each in kinds)
 
 
-def _named(kind: object) -> str:
+def _named(kind: Any) -> str:
     if isinstance(kind, str) and "." in kind:
         return name(kind, "retry_on")
     if isinstance(kind, type) and issubclass(kind, BaseException):
         return _class_name(kind)
-    what = shown(cast("object", kind))
     raise InvalidTaskError(
-        "retry_on", f"must be classes of exceptions, or a function, not {what}"
+        "retry_on", f"must be classes of exceptions, or a function, not {shown(kind)}"
     )
 
 
