@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import attrs
 
@@ -178,14 +178,18 @@ def _kinds(value: Any) -> tuple[str, ...] | Decide:
     return tuple(_named(each) for each in kinds)
 
 
-def _named(kind: Any) -> str:
+def _named(kind: object) -> str:
     if isinstance(kind, str) and "." in kind:
         return name(kind, "retry_on")
-    if isinstance(kind, type) and issubclass(kind, BaseException):
+    if _is_of_errors(kind):
         return _class_name(kind)
     raise InvalidTaskError(
         "retry_on", f"must be classes of exceptions, or a function, not {shown(kind)}"
     )
+
+
+def _is_of_errors(kind: object) -> TypeGuard[type[BaseException]]:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 def _class_name(kind: type) -> str:
