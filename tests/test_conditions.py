@@ -480,6 +480,24 @@ async def test_a_store_that_fails_to_stop_is_asked_later(
     assert times(bench) == []
 
 
+async def test_a_store_that_refuses_to_stop(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If the store refuses to stop a schedule, the run fails with that, and is not tried for
+    ever.
+    """
+    repository = FaultyRepository(HeapRepository())
+    hooks = PartialHooks(on_update_error=ignoring)
+    async with open_bench(repository, hooks=hooks) as (scheduler, bench):
+        answering(bench, [Answer.STOP])
+        schedule = await every(10, scheduler, "note")
+        await trio.sleep(5)
+        repository.fail("apply", NoSchedulesError, when=pauses)
+        failed = await scheduler.wait(schedule.pending_id or "")
+    assert (failed.err or "").startswith("NoSchedulesError: ")
+
+
 async def ignoring(*_: object) -> HookAction:
     return HookAction.IGNORE
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import moments
 
-from trio_gokugen._ids import IdMaker
+from trio_gokugen._ids import IdMaker, _note_fork
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
@@ -27,6 +27,13 @@ class AtTheLimit(random.Random):
 
     def getrandbits(self, k: int, /) -> int:
         return (1 << 74) - 1
+
+
+class BeforeCarry(random.Random):
+    """Starts every count so that the next step is carried into the upper bits."""
+
+    def getrandbits(self, k: int, /) -> int:
+        return (1 << 62) - 1 if k > 32 else 0
 
 
 @given(moments, st.integers())
@@ -113,6 +120,22 @@ def test_a_tick_that_is_used_up_goes_on_with_the_next(moment: datetime) -> None:
         )
 
 
+def test_a_count_goes_on_in_the_upper_bits() -> None:
+    """
+    When the lower bits of the count are used up, it goes on in the upper ones, within the
+    same millisecond.
+    """
+    make = IdMaker(BeforeCarry())
+    made = [make(NOON) for _ in range(3)]
+    assert made == sorted(set(made))
+    assert len({milliseconds(each) for each in made}) == 1
+    assert [each[14:] for each in made] == [
+        "7000-bfff-ffffffffffff",
+        "7001-8000-000000000000",
+        "7001-8000-000000000001",
+    ]
+
+
 def test_programs_make_different_ids_at_the_same_moment() -> None:
     """
     Ids that many programs make at the same moment are all different.
@@ -155,7 +178,7 @@ def test_a_fork_is_noticed() -> None:
     one, other = IdMaker(), IdMaker()
     for maker in (one, other):
         maker._random.seed(7)
-        maker._forks = -1
+    _note_fork()
     first, second = one(NOON), other(NOON)
     assert first != second
     assert one(NOON) > first

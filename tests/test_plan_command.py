@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -242,6 +243,36 @@ def test_what_is_no_moment(capsys: pytest.CaptureFixture[str]) -> None:
         main(["plan", "crontab", "--to", "noon"])
     assert caught.value.code == 2
     assert "argument --to: 'noon' is not a moment: write" in capsys.readouterr().err
+
+
+class Full(io.StringIO):
+    """A file on a disk that is full."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__()
+        self.file = file
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fileno(self) -> int:
+        return self.file
+
+
+def test_the_disk_is_full(
+    crontab: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """
+    If the plan cannot be written that is told, and the status is 1.
+    """
+    with (tmp_path / "out").open("w", encoding="utf-8") as file:
+        monkeypatch.setattr(sys, "stdout", Full(file.fileno()))
+        assert main(["plan", crontab, *WINTER]) == 1
+        monkeypatch.undo()
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_any_output_will_do(crontab: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -809,6 +809,7 @@ async def test_what_a_work_returns_is_kept(
         pytest.param("x" * 65_535, "more than 65536 bytes as JSON", id="too big"),
         pytest.param(["é"] * 20_000, "more than 65536 bytes as JSON", id="long"),
         pytest.param([["é" * 20_000] * 2], "more than 65536 bytes", id="in UTF-8"),
+        pytest.param([*range(100_000)], "more than 65536 bytes", id="many"),
     ],
 )
 async def test_a_result_that_cannot_be_kept_is_a_failure(

@@ -161,16 +161,11 @@ class CalendarInterval(BaseTrigger):
         return bisect_left(numbers, ordinal, low, high, key=self._ordinal)
 
     def _moment(self, number: int, zone: ZoneInfo) -> datetime | None:
-        """The moment of this number; none if it is left out, or before the year 1."""
+        """The moment of this number; none if it is left out."""
         day, there = self._day(number)
         if not there and self.missing == "skip":
             return None
-        try:
-            return settled(datetime.combine(day, self.at), zone)
-        except OverflowError:
-            if day.year > 1:
-                raise
-            return None
+        return settled(datetime.combine(day, self.at), zone)
 
     def _ordinal(self, number: int) -> int:
         try:
