@@ -96,7 +96,7 @@ def test_what_is_merged() -> None:
         [a_schedule("s", Interval(60))], NOON, noon(190), downtime=[(noon(1), noon(185))]
     )
     assert (first.outcome, first.runs_at) == ("merged", None)
-    assert first.why == "that of 2030-06-01 12:03:00+00:00 runs in its place"
+    assert first.why == "that of 2030-06-01 12:03:00+00:00 is taken in its place"
     assert (last.outcome, last.runs_at, last.nominal_at) == ("late", noon(185), noon(180))
 
 

@@ -393,13 +393,17 @@ a_number: Any = 5
         (lambda: trigger_from_data({"cron": "61 * * * *"}), "expression: the minute"),
         (
             lambda: trigger_from_data({"every": "1s", "x": 1}),
-            "every: .* keyword",
+            "every: takes anchor, and not 'x'",
         ),
         (
             lambda: trigger_from_data({"every": "1s", "anchor": "x"}),
             "every: cannot be read",
         ),
         (lambda: trigger_from_data({"at": 5}), "at: cannot be read"),
+        (
+            lambda: trigger_from_data({"at": "09:00", "months": 1}),
+            "at: takes nothing else, and not 'months'",
+        ),
         (lambda: trigger_from_json('{"either":[' * 5000), "text: .* is not JSON"),
         (lambda: nested(21), "triggers: are nested deeper than 20 levels"),
         (lambda: trigger_from_data(as_data(400)), "triggers: are nested deeper"),

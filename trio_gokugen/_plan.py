@@ -205,4 +205,4 @@ def _why_dropped(
     several = schedule.late.run == "all" and schedule.overlap != "replace"
     if several or chosen is None or chosen.nominal_at is None:
         return "dropped", f"not one of the last {schedule.late.limit}"
-    return "merged", f"that of {chosen.nominal_at.isoformat(' ')} runs in its place"
+    return "merged", f"that of {chosen.nominal_at.isoformat(' ')} is taken in its place"

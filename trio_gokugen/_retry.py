@@ -31,9 +31,9 @@ class RetryAfter(Exception):  # noqa: N818 (it is no error, but a wish)
 
 
 class Snooze(Exception):  # noqa: N818 (it is no error, but a wish)
-    """Raised by a work: have the task run later. This was no attempt.
+    """Raised by a work: have the task run later. Nothing has failed.
 
-    Not counted, and for as often as the work likes.
+    It counts as an `attempt`, but against no limit: for as often as the work likes.
     """
 
     def __init__(

@@ -304,6 +304,10 @@ def trigger_from_data(data: object) -> Trigger:
     for kind, made_of in _KINDS.items():
         if kind not in values:
             continue
+        if unknown := values.keys() - {kind} - SAID[kind]:
+            known = ", ".join(sorted(SAID[kind])) or "nothing else"
+            reason = f"takes {known}, and not {shown(min(unknown, key=str))}"
+            raise InvalidTriggerError(kind, reason)
         try:
             return made_of(values.pop(kind), **values)
         except GokugenError:
@@ -353,6 +357,17 @@ def _both(triggers: Iterable[object]) -> Trigger:
 def _except(days: Iterable[str], *, of: object, tz: str = "UTC") -> Trigger:
     return Except(trigger_from_data(of), days, tz)
 
+
+SAID: Mapping[str, frozenset[str]] = {
+    "cron": frozenset({"tz", "dst"}),
+    "every": frozenset({"anchor"}),
+    "calendar_interval": frozenset({"at", "tz", "start", "missing"}),
+    "either": frozenset(),
+    "both": frozenset(),
+    "except": frozenset({"of", "tz"}),
+    "at": frozenset(),
+}
+"""What else is said of a trigger, by the key that tells its kind."""
 
 _KINDS: dict[str, Callable[..., Trigger]] = {
     "cron": Cron,

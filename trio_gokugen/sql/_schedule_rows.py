@@ -11,7 +11,7 @@ from trio_gokugen._errors import GokugenError, InvalidTriggerError, shown
 from trio_gokugen._local_time import zone_of
 from trio_gokugen._schedule import Late, Schedule
 from trio_gokugen._trigger import Trigger
-from trio_gokugen._triggers import trigger_from_data
+from trio_gokugen._triggers import SAID, trigger_from_data
 
 from ._errors import DamagedScheduleError, UnknownScheduleError
 
@@ -141,18 +141,6 @@ def _trigger_of(schedule_id: str, rule: object) -> Trigger:
         raise _damage(schedule_id, str(error)) from error
 
 
-_WORDS = {
-    "cron": {"tz", "dst"},
-    "every": {"anchor"},
-    "calendar_interval": {"at", "tz", "start", "missing"},
-    "either": set[str](),
-    "both": set[str](),
-    "except": {"of", "tz"},
-    "at": set[str](),
-}
-"""What is said of a trigger, by the word that tells its kind; see `trigger_from_data`."""
-
-
 def _may_be_known(rule: object) -> bool:
     """Whether a trigger that cannot be made here may be made by others.
 
@@ -165,8 +153,8 @@ def _may_be_known(rule: object) -> bool:
         if not isinstance(data, dict) or not data:
             continue
         said = cast("dict[str, Any]", data)
-        kind = next((each for each in _WORDS if each in said), None)
-        if kind is None or said.keys() - {kind} - _WORDS[kind]:
+        kind = next((each for each in SAID if each in said), None)
+        if kind is None or said.keys() - {kind} - SAID[kind]:
             return True
         if isinstance(zone := said.get("tz"), str) and not _is_there(zone):
             return True
