@@ -31,7 +31,7 @@ class IdMaker:
         # spares a system call for every id.
         self._random = source if source is not None else random.Random(os.urandom(32))
         self._forks = IdMaker.forks
-        self._moment = _EPOCH
+        self._moment: datetime | None = None
         self._millisecond = -1
         self._high = self._low = 0
         self._head = ""
