@@ -531,6 +531,17 @@ async def test_an_id_of_a_wrong_type(sqlite_url: str) -> None:
         assert str(why) == str(DamagedScheduleError(r"b'\xff'", "id is damaged"))
 
 
+async def test_more_than_a_database_can_count(database_url: str) -> None:
+    """
+    However many schedules are asked for at most, those that are there are found.
+    """
+    async with open_sql_repository(database_url) as repository:
+        schedule = Schedule(id="s", trigger=Interval(1), work_id="w", created_at=NOON)
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        found = await repository.find_schedules(2**70)
+        assert [each.id for each in found] == ["s"]
+
+
 async def test_schedules_of_which_some_cannot_be_read(
     autojump_clock: trio.testing.MockClock, database_url: str
 ) -> None:

@@ -176,7 +176,7 @@ class SQLCore(BulkRepository):
     ) -> FoundSchedules:
         def find(connection: Connection) -> FoundSchedules:
             found, last = FoundSchedules(), after or ""
-            missing = _MANY if limit is None else limit
+            missing = _MANY if limit is None else min(limit, _MANY)
             while missing > 0:
                 which = {"after": last, "limit": missing}
                 rows = connection.execute(self._statements.find_schedules, which).mappings()
