@@ -57,7 +57,7 @@ class Errors:
 
     async def wait(self) -> None:
         """Wait for the first, of which nothing tells."""
-        while not self.states:  # noqa: ASYNC110
+        while not self.states:  # noqa: ASYNC110 (a thread notes it, and wakes nobody)
             await trio.sleep(0.01)
 
     def of(self, repository: SQLRepository) -> None:

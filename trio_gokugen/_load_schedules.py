@@ -29,7 +29,7 @@ def load_schedules(path: str | os.PathLike[str]) -> tuple[Schedule, ...]:
     Raises:
       InvalidSchedulesError: with all that is wrong in the file, line by line.
       OSError: the file cannot be read.
-      TypeError: `path` is none.
+      TypeError: `path` is no path.
     """
     with Path(path).open("rb") as file:
         found = file.read(LARGEST + 1)

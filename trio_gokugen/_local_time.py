@@ -56,9 +56,8 @@ def zone_of(name: str) -> ZoneInfo:
       InvalidTriggerError: there is none of this name.
     """
     try:
-        if isinstance(
-            name, str
-        ):  # ZoneInfo takes some other things, and makes no zone of them
+        # ZoneInfo takes some other things, too, and makes no zone of them.
+        if isinstance(name, str):
             return _zone(name)
     except (ValueError, OSError, LookupError):
         pass

@@ -271,7 +271,10 @@ class FoundSchedules(list[Schedule]):
 
 
 def evolved(schedule: Schedule, changes: dict[str, Any]) -> Schedule:
-    """The schedule with some fields changed, but not its trigger; taken on trust."""
+    """The schedule with some fields changed, taken on trust; nothing of its definition.
+
+    What is remembered of that beside the fields is copied, too.
+    """
     new = object.__new__(Schedule)
     object.__setattr__(new, "__dict__", schedule.__dict__ | changes)
     return new
