@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -125,11 +126,11 @@ class TellsOfAnyWork(HeapRepository):
 
 @times_badly("several_may_wait")
 class WakesOnlyTheLast(HookTimer):
-    def appeared(self, moment: datetime) -> None:
+    def appeared(self, tasks: Iterable[Task]) -> None:
         sleepers = dict(self._sleepers)
         for sleeper in list(sleepers)[:-1]:
             del self._sleepers[sleeper]
-        super().appeared(moment)
+        super().appeared(tasks)
         self._sleepers.update(sleepers)
 
 

@@ -6,7 +6,7 @@ scenario must fail. So the scenario is known to look at the right thing.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -202,7 +202,7 @@ async def overdue_tasks_meet_a_loop_that_does_not_run_yet() -> None:
 
 def _deaf_timer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(HookTimer, "vanished", lambda self, task_id: None)
-    patch.setattr(HookTimer, "appeared", lambda self, moment: None)
+    patch.setattr(HookTimer, "appeared", lambda self, tasks: None)
 
 
 @fault(_deaf_timer)
@@ -218,7 +218,8 @@ async def the_timer_keeps_the_old_time() -> None:
 def _stale_minimum(patch: pytest.MonkeyPatch) -> None:
     first: list[datetime] = []
 
-    def cached(self: HookTimer, moment: datetime) -> None:
+    def cached(self: HookTimer, tasks: Iterable[Task]) -> None:
+        moment = min(task.scheduled_at for task in tasks)
         if not first or moment < first[0]:
             first[:] = [moment]
             self.reset()
@@ -257,7 +258,7 @@ def _event_after_reading(patch: pytest.MonkeyPatch) -> None:
 def _timer_sleeper(head: Task | None) -> Any:
     from trio_gokugen._timer import _Sleeper  # noqa: PLC0415
 
-    return _Sleeper(reading=False, head=head)
+    return _Sleeper(ANY_TASK, reading=False, head=head)
 
 
 @fault(_event_after_reading)

@@ -25,6 +25,8 @@ from ._errors import (
     NotDispatchedError,
     NotDueError,
     NotRunningHereError,
+    PoolExistsError,
+    PoolNotFoundError,
     RefusedError,
     RepositoryError,
     ScheduleExistsError,
@@ -47,6 +49,7 @@ from ._json import JSON
 from ._load_schedules import load_schedules
 from ._mutators import Mutator, randomised, run_now
 from ._plan import Plan, Planned, plan
+from ._pools import Pool, PoolsDispatcher, PoolStatistics, Rate
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
 from ._retry import Discard, Retry, Snooze, exponential, fixed
@@ -121,7 +124,13 @@ __all__ = [
     "PassThroughHooks",
     "Plan",
     "Planned",
+    "Pool",
+    "PoolExistsError",
+    "PoolNotFoundError",
+    "PoolStatistics",
+    "PoolsDispatcher",
     "Progress",
+    "Rate",
     "RefusedError",
     "RepositoryError",
     "Retry",

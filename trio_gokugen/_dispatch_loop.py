@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import cast
 
+import attrs
 import trio
 
 from ._errors import SchedulerNotRunningError, WorkNotFoundError
@@ -47,8 +48,26 @@ LOOK_FOR_UNKNOWN = 30.0
 """Seconds, how often stored tasks of unknown works are looked for."""
 
 
+@attrs.frozen
+class _Withheld:
+    """A first task that is due and cannot be had: another may be claiming it."""
+
+    task_id: str
+    pause: float
+    """Seconds before the next look at it."""
+
+
+@attrs.frozen
+class _Asleep:
+    """What somebody in `wait_until_due` waits for."""
+
+    only: TaskFilter
+    work_ids: frozenset[str]
+    """The works that were known as it went to sleep."""
+
+
 class DispatchLoop:
-    """See above."""
+    """See above. A dispatcher may fetch for several filters at a time."""
 
     def __init__(
         self,
@@ -67,15 +86,12 @@ class DispatchLoop:
         self._observers = observers
         self._ledger = ledger
         self._updates = updates
-        self._likely_more = False
-        self._withheld: str | None = None
-        """The first task, if it is due and cannot be had: another may be claiming it."""
+        self._likely_more: set[TaskFilter] = set()
+        """For these the last claim has left nobody free."""
 
-        self._withheld_pause = 0.0
+        self._withheld: dict[TaskFilter, _Withheld] = {}
         self._filter = ANY_TASK
-        self._sleepers: dict[trio.CancelScope, frozenset[str]] = {}
-        """With the works that were known as they went to sleep."""
-
+        self._sleepers: dict[trio.CancelScope, _Asleep] = {}
         self._refused = False
         self._decided: Exception | None = None
         self._look_at = -math.inf
@@ -113,7 +129,8 @@ class DispatchLoop:
         """What dispatchers get their tasks by; see `Fetch`."""
         # After a claim that left nobody free there is likely more that is due: ask for
         # it, rather than when it is due.
-        first = None if self._likely_more else await self._wait_until_due(only)
+        first = None if only in self._likely_more else await self._wait_until_due(only)
+        self._likely_more.discard(only)
         limit = 0
 
         def claim(now: datetime) -> ClaimTasks:
@@ -127,26 +144,32 @@ class DispatchLoop:
         except SchedulerNotRunningError:
             self._refused = True
             raise
-        self._likely_more = 0 < limit <= len(claimed.tasks)
+        likely_more = 0 < limit <= len(claimed.tasks)
+        if likely_more:
+            self._likely_more.add(only)
         # Where a write costs much, the next claim is worth waiting for.
         shared = self._repository.lease < math.inf
-        self._updates.queue.claim_expected = shared and self._likely_more
+        self._updates.queue.claim_expected = shared and likely_more
         # An occurrence that is not to run is there still, for a later moment.
         found = claimed.tasks or claimed.expired or claimed.made
         if first is not None and limit and not found:
-            await self._wait_for(first)
+            await self._wait_for(first, only)
+        elif self._withheld:
+            self._withheld.pop(only, None)
         return len(claimed.tasks)
 
-    async def _wait_for(self, withheld: Task) -> None:
+    async def _wait_for(self, first: Task, only: TaskFilter) -> None:
         """Pause, longer each time, for a due task that could not be had and is still there.
 
         Whoever holds it is about to commit, or to roll back, of which nobody tells.
         """
-        if self._withheld != withheld.id:
-            self._withheld, self._withheld_pause = withheld.id, WITHHELD_PAUSE / 50
+        withheld = self._withheld.get(only)
+        if withheld is None or withheld.task_id != first.id:
+            self._withheld[only] = _Withheld(first.id, WITHHELD_PAUSE / 50)
             return
-        await trio.sleep(self._withheld_pause)
-        self._withheld_pause = min(2 * self._withheld_pause, WITHHELD_PAUSE)
+        longer = min(2 * withheld.pause, WITHHELD_PAUSE)
+        self._withheld[only] = _Withheld(first.id, longer)
+        await trio.sleep(withheld.pause)
 
     def _known(self, only: TaskFilter) -> TaskFilter:
         work_ids = self._works.work_ids
@@ -177,7 +200,7 @@ class DispatchLoop:
     async def _sleep(self, only: TaskFilter) -> Task | None:
         """Sleep until a task is due and return it, or until somebody wakes us."""
         scope = trio.CancelScope()
-        self._sleepers[scope] = self._works.work_ids
+        self._sleepers[scope] = _Asleep(only, self._works.work_ids)
         try:
             with scope:
                 return await self._repository.wait_until_due(self._known(only))
@@ -188,16 +211,17 @@ class DispatchLoop:
     def claim_now(self, work_id: str) -> None:
         """Claim without a look before: somebody knows that a task of the work is due."""
         if work_id in self._works.work_ids:
-            for scope in self._sleepers:
-                scope.cancel()
+            for scope, asleep in self._sleepers.items():
+                if asleep.only.work_ids is None or work_id in asleep.only.work_ids:
+                    scope.cancel()
 
     def notice_new_works(self) -> None:
         """If works have been registered since, have their tasks waited for, too.
 
         To be called once there may be a task of theirs.
         """
-        for scope, work_ids in self._sleepers.items():
-            if work_ids is not self._works.work_ids:
+        for scope, asleep in self._sleepers.items():
+            if asleep.work_ids is not self._works.work_ids:
                 scope.cancel()
 
     async def _look_for_unknown_works(self) -> None:

@@ -120,6 +120,34 @@ class WorkExistsError(GokugenError, ValueError):
 
 
 @attrs.frozen
+class PoolNotFoundError(GokugenError, LookupError):
+    """There is no pool of this name. Add it, or correct the name."""
+
+    pool: str
+
+    def __str__(self) -> str:
+        return f"there is no pool {self.pool!r}"
+
+
+@attrs.frozen
+class PoolExistsError(GokugenError, ValueError):
+    """There is a pool of this name already, or one that runs this work.
+
+    Choose another name, or leave the work to the one that has it.
+    """
+
+    pool: str
+
+    work_id: str | None = None
+    """The work that two pools would run."""
+
+    def __str__(self) -> str:
+        if self.work_id is None:
+            return f"there is a pool {self.pool!r} already"
+        return f"{self.work_id!r} is a work of the pool {self.pool!r} already"
+
+
+@attrs.frozen
 class ConditionNotFoundError(GokugenError, LookupError):
     """No condition is registered under this name. Register it, or correct the name."""
 

@@ -12,7 +12,7 @@ has its event ready *before* it reads, and while it reads, any mutation sets it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar, cast
 
@@ -54,6 +54,7 @@ S = TypeVar("S", bound=RepositoryLike)
 class _Sleeper:
     """Somebody in `wait_until_due`."""
 
+    only: TaskFilter
     event: trio.Event = attrs.field(factory=trio.Event)
     reading: bool = True
     head: Task | None = None
@@ -85,7 +86,7 @@ class HookTimer:
 
     async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
         """Sleep until a task that passes the filter is due, and return the first."""
-        sleeper = _Sleeper()
+        sleeper = _Sleeper(only)
         self._sleepers[sleeper] = None
         try:
             while True:
@@ -131,12 +132,19 @@ class HookTimer:
         for sleeper in self._sleepers:
             sleeper.event.set()
 
-    def appeared(self, moment: datetime) -> None:
-        """A task is now pending for this moment."""
+    def appeared(self, tasks: Iterable[Task]) -> None:
+        """These tasks are now pending, where and when they say."""
         for sleeper in self._sleepers:
-            head = sleeper.head
-            if sleeper.reading or head is None or moment < head.scheduled_at:
+            head, accepts = sleeper.head, sleeper.only.accepts
+            if sleeper.reading:
                 sleeper.event.set()
+                continue
+            for task in tasks:
+                if (head is None or task.scheduled_at < head.scheduled_at) and accepts(
+                    task
+                ):
+                    sleeper.event.set()
+                    break
 
     def vanished(self, task_id: str) -> None:
         """The task is not pending any more, or not where it was."""
@@ -154,12 +162,10 @@ class HookTimer:
                 for task in added.changed:
                     self.vanished(task.id)
                 there = (*added.new, *added.changed)
-                pending = [t for t in there if t.state is TaskState.SCHEDULED]
-                if pending:
-                    self.appeared(min(task.scheduled_at for task in pending))
+                self.appeared([t for t in there if t.state is TaskState.SCHEDULED])
             case UpdateTask(), (Task() as task, True):
                 self.vanished(task.id)
-                self.appeared(task.scheduled_at)
+                self.appeared([task])
                 self._next_appeared(task)
             case CancelTask() | DispatchTask(), (Task() as task) | (Task() as task, True):
                 self.vanished(operation.task_id)
@@ -169,15 +175,14 @@ class HookTimer:
             case EndTask() | CancelRun(), Task() as task:
                 self._next_appeared(task)
             case RevertTask() | RetryTask(), Task() as task:
-                self.appeared(task.scheduled_at)
+                self.appeared([task])
             case _:
                 pass  # ended tasks, ended or deleted, are nobody's next
 
     def _claimed(self, claimed: Claimed) -> None:
         for task in (*claimed.tasks, *claimed.expired, *claimed.made):
             self.vanished(task.id)
-        if claimed.made:
-            self.appeared(min(task.scheduled_at for task in claimed.made))
+        self.appeared(claimed.made)
 
     def _next_appeared(self, task: Task) -> None:
         """With a task of a schedule the next one may have become pending."""

@@ -1,0 +1,695 @@
+"""Pools: each on its own, within its rate, and changed while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+from support import NOON, TroubledRepository, at, open_bench
+
+from trio_gokugen import (
+    HeapRepository,
+    InvalidTaskError,
+    PartialHooks,
+    Pool,
+    PoolExistsError,
+    PoolNotFoundError,
+    PoolsDispatcher,
+    Rate,
+    RepositoryError,
+    Scheduler,
+    SchedulerAlreadyRunningError,
+    TaskParam,
+    TaskState,
+    TrioClock,
+    WorkerPoolDispatcher,
+    WorkRegistry,
+    current_task,
+    open_scheduler,
+)
+from trio_gokugen.abc import (
+    ANY_TASK,
+    ClaimTasks,
+    Fetch,
+    Free,
+    HookAction,
+    Operation,
+    Start,
+    TaskFilter,
+)
+from trio_gokugen.sql import open_sql_repository
+from trio_gokugen.testing import check_dispatcher
+
+
+class Steps(trio.abc.Instrument):
+    """Counts what Trio does."""
+
+    count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+async def steps_in(seconds: float) -> int:
+    """How many steps Trio makes while nothing happens."""
+    await trio.testing.wait_all_tasks_blocked()
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    await trio.sleep(seconds)
+    trio.lowlevel.remove_instrument(steps)
+    return steps.count
+
+
+async def test_it_is_a_dispatcher(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    It keeps a dispatcher's promises: with workers of its own, and with a dispatcher in
+    place of them.
+    """
+    await check_dispatcher(lambda works, size: PoolsDispatcher(works, default=size))
+    await check_dispatcher(
+        lambda works, size: PoolsDispatcher(
+            works, default=Pool(WorkerPoolDispatcher(works, size))
+        )
+    )
+
+
+def note_works(names: Sequence[str], seconds: float = 0) -> tuple[WorkRegistry, list[Any]]:
+    """Works that note what has started when, and take a while."""
+    works = WorkRegistry()
+    log: list[tuple[str, float]] = []
+
+    async def note() -> None:
+        log.append((current_task().id, trio.current_time()))
+        await trio.sleep(seconds)
+
+    for name in names:
+        works.register(name, note)
+    return works, log
+
+
+async def test_a_full_pool_keeps_nobody_waiting(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    However many tasks wait for a full pool, another starts on time; and the works that no
+    pool names have one of their own.
+    """
+    works, log = note_works(["slow", "quick", "other"], seconds=100)
+    dispatcher = PoolsDispatcher(
+        works,
+        {"a": Pool(2, works=["slow"]), "b": Pool(1, works=["quick"])},
+        default=3,
+    )
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        await scheduler.add_tasks(
+            [at(0, f"s{n}", "slow") for n in range(5)]
+            + [at(5, "q0", "quick"), at(6, "q1", "quick"), at(7, "o0", "other")]
+        )
+        await trio.sleep(50)
+        assert scheduler.statistics().max_workers == 6
+        assert scheduler.statistics().running == 4
+        assert {name: each.running for name, each in dispatcher.pools.items()} == {
+            "default": 1,
+            "a": 2,
+            "b": 1,
+        }
+        await scheduler.drain()
+    assert sorted(log, key=lambda each: (each[1], each[0])) == [
+        ("s0", 0.0),
+        ("s1", 0.0),
+        ("q0", 5.0),
+        ("o0", 7.0),
+        ("s2", 100.0),
+        ("s3", 100.0),
+        ("q1", 105.0),
+        ("s4", 200.0),
+    ]
+
+
+tasks_of_pools = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c", "x", "y"]),
+        st.integers(0, 20),  # due
+        st.integers(0, 8),  # seconds it takes
+        st.integers(0, 2),  # priority
+    ),
+    max_size=40,
+)
+some_rate = st.none() | st.builds(
+    Rate, st.integers(1, 3), st.sampled_from([1, 2.5, 7, timedelta(seconds=4)])
+)
+
+
+@given(
+    tasks=tasks_of_pools,
+    sizes=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    rates=st.lists(some_rate, min_size=3, max_size=3),
+)
+def test_each_pool_is_as_if_it_were_alone(
+    tasks: list[tuple[str, int, int, int]], sizes: list[int], rates: list[Rate | None]
+) -> None:
+    """
+    Each task starts at the very moment at which a pool of workers that is alone starts it:
+    no pool idles while it has due tasks, and none takes another's.
+    """
+    belongs = {"a": 0, "b": 1, "c": 1, "x": 2, "y": 2}  # two of no pool in particular
+
+    def run(mine: list[tuple[int, tuple[str, int, int, int]]], make: Any) -> dict[str, Any]:
+        works = WorkRegistry()
+        starts: dict[str, float] = {}
+
+        async def work(seconds: float) -> None:
+            starts[current_task().id] = trio.current_time()
+            await trio.sleep(seconds)
+
+        for name in belongs:
+            works.register(name, work)
+
+        async def main() -> None:
+            clock = TrioClock(NOON, 0.0)
+            async with open_scheduler(
+                works, dispatcher=make(works), clock=clock
+            ) as scheduler:
+                await scheduler.add_tasks(
+                    [
+                        at(due, str(n), name, param={"seconds": takes}, priority=priority)
+                        for n, (name, due, takes, priority) in mine
+                    ]
+                )
+                await scheduler.drain()
+
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        return starts
+
+    together = run(
+        [*enumerate(tasks)],
+        lambda works: PoolsDispatcher(
+            works,
+            {
+                "one": Pool(sizes[0], works={"a"}, rate=rates[0]),
+                "two": Pool(sizes[1], works={"b", "c"}, rate=rates[1]),
+            },
+            default=Pool(sizes[2], rate=rates[2]),
+        ),
+    )
+    alone: dict[str, float] = {}
+    for index in range(3):
+        mine = [each for each in enumerate(tasks) if belongs[each[1][0]] == index]
+        pool = Pool(sizes[index], rate=rates[index])
+        alone |= run(mine, lambda works, pool=pool: PoolsDispatcher(works, default=pool))
+    assert together == alone
+
+
+@given(
+    due=st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    limit=st.integers(1, 4),
+    per=st.sampled_from([1.0, 3.0, 7.5]),
+)
+def test_a_rate_is_kept_exactly(due: list[int], limit: int, per: float) -> None:
+    """
+    A task starts as it is due, or at the very moment at which the last but so many has
+    started a period ago.
+    """
+    works, log = note_works(["note"])
+
+    async def main() -> None:
+        dispatcher = PoolsDispatcher(works, default=Pool(50, rate=Rate(limit, per)))
+        clock = TrioClock(NOON, 0.0)
+        async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+            await scheduler.add_tasks([at(when, f"{n}") for n, when in enumerate(due)])
+            await scheduler.drain()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    expected: list[float] = []
+    for number, when in enumerate(sorted(due)):
+        before = expected[number - limit] + per if number >= limit else 0.0
+        expected.append(max(float(when), before))
+    assert [when for _, when in log] == expected
+
+
+async def test_a_pool_is_paused_and_resumed(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    Nothing starts in a paused pool, and what runs there goes on; what fell due meanwhile
+    starts when it is resumed. Both can be said twice.
+    """
+    works, log = note_works(["mine", "other"], seconds=10)
+    dispatcher = PoolsDispatcher(works, {"p": Pool(5, works=["mine"], paused=True)})
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        await scheduler.add_tasks(
+            [at(n, f"m{n}", "mine") for n in (1, 30)] + [at(2, "o", "other")]
+        )
+        await trio.sleep(5)
+        assert log == [("o", 2.0)]
+        assert dispatcher.pools["p"].paused
+        assert dispatcher.resume("p")
+        assert not dispatcher.resume("p")
+        await trio.sleep(20)
+        assert log[1:] == [("m1", 5.0)]
+        assert dispatcher.pause("p")
+        assert not dispatcher.pause("p")
+        await trio.sleep(75)
+        assert log[2:] == []
+        dispatcher.resume("p")
+        await scheduler.drain()
+    assert log[2:] == [("m30", 100.0)]
+
+
+async def test_the_only_pool_can_be_paused(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    So it is for the default pool, which is the only one.
+    """
+    works, log = note_works(["mine"])
+    dispatcher = PoolsDispatcher(works)
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        await scheduler.add_task("mine", after=5)
+        dispatcher.pause("default")
+        await trio.sleep(10)
+        dispatcher.resume("default")
+        await scheduler.drain()
+    assert [when for _, when in log] == [10.0]
+
+
+async def test_a_pool_is_resized(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A pool gets more workers, which start at once what waits, or fewer, as runs end.
+    """
+    works, log = note_works(["mine"], seconds=10)
+    dispatcher = PoolsDispatcher(works, {"p": Pool(1, works=["mine"])})
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        await scheduler.add_tasks([at(0, f"{n}", "mine") for n in range(7)])
+        await trio.sleep(5)
+        dispatcher.resize("p", 3)
+        await trio.sleep(6)
+        dispatcher.resize("p", 1)
+        assert dispatcher.pools["p"].max_workers == 1
+        await scheduler.drain()
+    assert [when for _, when in log] == [0.0, 5.0, 5.0, 10.0, 20.0, 30.0, 40.0]
+
+
+async def test_pools_are_added_while_it_runs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A pool that is added takes its works from the default pool at once, also if that was
+    the only one; works that are registered later find their pool.
+    """
+    works, log = note_works(["slow", "mine"], seconds=10)
+    dispatcher = PoolsDispatcher(works, default=1)
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        await scheduler.add_tasks(
+            [at(0, f"s{n}", "slow") for n in range(2)]
+            + [at(0, f"m{n}", "mine", priority=-1) for n in range(2)]
+        )
+        await trio.sleep(3)
+        dispatcher.add("p", Pool(1, works=["mine", "later"]))
+        await trio.sleep(1)
+        dispatcher.add("q", Pool(1, works=["latest"]))
+        works.register("later", works.get("mine").function)
+        works.register("latest", works.get("mine").function)
+        works.register("others", works.get("mine").function)
+        await scheduler.add_tasks(
+            [at(4, name, name) for name in ("later", "latest", "others")]
+        )
+        await scheduler.drain()
+    assert sorted(log, key=lambda each: (each[1], each[0])) == [
+        ("s0", 0.0),
+        ("m0", 3.0),
+        ("latest", 4.0),
+        ("s1", 10.0),
+        ("m1", 13.0),
+        ("others", 20.0),
+        ("later", 23.0),
+    ]
+
+
+@pytest.mark.parametrize("why", ["full", "paused", "rate", "idle"])
+async def test_who_waits_does_nothing(
+    autojump_clock: trio.testing.MockClock, why: str
+) -> None:
+    """
+    A pool that is full, paused, bound by its rate or has nothing to do makes no step,
+    whatever is due for it.
+    """
+    works, _ = note_works(["mine", "other"], seconds=1e6 if why == "full" else 0)
+    pool = Pool(
+        1,
+        works=["mine"],
+        paused=why == "paused",
+        rate=Rate(1, per=1e6) if why == "rate" else None,
+    )
+    dispatcher = PoolsDispatcher(works, {"p": pool})
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(
+        works, dispatcher=dispatcher, clock=clock, grace=0
+    ) as scheduler:
+        if why != "idle":
+            await scheduler.add_tasks([at(0, f"{n}", "mine") for n in range(9)])
+        await trio.sleep(1)
+        # Its own end, and what the deadline of a far-off rate may need.
+        assert await steps_in(1000) <= 2
+
+
+async def test_a_claim_is_only_for_who_has_room(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    No claim, and no look at what is next, is made for a pool that is full.
+    """
+    works, _ = note_works(["mine", "other"], seconds=50)
+    repository = TroubledRepository()
+    dispatcher = PoolsDispatcher(works, {"p": Pool(1, works=["mine"])})
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(
+        works, repository, dispatcher, clock=clock, grace=0
+    ) as scheduler:
+        await scheduler.add_tasks([at(0, f"{n}", "mine") for n in range(9)])
+        await trio.sleep(1)
+        repository.batches.clear()
+        await scheduler.add_tasks([at(n, f"o{n}", "other") for n in (2, 3, 4)])
+        await trio.sleep(10)
+        claims = [
+            each
+            for batch in repository.batches
+            for each in batch
+            if isinstance(each, ClaimTasks)
+        ]
+        assert len(claims) == 3
+        assert all(each.only.work_ids == frozenset({"other"}) for each in claims)
+
+
+async def test_what_runs_in_a_pool_can_be_interrupted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A run is found in whatever pool it is; and all end with the scheduler.
+    """
+    works, _ = note_works(["mine", "other"], seconds=50)
+    dispatcher = PoolsDispatcher(works, {"p": Pool(2, works=["mine"])})
+    repository = HeapRepository()
+    async with open_scheduler(works, repository, dispatcher, grace=1) as scheduler:
+        tasks = [
+            await scheduler.add_task(name, after=0) for name in ("mine", "other", "mine")
+        ]
+        await trio.sleep(1)
+        for task in tasks[:2]:
+            await scheduler.interrupt(task.id)
+        states = [(await scheduler.wait(task.id)).state for task in tasks[:2]]
+        assert states == [TaskState.CANCELLED] * 2
+    assert (await repository.get(tasks[2].id)).state is TaskState.SCHEDULED
+    assert dispatcher.statistics().running == 0
+
+
+def failing_claims(times: int) -> tuple[TroubledRepository, list[RepositoryError]]:
+    repository = TroubledRepository()
+    errors: list[RepositoryError] = []
+
+    async def fail(operations: Sequence[Operation]) -> None:
+        if len(errors) < times and any(isinstance(o, ClaimTasks) for o in operations):
+            errors.append(RepositoryError(f"no {len(errors)}"))
+            raise errors[-1]
+
+    repository.before_apply = fail
+    return repository, errors
+
+
+@pytest.mark.parametrize("pools", [0, 2])
+async def test_an_error_is_told_as_it_is(
+    autojump_clock: trio.testing.MockClock, pools: int
+) -> None:
+    """
+    What a claim raises is what the hook is asked about, not a group; and if it is to be
+    tried again, every pool goes on.
+    """
+    works, log = note_works(["w0", "w1", "other"])
+    dispatcher = PoolsDispatcher(
+        works, {f"p{n}": Pool(1, works=[f"w{n}"]) for n in range(pools)}
+    )
+    repository, errors = failing_claims(3)
+    told: list[Exception] = []
+
+    async def on_dispatch_error(error: Exception, _: HookAction) -> HookAction:
+        told.append(error)
+        return HookAction.RETRY
+
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(
+        works,
+        repository,
+        dispatcher,
+        clock=clock,
+        hooks=PartialHooks(on_dispatch_error=on_dispatch_error),
+    ) as scheduler:
+        await scheduler.add_tasks([at(1, "0", "w0"), at(1, "1", "w1"), at(1, "2", "other")])
+        await scheduler.drain()
+    assert sorted(log) == [("0", 1.0), ("1", 1.0), ("2", 1.0)]
+    assert told == errors
+
+
+async def test_errors_of_several_pools_are_all_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If two pools fail at once, by errors of their own, one is told, and the other in its
+    notes; and the scheduler ends by it.
+    """
+
+    class Failing(WorkerPoolDispatcher):
+        async def dispatch(self, fetch: Fetch) -> None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            raise OSError(f"pool of {self.max_workers}")
+
+    works, _ = note_works(["mine"])
+    dispatcher = PoolsDispatcher(
+        works,
+        {"p": Pool(Failing(works, 3), works=["mine"])},
+        default=Pool(Failing(works, 4)),
+    )
+    with pytest.RaisesGroup(OSError, flatten_subgroups=True) as caught:
+        await Scheduler(works, HeapRepository(), dispatcher).run()
+    [error] = caught.value.exceptions
+    assert isinstance(error, OSError)
+    assert {str(error), *getattr(error, "__notes__", [])} in (
+        {"pool of 3", "and another pool: OSError: pool of 4"},
+        {"pool of 4", "and another pool: OSError: pool of 3"},
+    )
+
+
+async def test_an_error_beside_a_cancellation_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A pool that fails on its way out of a cancellation is heard.
+    """
+
+    class FailsAtTheEnd(WorkerPoolDispatcher):
+        async def dispatch(self, fetch: Fetch) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise OSError("too late")
+
+    works, _ = note_works(["mine"])
+    dispatcher = PoolsDispatcher(works, {"p": Pool(FailsAtTheEnd(works), works=["mine"])})
+
+    async def fetch(free: Free, start: Start, only: TaskFilter = ANY_TASK) -> int:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with trio.open_nursery() as nursery:
+        await dispatcher.start(
+            nursery, trio.open_memory_channel[Any](9)[0], TrioClock(NOON)
+        )
+        with trio.move_on_after(1), pytest.raises(OSError, match="too late"):
+            await dispatcher.dispatch(fetch)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_interrupt_is_not_taken_for_an_error(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What is no `Exception` leaves in its group.
+    """
+
+    class Interrupted(WorkerPoolDispatcher):
+        async def dispatch(self, fetch: Fetch) -> None:
+            await trio.lowlevel.checkpoint()
+            raise KeyboardInterrupt
+
+    works, _ = note_works(["mine"])
+    dispatcher = PoolsDispatcher(works, {"p": Pool(Interrupted(works), works=["mine"])})
+    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+        await Scheduler(works, HeapRepository(), dispatcher).run()
+
+
+async def test_it_serves_one_scheduler_at_a_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A second scheduler is refused, and so is a pool whose dispatcher is another's; once a
+    scheduler has ended, the next may have it.
+    """
+    works, log = note_works(["mine"])
+    dispatcher = PoolsDispatcher(works, {"p": Pool(2, works=["mine"])})
+    busy = WorkerPoolDispatcher(works)
+    async with open_scheduler(works, dispatcher=busy):
+        async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+            await scheduler.add_task("mine", after=0)
+            await scheduler.drain()
+            with pytest.raises(SchedulerAlreadyRunningError):
+                await Scheduler(works, HeapRepository(), dispatcher).run()
+        async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+            await scheduler.add_task("mine", after=0)
+            await scheduler.drain()
+        with pytest.RaisesGroup(SchedulerAlreadyRunningError, flatten_subgroups=True):
+            async with open_scheduler(works, dispatcher=dispatcher):
+                dispatcher.add("q", Pool(busy, works=["other"]))
+                await trio.sleep(1)
+    assert len(log) == 2
+
+
+async def test_pools_on_a_database(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    The same on a SQLite file: a full pool keeps nobody waiting.
+    """
+    works, log = note_works(["slow", "quick"], seconds=100)
+    dispatcher = PoolsDispatcher(works, {"a": Pool(2, works=["slow"])}, default=3)
+    clock = TrioClock(NOON, 0.0)
+    async with open_sql_repository(f"sqlite:///{tmp_path / 'tasks.db'}") as repository:
+        async with open_scheduler(
+            works, repository, dispatcher, clock=clock, grace=0
+        ) as scheduler:
+            await scheduler.add_tasks([at(0, f"s{n}", "slow") for n in range(9)])
+            await trio.sleep(10)
+            await scheduler.add_tasks([at(20, f"q{n}", "quick") for n in range(3)])
+            await trio.sleep(40)
+    assert sorted(log) == [
+        *[(f"q{n}", 20.0) for n in range(3)],
+        *[(f"s{n}", 0.0) for n in range(2)],
+    ]
+
+
+AnyPool: Any = Pool
+AnyRate: Any = Rate
+AnyDispatcher: Any = PoolsDispatcher
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda works: Pool(0), ValueError, "workers: must be at least 1, not 0"),
+        (lambda works: Pool(True), TypeError, "workers: must be an abc.Dispatcher"),
+        (lambda works: AnyPool(2.5), TypeError, "must be an abc.Dispatcher, and 2.5"),
+        (lambda works: Pool(1, works="mine"), TypeError, "works: must be names of works"),
+        (lambda works: AnyPool(1, works=3), TypeError, "must be names of works, not 3"),
+        (lambda works: Pool(1, works=["\0"]), InvalidTaskError, "works"),
+        (lambda works: AnyPool(1, rate=3), TypeError, "rate: must be a Rate, not 3"),
+        (lambda works: AnyPool(1, paused=1), TypeError, "paused: must be a bool, not 1"),
+        (lambda works: Rate(0, 1), InvalidTaskError, "limit: must be at least 1, not 0"),
+        (lambda works: Rate(True, 1), InvalidTaskError, "limit: must be an int, not True"),
+        (lambda works: Rate(1, 0), InvalidTaskError, "per: must be more than nothing"),
+        (lambda works: Rate(1, -1), InvalidTaskError, "per: must not be negative"),
+        (lambda works: AnyRate(1, "1s"), InvalidTaskError, "per: must be a timedelta"),
+        (
+            lambda works: PoolsDispatcher(works, default=Pool(1, works=["a"])),
+            ValueError,
+            "default: is for the works that no other pool has",
+        ),
+        (
+            lambda works: PoolsDispatcher(works, {"p": Pool(1)}),
+            ValueError,
+            "works: the pool 'p' must name the works it is for",
+        ),
+        (
+            lambda works: AnyDispatcher(works, {"p": 3}),
+            TypeError,
+            "pools: 'p' must be a Pool, not 3",
+        ),
+        (
+            lambda works: PoolsDispatcher(works, {"": Pool(1, works=["a"])}),
+            InvalidTaskError,
+            "pools",
+        ),
+        (
+            lambda works: PoolsDispatcher(works, {"default": Pool(1, works=["a"])}),
+            PoolExistsError,
+            "there is a pool 'default' already",
+        ),
+        (
+            lambda works: PoolsDispatcher(
+                works, {"p": Pool(works=["a", "b"]), "q": Pool(works=["c", "b"])}
+            ),
+            PoolExistsError,
+            "'b' is a work of the pool 'p' already",
+        ),
+        (
+            lambda works: PoolsDispatcher(works).pause("q"),
+            PoolNotFoundError,
+            "there is no pool 'q'",
+        ),
+        (
+            lambda works: PoolsDispatcher(works).resize("default", 0),
+            ValueError,
+            "max_workers: must be at least 1",
+        ),
+        (
+            lambda works: PoolsDispatcher(
+                works, default=Pool(PoolsDispatcher(works))
+            ).resize("default", 3),
+            TypeError,
+            "'default' has a dispatcher of its own",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_told(
+    make: Callable[[WorkRegistry], object], error: type[Exception], match: str
+) -> None:
+    """
+    Each error names what it is about.
+    """
+    with pytest.raises(error, match=match):
+        make(WorkRegistry())
+
+
+def test_a_dispatcher_is_of_one_pool() -> None:
+    """
+    Two pools cannot have the same workers; and a pool that was refused is not there.
+    """
+    works = WorkRegistry()
+    shared = WorkerPoolDispatcher(works)
+    dispatcher = PoolsDispatcher(works, default=Pool(shared))
+    with pytest.raises(ValueError, match="'p' must have its own dispatcher"):
+        dispatcher.add("p", Pool(shared, works=["a"]))
+    assert list(dispatcher.pools) == ["default"]
+
+
+async def test_tasks_of_no_work_are_left(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    A pool may name works that are not registered: their tasks wait for them.
+    """
+    repository = HeapRepository()
+    dispatcher = None
+    async with open_bench(repository) as (scheduler, bench):
+        await scheduler.add_tasks([TaskParam(id="a", work_id="note", scheduled_at=NOON)])
+        await scheduler.drain()
+        works = bench.works
+    dispatcher = PoolsDispatcher(works, {"p": Pool(1, works=["note", "unheard of"])})
+    clock = TrioClock(NOON, trio.current_time())
+    async with open_scheduler(works, repository, dispatcher, clock=clock) as scheduler:
+        await scheduler.add_tasks([at(1, "b")])
+        await scheduler.drain()
+    assert bench.ids() == ["a", "b"]

@@ -1,0 +1,425 @@
+"""Pools of workers, side by side: what is slow in one does not keep the others waiting.
+
+Each pool fetches for itself, by a filter that names its works, and only while it has a
+worker free: so whatever waits for a full pool is not looked at.
+
+    dispatch ─┬─▶ pool "mail"     waits for a worker, for its rate, for a task ──▶ claim
+              ├─▶ pool "reports"  ...
+              └─▶ pool "default"  whatever work no other pool has
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from datetime import timedelta
+from typing import cast
+
+import attrs
+import trio
+
+from ._arguments import check_part
+from ._describe import brief
+from ._errors import (
+    InvalidTaskError,
+    PoolExistsError,
+    PoolNotFoundError,
+    StopReason,
+    shown,
+)
+from ._json import name as as_name
+from ._lengths import length
+from ._task import Task
+from ._worker_pool import WorkerPoolDispatcher
+from .abc import (
+    ANY_TASK,
+    Clock,
+    Dispatcher,
+    DispatcherStatistics,
+    Fetch,
+    Free,
+    ResultChannel,
+    Start,
+    TaskFilter,
+    WorkRegistry,
+)
+
+DEFAULT = "default"
+"""The name of the pool for the works that no other pool has."""
+
+
+def _period(value: float | timedelta) -> float:
+    return length(value, "per").total_seconds()
+
+
+@attrs.frozen
+class Rate:
+    """How often runs may start: at most `limit` within any span of `per` seconds.
+
+    Raises:
+      InvalidTaskError: names the argument that cannot be used.
+    """
+
+    limit: int
+    per: float = attrs.field(converter=_period)
+    """Seconds, or a timedelta."""
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.limit, bool) or not isinstance(self.limit, int):
+            raise InvalidTaskError("limit", f"must be an int, not {shown(self.limit)}")
+        if self.limit < 1:
+            raise InvalidTaskError("limit", f"must be at least 1, not {shown(self.limit)}")
+        if not self.per:
+            raise InvalidTaskError("per", "must be more than nothing")
+
+
+def _work_ids(value: Collection[str]) -> frozenset[str]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"works: must be names of works, not {shown(value)}")
+    return frozenset(as_name(each, "works") for each in value)
+
+
+@attrs.frozen
+class Pool:
+    """What a pool of a `PoolsDispatcher` is like.
+
+    Raises:
+      TypeError, ValueError: names the argument that cannot be used.
+    """
+
+    workers: int | Dispatcher = 10
+    """How many works run at a time; or where they run, a dispatcher of its own."""
+
+    works: frozenset[str] = attrs.field(default=frozenset(), converter=_work_ids)
+    """The names of the works that run here, which may be registered later."""
+
+    rate: Rate | None = None
+    """How often runs start, at most. However often, by default."""
+
+    paused: bool = False
+    """Whether it starts nothing until it is resumed."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.rate is not None and not isinstance(self.rate, Rate):
+            raise TypeError(f"rate: must be a Rate, not {shown(self.rate)}")
+        if not isinstance(self.paused, bool):
+            raise TypeError(f"paused: must be a bool, not {shown(self.paused)}")
+        if not isinstance(self.workers, int) or isinstance(self.workers, bool):
+            check_part(self.workers, Dispatcher, "workers")
+        elif self.workers < 1:
+            raise ValueError(f"workers: must be at least 1, not {shown(self.workers)}")
+
+
+@attrs.frozen
+class PoolStatistics:
+    """A pool, as it stood when it was asked."""
+
+    max_workers: float
+    running: int
+    paused: bool
+    rate: Rate | None
+
+    works: frozenset[str] | None
+    """The works that run in it; none for those that no other pool has."""
+
+
+@attrs.define(eq=False)
+class _Lane:
+    """A pool, and what it has started of late."""
+
+    dispatcher: Dispatcher
+    works: frozenset[str] | None
+    rate: Rate | None
+    paused: bool
+    started: bool = False
+    """Whether the dispatcher is open for business."""
+
+    only: TaskFilter = ANY_TASK
+    known: frozenset[str] | None = None
+    """For the pool of all other works: the names of which its filter was made."""
+
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """Around its wait for whatever it waits for now."""
+
+    starts: deque[float] = attrs.field(factory=deque[float])
+    """When the last runs have started that count for the rate, on Trio's clock."""
+
+    def room(self) -> int | None:
+        """How many may start now; none if there is no limit."""
+        if self.rate is None:
+            return None
+        now = trio.current_time()
+        while self.starts and self.starts[0] + self.rate.per <= now:
+            self.starts.popleft()
+        return self.rate.limit - len(self.starts)
+
+    async def wait_for_room(self) -> None:
+        while self.room() == 0:
+            assert self.rate is not None
+            await trio.sleep_until(self.starts[0] + self.rate.per)
+
+    def look_again(self) -> None:
+        """What it waits for may be something else now."""
+        self.scope.cancel()
+
+
+@attrs.define(eq=False)
+class _Dispatching:
+    """One call of `dispatch`: a nursery where each pool fetches for itself."""
+
+    fetch: Fetch
+    nursery: trio.Nursery
+
+    def feed(self, feeding: Callable[[str, Fetch], Awaitable[None]], name: str) -> None:
+        """Have a pool fetch."""
+        self.nursery.start_soon(feeding, name, self.fetch, name=f"pool {name!r}")
+
+
+class PoolsDispatcher:
+    """Runs works in several pools, each with workers of its own.
+
+    A pool that is full, paused or bound by its rate keeps no other pool waiting, however
+    many tasks wait for it. Works that no pool names run in the pool ``"default"``.
+
+    ::
+
+        dispatcher = PoolsDispatcher(
+            works,
+            {
+                "mail": Pool(5, works={"send_mail"}, rate=Rate(100, per=60)),
+                "reports": Pool(2, works={"daily", "monthly"}),
+            },
+        )
+
+    Args:
+      works: What tasks can name.
+      pools: The pools by name.
+      default: The pool for all other works, or the number of its workers.
+
+    Raises:
+      PoolExistsError: two pools name the same work.
+      TypeError, ValueError, InvalidTaskError: names the argument that cannot be used.
+    """
+
+    def __init__(
+        self,
+        works: WorkRegistry,
+        pools: Mapping[str, Pool] | None = None,
+        *,
+        default: Pool | int = 10,
+    ) -> None:
+        self._works = works
+        self._lanes: dict[str, _Lane] = {}
+        self._dispatching: _Dispatching | None = None
+        pool = default if isinstance(default, Pool) else Pool(default)
+        if pool.works:
+            raise ValueError(
+                "default: is for the works that no other pool has, and names none"
+            )
+        self._put(DEFAULT, pool, None)
+        if pools is not None:
+            for name, each in pools.items():
+                self.add(name, each)
+
+    # -- while it runs, or before -----------------------------------------------------
+
+    @property
+    def pools(self) -> dict[str, PoolStatistics]:
+        """The pools by name, as they stand."""
+        return {name: _statistics(lane) for name, lane in self._lanes.items()}
+
+    def add(self, name: str, pool: Pool) -> None:
+        """Add a pool. What is due for it starts at once.
+
+        Its works are no longer run by the default pool, but for what runs there now.
+
+        Raises:
+          PoolExistsError: there is one of this name, or another pool names one of its
+            works.
+          TypeError, ValueError, InvalidTaskError: names what cannot be used.
+        """
+        as_name(name, "pools")
+        if not isinstance(pool, Pool):
+            raise TypeError(f"pools: {name!r} must be a Pool, not {shown(pool)}")
+        if name in self._lanes:
+            raise PoolExistsError(name)
+        if not pool.works:
+            raise ValueError(f"works: the pool {name!r} must name the works it is for")
+        for other, lane in self._lanes.items():
+            if both := sorted(pool.works & (lane.works or frozenset())):
+                raise PoolExistsError(other, both[0])
+        self._put(name, pool, pool.works)
+        self._lanes[DEFAULT].known = None
+        self._lanes[DEFAULT].look_again()
+        if self._dispatching is not None:
+            self._dispatching.feed(self._feed, name)
+
+    def resize(self, name: str, workers: int) -> None:
+        """Have a pool run so many works at a time. What runs is not disturbed.
+
+        Raises:
+          PoolNotFoundError: there is none of this name.
+          TypeError: it has a dispatcher of its own, which knows its size itself.
+          ValueError: it is less than 1.
+        """
+        dispatcher = self._lane(name).dispatcher
+        if not isinstance(dispatcher, WorkerPoolDispatcher):
+            raise TypeError(
+                f"pool: {name!r} has a dispatcher of its own, whose size is changed there"
+            )
+        dispatcher.max_workers = workers
+
+    def pause(self, name: str) -> bool:
+        """Start nothing more in a pool until it is resumed. What runs goes on.
+
+        Returns:
+          Whether it was not paused before.
+
+        Raises:
+          PoolNotFoundError: there is none of this name.
+        """
+        return self._set_paused(name, paused=True)
+
+    def resume(self, name: str) -> bool:
+        """Let a pool that was paused start again what is due.
+
+        Returns:
+          Whether it was paused.
+
+        Raises:
+          PoolNotFoundError: there is none of this name.
+        """
+        return self._set_paused(name, paused=False)
+
+    def _set_paused(self, name: str, *, paused: bool) -> bool:
+        lane = self._lane(name)
+        if lane.paused == paused:
+            return False
+        lane.paused = paused
+        lane.look_again()
+        return True
+
+    def _lane(self, name: str) -> _Lane:
+        try:
+            return self._lanes[name]
+        except KeyError:
+            raise PoolNotFoundError(name) from None
+
+    def _put(self, name: str, pool: Pool, works: frozenset[str] | None) -> None:
+        workers = pool.workers
+        if isinstance(workers, int):
+            workers = WorkerPoolDispatcher(self._works, workers)
+        elif any(lane.dispatcher is workers for lane in self._lanes.values()):
+            raise ValueError(f"workers: the pool {name!r} must have its own dispatcher")
+        lane = _Lane(workers, works, pool.rate, pool.paused)
+        if works is not None:
+            lane.only = TaskFilter(works)
+        self._lanes[name] = lane
+
+    # -- what the scheduler calls -----------------------------------------------------
+
+    async def start(
+        self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
+    ) -> None:
+        """Open every pool."""
+        self._nursery, self._results, self._clock = nursery, results, clock
+        for lane in self._lanes.values():
+            lane.started = False
+        for lane in self._lanes.values():
+            await self._open(lane)
+
+    async def _open(self, lane: _Lane) -> None:
+        await lane.dispatcher.start(self._nursery, self._results, self._clock)
+        lane.started = True
+
+    async def dispatch(self, fetch: Fetch) -> None:
+        """Have each pool fetch when it has a worker free.
+
+        With one pool only it returns when that has fetched. Several go on until they are
+        cancelled, or one of them fails.
+        """
+        if len(self._lanes) == 1:
+            await self._fetch_once(self._lanes[DEFAULT], fetch)
+            return
+        try:
+            async with trio.open_nursery() as nursery:
+                self._dispatching = _Dispatching(fetch, nursery)
+                for name in self._lanes:
+                    self._dispatching.feed(self._feed, name)
+        except BaseExceptionGroup as group:
+            errors = group.split(trio.Cancelled)[1]
+            if not isinstance(errors, ExceptionGroup):
+                raise
+            # If we were cancelled, too, we shall be told so again.
+            raise _first(cast("ExceptionGroup[Exception]", errors)) from None
+        finally:
+            self._dispatching = None
+
+    @trio.lowlevel.enable_ki_protection
+    async def _feed(self, name: str, fetch: Fetch) -> None:
+        """Let a pool fetch, again and again."""
+        lane = self._lanes[name]
+        if not lane.started:
+            await self._open(lane)
+        while True:
+            await self._fetch_once(lane, fetch)
+
+    async def _fetch_once(self, lane: _Lane, fetch: Fetch) -> None:
+        with trio.CancelScope() as lane.scope:
+            if lane.paused:
+                await trio.sleep_forever()
+            await lane.wait_for_room()
+            await lane.dispatcher.dispatch(self._fetch_for(lane, fetch))
+
+    def _fetch_for(self, lane: _Lane, fetch: Fetch) -> Fetch:
+        """What its dispatcher fetches by: its works only, and within the rate."""
+
+        async def fetch_some(free: Free, start: Start, only: TaskFilter = ANY_TASK) -> int:
+            def free_within_rate() -> int:
+                room = lane.room()
+                return free() if room is None else min(free(), room)
+
+            def start_and_count(run: Task) -> None:
+                start(run)
+                lane.starts.append(trio.current_time())
+
+            mine = self._filter_of(lane)
+            only = mine if only is ANY_TASK else mine & only
+            if lane.rate is None:
+                return await fetch(free, start, only)
+            return await fetch(free_within_rate, start_and_count, only)
+
+        return fetch_some
+
+    def _filter_of(self, lane: _Lane) -> TaskFilter:
+        known = self._works.work_ids
+        if lane.works is None and lane.known is not known:
+            named = [each.works for each in self._lanes.values() if each.works is not None]
+            lane.only = TaskFilter(known.difference(*named)) if named else ANY_TASK
+            lane.known = known
+        return lane.only
+
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        """Cancel a running work, in whatever pool. Its result comes when it has ended."""
+        return any(lane.dispatcher.cancel(run, reason) for lane in self._lanes.values())
+
+    def statistics(self) -> DispatcherStatistics:
+        """The workers of all pools, and what they run."""
+        each = [lane.dispatcher.statistics() for lane in self._lanes.values()]
+        return DispatcherStatistics(
+            sum(one.max_workers for one in each), sum(one.running for one in each)
+        )
+
+
+def _statistics(lane: _Lane) -> PoolStatistics:
+    now = lane.dispatcher.statistics()
+    return PoolStatistics(now.max_workers, now.running, lane.paused, lane.rate, lane.works)
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """The first error of several pools, with the others in its notes."""
+    first, *others = group.exceptions
+    for other in others:
+        if other is not first:  # as it is if one write had the claims of several
+            first.add_note(brief(f"and another pool: {type(other).__name__}: {other}"))
+    return first
