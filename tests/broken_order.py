@@ -115,6 +115,32 @@ class TakesNoWorksForAny(ListStore):
         return super().pending(only if only.work_ids else ANY_TASK)
 
 
+@breaks("claim_respects_the_rooms")
+class CountsOnlyWhatRan(ListStore):
+    async def claim(self, limit: int, at: datetime, only: TaskFilter = ANY_TASK) -> Claimed:
+        claimed = Claimed([], [])
+        for task in [each for each in self.pending(only) if each.scheduled_at <= at][
+            :limit
+        ]:
+            taken = await self.mark_dispatched(task.id, at)
+            ended = taken.state is not TaskState.DISPATCHED
+            (claimed.expired if ended else claimed.tasks).append(taken)
+        return claimed
+
+
+@breaks("claim_respects_the_rooms", "claim_respects_several_rooms")
+class StopsWhereThereIsNoRoom(ListStore):
+    def pending(self, only: TaskFilter) -> list[Task]:
+        tasks = super().pending(attrs.evolve(only, rooms=()))
+        return tasks if not tasks or only.accepts(tasks[0]) else []
+
+
+@breaks("claim_respects_several_rooms")
+class KnowsOneRoom(ListStore):
+    def pending(self, only: TaskFilter) -> list[Task]:
+        return super().pending(attrs.evolve(only, rooms=only.rooms[:1]))
+
+
 @breaks("update_does_not_duplicate")
 class LeavesStaleEntries(ListStore):
     """A queue of entries in which a task is found wherever it once was."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import NOON, TroubledRepository, at, open_bench
 
 from trio_gokugen import (
+    JSON,
     HeapRepository,
     InvalidTaskError,
+    KeyLimit,
     PartialHooks,
     Pool,
     PoolExistsError,
@@ -26,6 +31,7 @@ from trio_gokugen import (
     RepositoryError,
     Scheduler,
     SchedulerAlreadyRunningError,
+    Task,
     TaskParam,
     TaskState,
     TrioClock,
@@ -43,6 +49,7 @@ from trio_gokugen.abc import (
     Operation,
     Start,
     TaskFilter,
+    TaskRepository,
 )
 from trio_gokugen.sql import open_sql_repository
 from trio_gokugen.testing import check_dispatcher
@@ -233,6 +240,163 @@ def test_a_rate_is_kept_exactly(due: list[int], limit: int, per: float) -> None:
         before = expected[number - limit] + per if number >= limit else 0.0
         expected.append(max(float(when), before))
     assert [when for _, when in log] == expected
+
+
+@attrs.frozen
+class Wanted:
+    """A task of a made-up history: when it is due, and by what it is counted."""
+
+    due: int
+    priority: int
+    customer: str | None
+    region: int
+
+
+def expected_starts(
+    tasks: Sequence[Wanted], takes: Sequence[float], workers: int, limits: tuple[int, int]
+) -> dict[str, float]:
+    """When each starts: the first of those that are due for whose values there is room."""
+    waiting = sorted(range(len(tasks)), key=lambda n: (tasks[n].due, -tasks[n].priority, n))
+    running: dict[int, float] = {}
+    starts: dict[str, float] = {}
+    now = 0.0
+    while waiting or running:
+        running = {n: end for n, end in running.items() if end > now}
+        for n in [*waiting]:
+            mine = [tasks[m] for m in running]
+            customers = [m.customer for m in mine if m.customer is not None]
+            if (
+                tasks[n].due <= now
+                and len(running) < workers
+                and customers.count(tasks[n].customer or "") < limits[0]
+                and [m.region for m in mine].count(tasks[n].region) < limits[1]
+            ):
+                waiting.remove(n)
+                running[n] = now + takes[n]
+                starts[str(n)] = now
+        later = [*running.values(), *(float(tasks[n].due) for n in waiting)]
+        now = min((each for each in later if each > now), default=now)
+    return starts
+
+
+some_tasks = st.lists(
+    st.builds(
+        Wanted,
+        due=st.integers(0, 5),
+        priority=st.integers(0, 1),
+        customer=st.sampled_from(["a", "b", "ä", None]),
+        region=st.integers(0, 2),
+    ),
+    max_size=30,
+)
+
+
+def starts_within_limits(
+    tasks: Sequence[Wanted], workers: int, limits: tuple[int, int], url: str | None
+) -> None:
+    # No two end at the same time, nor as one is due.
+    takes = [1 + 2.0 ** -(n + 5) for n in range(len(tasks))]
+    works = WorkRegistry()
+    starts: dict[str, float] = {}
+
+    @works.register
+    async def work(takes: float, customer: str | None = None) -> None:
+        starts[current_task().id] = trio.current_time()
+        await trio.sleep(takes)
+
+    params: list[TaskParam] = []
+    for n, task in enumerate(tasks):
+        param: dict[str, JSON] = {"takes": takes[n]}
+        if task.customer is not None:
+            param["customer"] = task.customer
+        fields: dict[str, Any] = {"priority": task.priority, "meta": {"r": task.region}}
+        params.append(at(task.due, str(n), "work", param=param, **fields))
+
+    async def main() -> None:
+        by_value = KeyLimit(limits[0], param="customer"), KeyLimit(limits[1], meta="r")
+        pool = Pool(workers, limits=by_value)
+        async with AsyncExitStack() as stack:
+            repository: TaskRepository = HeapRepository()
+            if url is not None:
+                repository = await stack.enter_async_context(open_sql_repository(url))
+            scheduler = await stack.enter_async_context(
+                open_scheduler(
+                    works,
+                    repository,
+                    PoolsDispatcher(works, default=pool),
+                    clock=TrioClock(NOON, 0.0),
+                )
+            )
+            await scheduler.add_tasks(params)
+            await scheduler.drain()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert starts == expected_starts(tasks, takes, workers, limits)
+
+
+some_limits = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@given(tasks=some_tasks, workers=st.integers(1, 5), limits=some_limits)
+def test_limits_by_value_are_kept(
+    tasks: list[Wanted], workers: int, limits: tuple[int, int]
+) -> None:
+    """
+    Each task starts at the very moment at which there is a worker, and room for it by each
+    of its values; and none before.
+    """
+    starts_within_limits(tasks, workers, limits, None)
+
+
+@settings(max_examples=10)
+@given(tasks=some_tasks, workers=st.integers(1, 5), limits=some_limits)
+def test_limits_by_value_are_kept_in_a_database(
+    tasks: list[Wanted], workers: int, limits: tuple[int, int]
+) -> None:
+    """
+    The same with the tasks in a SQLite file.
+    """
+    with TemporaryDirectory() as directory:
+        url = f"sqlite:///{directory}/tasks.db"
+        starts_within_limits(tasks, workers, limits, url)
+
+
+async def test_what_did_not_start_counts_for_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A run that its dispatcher refuses takes no room, and counts for no rate.
+    """
+    works, log = note_works(["mine"])
+
+    class Refusing(WorkerPoolDispatcher):
+        refused = 0
+
+        async def dispatch(self, fetch: Fetch) -> None:
+            async def fetch_some(
+                free: Free, start: Start, only: TaskFilter = ANY_TASK
+            ) -> int:
+                def refuse(run: Task) -> None:
+                    if self.refused < 3:
+                        self.refused += 1
+                        raise OSError("not today")
+                    start(run)
+
+                return await fetch(free, refuse, only)
+
+            await super().dispatch(fetch_some)
+
+    limits = [KeyLimit(1, meta="who")]
+    pool = Pool(Refusing(works, 5), limits=limits, rate=Rate(1, per=1000))
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(
+        works, dispatcher=PoolsDispatcher(works, default=pool), clock=clock
+    ) as scheduler:
+        await scheduler.add_tasks(
+            [at(n, str(n), "mine", meta={"who": "me"}) for n in range(4)]
+        )
+        await scheduler.drain()
+    assert log == [("3", 3.0)]
 
 
 async def test_a_pool_is_paused_and_resumed(autojump_clock: trio.testing.MockClock) -> None:
@@ -598,6 +762,26 @@ AnyDispatcher: Any = PoolsDispatcher
         (lambda works: AnyPool(1, works=3), TypeError, "must be names of works, not 3"),
         (lambda works: Pool(1, works=["\0"]), InvalidTaskError, "works"),
         (lambda works: AnyPool(1, rate=3), TypeError, "rate: must be a Rate, not 3"),
+        (lambda works: AnyPool(1, limits="a"), TypeError, "must be KeyLimits, not 'a'"),
+        (lambda works: AnyPool(1, limits=3), TypeError, "must be KeyLimits, not 3"),
+        (
+            lambda works: AnyPool(1, limits=[3]),
+            TypeError,
+            "limits: must be KeyLimits, not 3",
+        ),
+        (
+            lambda works: KeyLimit(0, param="a"),
+            InvalidTaskError,
+            "must be at least 1, not 0",
+        ),
+        (lambda works: KeyLimit(True, param="a"), InvalidTaskError, "must be an int, not"),
+        (lambda works: KeyLimit(1), InvalidTaskError, "param: or meta must be given"),
+        (
+            lambda works: KeyLimit(1, param="a", meta="b"),
+            InvalidTaskError,
+            "param: or meta must be given, and not both",
+        ),
+        (lambda works: KeyLimit(1, meta="\0"), InvalidTaskError, "meta: must not"),
         (lambda works: AnyPool(1, paused=1), TypeError, "paused: must be a bool, not 1"),
         (lambda works: Rate(0, 1), InvalidTaskError, "limit: must be at least 1, not 0"),
         (lambda works: Rate(True, 1), InvalidTaskError, "limit: must be an int, not True"),

@@ -46,6 +46,7 @@ from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._interval import Interval
 from ._json import JSON
+from ._key_limits import KeyLimit
 from ._load_schedules import load_schedules
 from ._mutators import Mutator, randomised, run_now
 from ._plan import Plan, Planned, plan
@@ -111,6 +112,7 @@ __all__ = [
     "InvalidTaskError",
     "InvalidTriggerError",
     "KeyExistsError",
+    "KeyLimit",
     "Late",
     "LeakedCancelledError",
     "LoopHooks",

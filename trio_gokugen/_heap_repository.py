@@ -36,6 +36,7 @@ from ._errors import (
     shown,
 )
 from ._ids import IdMaker
+from ._key_limits import KeyLimit
 from ._query import TaskQuery, find_order
 from ._recurrence import Step
 from ._repository import BulkRepository, recover_runs
@@ -75,17 +76,42 @@ _SLICE = 2000
 """So many tasks are looked at before other Trio tasks get a turn, a few milliseconds."""
 
 
-class _Heap:
-    """The pending tasks of one work: at least one, or the heap is not kept."""
+_Lane: TypeAlias = tuple[KeyLimit, str]
+"""A limit, and one of the values that it counts by."""
 
-    __slots__ = ("dead", "entries")
+
+class _Heap:
+    """The pending tasks of one work: at least one, or the heap is not kept.
+
+    Those that were met while there was no room for more of their value are put aside, by
+    this value: so nobody meets them again before there is room.
+    """
+
+    __slots__ = ("dead", "entries", "lanes")
 
     def __init__(self) -> None:
         self.entries: list[_Entry] = []
+        self.lanes: dict[_Lane, list[_Entry]] = {}
         self.dead = 0
 
     def __len__(self) -> int:
-        return len(self.entries) - self.dead
+        aside = sum(map(len, self.lanes.values())) if self.lanes else 0
+        return len(self.entries) + aside - self.dead
+
+    def push(self, entry: _Entry) -> None:
+        entries = self.entries
+        for limit, value in self.lanes:
+            if limit.value_of(entry[4]) == value:
+                entries = self.lanes[limit, value]
+                break
+        heapq.heappush(entries, entry)
+
+    def put_aside(self, lane: _Lane, entry: _Entry) -> None:
+        heapq.heappush(self.lanes.setdefault(lane, []), entry)
+
+
+_Head: TypeAlias = tuple[_Entry, str, list[_Entry]]
+"""An entry, its work, and the heap it is the first of."""
 
 
 class HeapStore(BulkRepository):
@@ -285,17 +311,21 @@ class HeapStore(BulkRepository):
 
     def _claim(self, operation: ClaimTasks) -> Claimed:
         at, limit, once = operation.at, operation.limit, operation.only.at_most_once
+        only = operation.only.counting()
         claimed = Claimed([], [])
         tasks, expired = claimed.tasks, claimed.expired
-        heads = self._heads(operation.only)
+        heads = self._heads(only)
         heapq.heapify(heads)
         made = 0
         while heads and len(tasks) < limit and len(expired) < _SLICE:
-            entry, work_id = heads[0]
+            entry, work_id, source = heads[0]
             if entry[0] > at:
                 break
-            heap = self._heaps[work_id]
-            heapq.heappop(heap.entries)
+            if only.rooms and not only.accepts(entry[4]):
+                # What was taken since has filled it.
+                self._replace_first(heads, self._head(self._heaps[work_id], work_id, only))
+                continue
+            heapq.heappop(source)
             if entry[4].schedule_id is None:
                 task = _transitions.dispatched(entry[4], at, at_most_once=work_id in once)
                 self._replace(entry, task)
@@ -303,19 +333,17 @@ class HeapStore(BulkRepository):
                 task = self._take(entry, at, claimed, at_most_once=work_id in once)
             if task.state is _DISPATCHED:
                 tasks.append(task)
+                if only.rooms:
+                    only.take(task)
             elif task.state is not _SCHEDULED:
                 expired.append(task)
                 self._keep(task.id)
-            if len(heap):
-                heapq.heapreplace(heads, (self._head(heap), work_id))
-            else:
-                del self._heaps[work_id]
-                heapq.heappop(heads)
+            self._replace_first(heads, self._head(self._heaps[work_id], work_id, only))
             if len(claimed.made) > made:
                 made = len(claimed.made)
                 if claimed.made[-1].work_id != work_id:
                     # A user has given the occurrence another work than its schedule has.
-                    heads = self._heads(operation.only)
+                    heads = self._heads(only)
                     heapq.heapify(heads)
         return claimed
 
@@ -516,7 +544,10 @@ class HeapStore(BulkRepository):
             heap = self._heaps.get(task.work_id)
             if heap is None:
                 heap = self._heaps[task.work_id] = _Heap()
-            heapq.heappush(heap.entries, entry)
+            if heap.lanes:
+                heap.push(entry)
+            else:
+                heapq.heappush(heap.entries, entry)
 
     def _replace(self, entry: _Entry, task: Task) -> None:
         """Hold a task that is not pending in place of what was there."""
@@ -528,13 +559,16 @@ class HeapStore(BulkRepository):
         work_id = entry[4].work_id
         heap = self._heaps[work_id]
         heap.dead += 1
-        size = len(heap.entries)
+        size = len(heap) + heap.dead
         if heap.dead == size:
             del self._heaps[work_id]
         elif heap.dead > _FEW and heap.dead * 2 > size:
-            entries = self._entries
-            heap.entries = [e for e in heap.entries if entries.get(e[4].id) is e]
+            entries, everywhere = self._entries, [heap.entries, *heap.lanes.values()]
+            heap.entries = [
+                e for each in everywhere for e in each if entries.get(e[4].id) is e
+            ]
             heapq.heapify(heap.entries)
+            heap.lanes = {}
             heap.dead = 0
 
     def _keep(self, task_id: str) -> None:
@@ -561,20 +595,75 @@ class HeapStore(BulkRepository):
     def _end_of(self, task_id: str) -> datetime:
         return _end(self._entries[task_id][4])
 
-    def _heads(self, only: TaskFilter) -> list[tuple[_Entry, str]]:
+    def _heads(self, only: TaskFilter) -> list[_Head]:
         """The first entry of each work that the filter accepts, in no order."""
         heaps = self._heaps
         work_ids = heaps.keys() if only.work_ids is None else only.work_ids
-        return [(self._head(heaps[each]), each) for each in work_ids if each in heaps]
+        heads = (self._head(heaps[each], each, only) for each in work_ids if each in heaps)
+        return [head for head in heads if head is not None]
 
-    def _head(self, heap: _Heap) -> _Entry:
-        """The first living entry, the dead before it removed."""
-        while True:
-            head = heap.entries[0]
-            if self._entries.get(head[4].id) is head:
-                return head
-            heapq.heappop(heap.entries)
-            heap.dead -= 1
+    def _head(self, heap: _Heap, work_id: str, only: TaskFilter) -> _Head | None:
+        """The first living entry that the filter accepts; none if there is none."""
+        entries = heap.entries
+        if not heap.lanes and not only.rooms:  # as it is for most
+            while entries:
+                entry = entries[0]
+                if self._entries.get(entry[4].id) is entry:
+                    return entry, work_id, entries
+                heapq.heappop(entries)
+                heap.dead -= 1
+            return None
+        heads = self._heads_aside(heap, work_id, only)
+        first = self._first(heap, entries, only)
+        if first is not None:
+            heads.append((first, work_id, entries))
+        return min(heads) if heads else None
+
+    def _heads_aside(self, heap: _Heap, work_id: str, only: TaskFilter) -> list[_Head]:
+        """The first entries of what was put aside that the filter accepts now."""
+        full = {(room.limit, value) for room in only.rooms for value in room.full()}
+        heads: list[_Head] = []
+        for lane, entries in [*heap.lanes.items()]:
+            if lane in full:
+                continue
+            entry = self._first(heap, entries, only)
+            if entry is None:
+                del heap.lanes[lane]
+            else:
+                heads.append((entry, work_id, entries))
+        return heads
+
+    def _first(self, heap: _Heap, entries: list[_Entry], only: TaskFilter) -> _Entry | None:
+        """The first living entry of these for which there is room, others put aside."""
+        while entries:
+            entry = entries[0]
+            if self._entries.get(entry[4].id) is not entry:
+                heap.dead -= 1
+                heapq.heappop(entries)
+                continue
+            lane = _full_lane(entry[4], only)
+            if lane is None:
+                return entry
+            heap.put_aside(lane, heapq.heappop(entries))
+        return None
+
+    def _replace_first(self, heads: list[_Head], head: _Head | None) -> None:
+        """Have the work of the first head be stood for by its next one, if it has one."""
+        if head is not None:
+            heapq.heapreplace(heads, head)
+            return
+        _, work_id, _ = heapq.heappop(heads)
+        if not len(self._heaps[work_id]):
+            del self._heaps[work_id]
+
+
+def _full_lane(task: Task, only: TaskFilter) -> _Lane | None:
+    """The limit and the value by which the filter has no room for the task."""
+    for room in only.rooms:
+        value = room.limit.value_of(task)
+        if value is not None and room.is_full(value):
+            return room.limit, value
+    return None
 
 
 def _by_age(entry: _Entry) -> int:

@@ -17,6 +17,7 @@ import attrs
 
 from ._errors import InvalidTaskError
 from ._json import JSON
+from ._key_limits import KeyRoom
 from ._query import TaskQuery
 from ._schedule import ChangeSchedule, Dropped, ScheduleChanged
 from ._task import ENDED, Progress, Task, TaskState, TaskUpdate, as_utc_or_none
@@ -49,16 +50,34 @@ class TaskFilter:
     at_most_once: frozenset[str] = frozenset()
     """Of these works, an attempt that is lost must not be repeated."""
 
+    rooms: tuple[KeyRoom, ...] = ()
+    """Only tasks for which each of these has room; it changes as runs begin and end."""
+
     def accepts(self, task: Task) -> bool:
-        return self.work_ids is None or task.work_id in self.work_ids
+        """Whether somebody is ready to take the task, now."""
+        if self.work_ids is not None and task.work_id not in self.work_ids:
+            return False
+        return not self.rooms or all(room.admits(task) for room in self.rooms)
+
+    def counting(self) -> TaskFilter:
+        """A filter that counts on by itself what a claim takes; see `take`."""
+        if not self.rooms:
+            return self
+        return attrs.evolve(self, rooms=tuple(room.copy() for room in self.rooms))
+
+    def take(self, task: Task) -> None:
+        """Count a task that is taken: there is less room now for the next."""
+        for room in self.rooms:
+            room.begin(task)
 
     def __and__(self, other: TaskFilter) -> TaskFilter:
+        work_ids, theirs = self.work_ids, other.work_ids
+        if work_ids is None:
+            work_ids = theirs
+        elif theirs is not None:
+            work_ids &= theirs
         once = self.at_most_once | other.at_most_once
-        if self.work_ids is None:
-            return TaskFilter(other.work_ids, once)
-        if other.work_ids is None:
-            return TaskFilter(self.work_ids, once)
-        return TaskFilter(self.work_ids & other.work_ids, once)
+        return TaskFilter(work_ids, once, self.rooms + other.rooms)
 
 
 ANY_TASK = TaskFilter()

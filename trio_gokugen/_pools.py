@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import cast
 
 import attrs
@@ -28,6 +29,7 @@ from ._errors import (
     shown,
 )
 from ._json import name as as_name
+from ._key_limits import KeyLimit, KeyRoom
 from ._lengths import length
 from ._task import Task
 from ._worker_pool import WorkerPoolDispatcher
@@ -41,6 +43,7 @@ from .abc import (
     ResultChannel,
     Start,
     TaskFilter,
+    TaskResult,
     WorkRegistry,
 )
 
@@ -79,6 +82,16 @@ def _work_ids(value: Collection[str]) -> frozenset[str]:
     return frozenset(as_name(each, "works") for each in value)
 
 
+def _limits(value: Iterable[KeyLimit]) -> tuple[KeyLimit, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"limits: must be KeyLimits, not {shown(value)}")
+    limits = tuple(value)
+    for each in limits:
+        if not isinstance(each, KeyLimit):
+            raise TypeError(f"limits: must be KeyLimits, not {shown(each)}")
+    return limits
+
+
 @attrs.frozen
 class Pool:
     """What a pool of a `PoolsDispatcher` is like.
@@ -95,6 +108,9 @@ class Pool:
 
     rate: Rate | None = None
     """How often runs start, at most. However often, by default."""
+
+    limits: tuple[KeyLimit, ...] = attrs.field(default=(), converter=_limits)
+    """How many run at a time that have the same value in their `param` or `meta`."""
 
     paused: bool = False
     """Whether it starts nothing until it is resumed."""
@@ -122,6 +138,8 @@ class PoolStatistics:
     works: frozenset[str] | None
     """The works that run in it; none for those that no other pool has."""
 
+    limits: tuple[KeyLimit, ...]
+
 
 @attrs.define(eq=False)
 class _Lane:
@@ -130,6 +148,7 @@ class _Lane:
     dispatcher: Dispatcher
     works: frozenset[str] | None
     rate: Rate | None
+    rooms: tuple[KeyRoom, ...]
     paused: bool
     started: bool = False
     """Whether the dispatcher is open for business."""
@@ -142,7 +161,7 @@ class _Lane:
     """Around its wait for whatever it waits for now."""
 
     starts: deque[float] = attrs.field(factory=deque[float])
-    """When the last runs have started that count for the rate, on Trio's clock."""
+    """When the last runs have started, on Trio's clock, as far as the rate counts them."""
 
     def room(self) -> int | None:
         """How many may start now; none if there is no limit."""
@@ -158,9 +177,39 @@ class _Lane:
             assert self.rate is not None
             await trio.sleep_until(self.starts[0] + self.rate.per)
 
+    def start(self, run: Task, start: Start) -> None:
+        """Start a run, and count it."""
+        self.starts.append(trio.current_time())
+        for room in self.rooms:
+            room.begin(run)
+        try:
+            start(run)
+        except BaseException:
+            self.starts.pop()
+            self.ended(run)
+            raise
+
+    def ended(self, run: Task) -> None:
+        """Count it no longer by its values."""
+        made_room = [room.end(run) for room in self.rooms]
+        if any(made_room):
+            self.look_again()
+
     def look_again(self) -> None:
         """What it waits for may be something else now."""
         self.scope.cancel()
+
+
+@attrs.define(eq=False)
+class _Counted:
+    """Passes on the results of a pool with limits, and counts what ends."""
+
+    lane: _Lane
+    results: ResultChannel
+
+    def send_nowait(self, value: TaskResult, /) -> None:
+        self.lane.ended(value.run)
+        self.results.send_nowait(value)
 
 
 @attrs.define(eq=False)
@@ -311,9 +360,10 @@ class PoolsDispatcher:
             workers = WorkerPoolDispatcher(self._works, workers)
         elif any(lane.dispatcher is workers for lane in self._lanes.values()):
             raise ValueError(f"workers: the pool {name!r} must have its own dispatcher")
-        lane = _Lane(workers, works, pool.rate, pool.paused)
-        if works is not None:
-            lane.only = TaskFilter(works)
+        rooms = tuple(KeyRoom(limit) for limit in pool.limits)
+        lane = _Lane(workers, works, pool.rate, rooms, pool.paused)
+        if works is not None or rooms:
+            lane.only = TaskFilter(works, rooms=rooms)
         self._lanes[name] = lane
 
     # -- what the scheduler calls -----------------------------------------------------
@@ -329,7 +379,8 @@ class PoolsDispatcher:
             await self._open(lane)
 
     async def _open(self, lane: _Lane) -> None:
-        await lane.dispatcher.start(self._nursery, self._results, self._clock)
+        results = _Counted(lane, self._results) if lane.rooms else self._results
+        await lane.dispatcher.start(self._nursery, results, self._clock)
         lane.started = True
 
     async def dispatch(self, fetch: Fetch) -> None:
@@ -379,15 +430,11 @@ class PoolsDispatcher:
                 room = lane.room()
                 return free() if room is None else min(free(), room)
 
-            def start_and_count(run: Task) -> None:
-                start(run)
-                lane.starts.append(trio.current_time())
-
             mine = self._filter_of(lane)
             only = mine if only is ANY_TASK else mine & only
-            if lane.rate is None:
+            if lane.rate is None and not lane.rooms:
                 return await fetch(free, start, only)
-            return await fetch(free_within_rate, start_and_count, only)
+            return await fetch(free_within_rate, partial(lane.start, start=start), only)
 
         return fetch_some
 
@@ -395,7 +442,8 @@ class PoolsDispatcher:
         known = self._works.work_ids
         if lane.works is None and lane.known is not known:
             named = [each.works for each in self._lanes.values() if each.works is not None]
-            lane.only = TaskFilter(known.difference(*named)) if named else ANY_TASK
+            if named:
+                lane.only = TaskFilter(known.difference(*named), rooms=lane.rooms)
             lane.known = known
         return lane.only
 
@@ -413,7 +461,14 @@ class PoolsDispatcher:
 
 def _statistics(lane: _Lane) -> PoolStatistics:
     now = lane.dispatcher.statistics()
-    return PoolStatistics(now.max_workers, now.running, lane.paused, lane.rate, lane.works)
+    return PoolStatistics(
+        now.max_workers,
+        now.running,
+        lane.paused,
+        lane.rate,
+        lane.works,
+        tuple(room.limit for room in lane.rooms),
+    )
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:

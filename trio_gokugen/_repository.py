@@ -192,6 +192,7 @@ class SimpleRepository(Unshared, NoSchedules, ABC):
         await trio.lowlevel.checkpoint()
         tasks: list[Task] = []
         expired: list[Task] = []
+        only = only.counting()
         with trio.CancelScope(shield=True):
             while len(tasks) < limit:
                 head = await self.get_next(only)
@@ -207,8 +208,11 @@ class SimpleRepository(Unshared, NoSchedules, ABC):
                     if tasks or expired:
                         break
                     raise
-                ended = taken.state is not TaskState.DISPATCHED
-                (expired if ended else tasks).append(taken)
+                if taken.state is TaskState.DISPATCHED:
+                    tasks.append(taken)
+                    only.take(taken)
+                else:
+                    expired.append(taken)
         return Claimed(tasks, expired)
 
     @abstractmethod

@@ -24,6 +24,7 @@ from . import _transitions as transitions
 from ._conditions import Condition, Skipped, ask
 from ._errors import StopReason
 from ._json import JSON
+from ._key_limits import KeyLimit, KeyRoom
 from ._operations import (
     ANY_TASK,
     AddTasks,
@@ -88,6 +89,8 @@ __all__ = [
     "Free",
     "HookAction",
     "IfExists",
+    "KeyLimit",
+    "KeyRoom",
     "Listener",
     "LoopHooks",
     "NoteProgress",

@@ -24,26 +24,57 @@ LAST = datetime.max.replace(tzinfo=UTC)
 def claim(ongoing: Ongoing, operation: ClaimTasks) -> Claimed:
     """Claim due tasks."""
     claimed = Claimed([], [])
+    asking = _Asking(ongoing, operation.only)
     # So many that are past their deadline are enough for one transaction.
     while len(claimed.tasks) < operation.limit and len(claimed.expired) < CHUNK:
         limit = min(operation.limit - len(claimed.tasks), CHUNK)
-        if not _claim_some(ongoing, operation, limit, claimed):
+        if not _claim_some(asking, operation.at, limit, claimed):
             break
     return claimed
 
 
-def _claim_some(
-    ongoing: Ongoing, operation: ClaimTasks, limit: int, claimed: Claimed
-) -> bool:
+class _Asking:
+    """Asks for the first pending tasks that a filter accepts, as it counts on by itself."""
+
+    def __init__(self, ongoing: Ongoing, only: TaskFilter) -> None:
+        self.ongoing = ongoing
+        self.only = only.counting()
+        self._limits = tuple(room.limit for room in only.rooms)
+        self._passed: list[str] = []
+
+    def rows(self, ask: FirstPending, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        """What `ask` finds, or one that asks within limits, if there are such."""
+        if not self._limits:
+            return _due(self.ongoing, ask, self.only, parameters)
+        dialect, say = self.ongoing.dialect, self.ongoing.say
+        within = say.within(self._limits, locked=ask is say.claim)
+        full = {
+            f"full{number}": dialect.listed([dialect.kept_as(each) for each in room.full()])
+            for number, room in enumerate(self.only.rooms)
+        }
+        passed = {"passed": dialect.listed(self._passed)}
+        return _due(self.ongoing, within, self.only, {**parameters, **full, **passed})
+
+    def accepts(self, task: Task) -> bool:
+        """Whether the task is within all limits; if not, it is not found again."""
+        if not self._limits or self.only.accepts(task):
+            return True
+        self._passed.append(task.id)
+        return False
+
+
+def _claim_some(asking: _Asking, at: datetime, limit: int, claimed: Claimed) -> bool:
     """Claim some due tasks; return whether there may be more."""
-    at, only, say = operation.at, operation.only, ongoing.say
+    ongoing, only = asking.ongoing, asking.only
+    say = ongoing.say
     once = ongoing.dialect.listed(sorted(only.at_most_once))
     how = {"once": once, **ongoing.leased(at)}
     to_claim: list[Key] = []
-    rows = _due(ongoing, say.claim, only, {"at": at, "limit": limit, **how})
+    rows = asking.rows(say.claim, {"at": at, "limit": limit, **how})
     taking = Taking(ongoing, rows, at)
     for row in rows:
-        stamp = row[-1]
+        # Only what is found without limits is claimed as it is found.
+        stamp = None if only.rooms else row[-1]
         task = task_of(row)
         if is_unreadable(row, task):
             if stamp is not None:  # then it has been claimed before it was read
@@ -51,14 +82,19 @@ def _claim_some(
                 task = attrs.evolve(task, dispatched_at=at, attempt=attempt)
             taking.fail(row, attrs.evolve(task, done_at=at))
             continue
+        if not asking.accepts(task):
+            continue
         at_most_once = task.work_id in only.at_most_once
         if task.schedule_id is not None:
-            taking.take(row, task, at_most_once=at_most_once)
+            task = taking.take(row, task, at_most_once=at_most_once)
+            if task.state is TaskState.DISPATCHED:
+                only.take(task)
             continue
         task = _transitions.dispatched(task, at, at_most_once=at_most_once)
         if task.state is not TaskState.DISPATCHED:
             taking.fail(row, task)
             continue
+        only.take(task)
         taking.claimed.tasks.append(task)
         if stamp is None:
             to_claim.append(ongoing.key_of(row))
@@ -80,14 +116,18 @@ def schedules_ahead(ongoing: Ongoing, operation: ClaimTasks) -> set[str]:
     """The schedules whose tasks it would find now."""
     limit = min(operation.limit, CHUNK)
     which = {"at": operation.at, "limit": limit}
-    rows = _due(ongoing, ongoing.say.first, operation.only, which)
+    rows = _Asking(ongoing, operation.only).rows(ongoing.say.first, which)
     return {row.schedule_id for row in rows if isinstance(row.schedule_id, str)}
 
 
 def first(ongoing: Ongoing, only: TaskFilter) -> Task | None:
     """The first pending task, due or not."""
-    rows = _due(ongoing, ongoing.say.first, only, {"at": LAST, "limit": 1})
-    return task_of(rows[0]) if rows else None
+    asking = _Asking(ongoing, only)
+    while True:
+        rows = asking.rows(ongoing.say.first, {"at": LAST, "limit": 1})
+        task = task_of(rows[0]) if rows else None
+        if task is None or asking.accepts(task):
+            return task
 
 
 def _due(

@@ -15,7 +15,7 @@ any length: as JSON on SQLite, as an array on PostgreSQL.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
@@ -178,30 +178,46 @@ class Dialect(ABC):
             column; in an order, and limited.
         """
 
-    def heads(self, *, locked: bool) -> Select[Any]:
+    def heads(
+        self, *, locked: bool, besides: Sequence[ColumnElement[bool]] = ()
+    ) -> Select[Any]:
         """The first pending tasks of the listed ``works``, at most ``limit``.
 
         Those until ``at``; `locked`, nobody else can take them meanwhile.
+
+        Args:
+          locked: See above.
+          besides: What else is asked of them.
         """
         works = self.rows_of("works", Text())
-        heads = self.of_each(works, self.due(works.c.value, locked=locked)).subquery(
-            "heads"
-        )
+        due = self.due(works.c.value, locked=locked, besides=besides)
+        heads = self.of_each(works, due).subquery("heads")
         return select(heads).order_by(*dispatch_order(heads)).limit(LIMIT)
 
-    def heads_past_locked(self) -> Select[Any] | None:
+    def heads_past_locked(
+        self, besides: Sequence[ColumnElement[bool]] = ()
+    ) -> Select[Any] | None:
         """The same, locked, though others hold as many of the first as are asked for.
 
         More are locked than are taken, so it is said only if `heads` finds none. None
         where nobody holds single rows.
         """
+        del besides
         return None
 
-    def heads_of_one_work(self, *, locked: bool) -> Select[Any]:
+    def heads_of_one_work(
+        self, *, locked: bool, besides: Sequence[ColumnElement[bool]] = ()
+    ) -> Select[Any]:
         """The same of the one ``work``."""
-        return self.due(bindparam("work", type_=Text), locked=locked)
+        return self.due(bindparam("work", type_=Text), locked=locked, besides=besides)
 
-    def due(self, work_id: ColumnElement[str], *, locked: bool) -> Select[Any]:
+    def due(
+        self,
+        work_id: ColumnElement[str],
+        *,
+        locked: bool,
+        besides: Sequence[ColumnElement[bool]] = (),
+    ) -> Select[Any]:
         """The first pending tasks of a work until ``at``, at most ``limit``.
 
         But for those of the schedules that are listed as ``unknown``.
@@ -211,6 +227,7 @@ class Dialect(ABC):
             select(*COLUMNS)
             .where(PENDING, TASK.c.work_id == work_id, TASK.c.scheduled_at <= AT)
             .where(or_(of_schedule.is_(None), not_(self.among(of_schedule, "unknown"))))
+            .where(*besides)
             .order_by(*dispatch_order())
             .limit(LIMIT)
         )
@@ -252,6 +269,18 @@ class Dialect(ABC):
     @abstractmethod
     def now(self) -> ColumnElement[datetime]:
         """What leases are judged by."""
+
+    @abstractmethod
+    def value_of(self, values: ColumnElement[Any], name: str) -> ColumnElement[str]:
+        """A value in a JSON object, as the text it is kept as; null if it is not there.
+
+        Also null for an object that cannot be read, and for names that the database has
+        no words for.
+        """
+
+    @abstractmethod
+    def kept_as(self, value: str) -> str:
+        """As which text a value is kept, of which this is one as JSON."""
 
     @abstractmethod
     def has_meta(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -244,11 +244,14 @@ class PostgreSQL(Dialect):
         of_one = first.lateral("of_one")
         return select(of_one).select_from(values).join(of_one, true())
 
-    def heads(self, *, locked: bool) -> Select[Any]:
+    def heads(
+        self, *, locked: bool, besides: Sequence[ColumnElement[bool]] = ()
+    ) -> Select[Any]:
         if not locked:
-            return super().heads(locked=False)
+            return super().heads(locked=False, besides=besides)
         works = self.rows_of("works", Text())
-        heads = self.of_each(works, self.due(works.c.value, locked=False)).subquery("heads")
+        due = self.due(works.c.value, locked=False, besides=besides)
+        heads = self.of_each(works, due).subquery("heads")
         first = (
             select(heads.c.work_id)
             .order_by(*dispatch_order(heads))
@@ -261,13 +264,14 @@ class PostgreSQL(Dialect):
             .group_by(first.c.work_id)
             .subquery("shares")
         )
-        due = self.due(shares.c.work_id, locked=True).limit(shares.c.count)
+        due = self.due(shares.c.work_id, locked=True, besides=besides)
+        due = due.limit(shares.c.count)
         mine = due.lateral("mine")
         found = select(mine).select_from(shares).join(mine, true())
         return found.order_by(*dispatch_order(mine))
 
-    def heads_past_locked(self) -> Select[Any]:
-        return super().heads(locked=True)
+    def heads_past_locked(self, besides: Sequence[ColumnElement[bool]] = ()) -> Select[Any]:
+        return super().heads(locked=True, besides=besides)
 
     @property
     def stamp(self) -> ColumnElement[Any]:
@@ -301,6 +305,13 @@ class PostgreSQL(Dialect):
     def now(self) -> ColumnElement[datetime]:
         # Of what may change within the statement, no index would be asked.
         return func.statement_timestamp()
+
+    def value_of(self, values: ColumnElement[Any], name: str) -> ColumnElement[str]:
+        text = cast(literal(name, Text), Text)  # or it might be the number of an item
+        return cast(values.op("->")(text), Text)
+
+    def kept_as(self, value: str) -> str:
+        return json.dumps(json.loads(value))
 
     def has_meta(
         self, connection: Connection, wanted: Mapping[str, JSON]

@@ -21,11 +21,14 @@ from sqlalchemy import (
     Text,
     Update,
     bindparam,
+    case,
     cast,
     column,
     func,
+    literal,
     null,
     select,
+    type_coerce,
 )
 from sqlalchemy.exc import InvalidRequestError, OperationalError
 from sqlalchemy.types import TypeEngine
@@ -170,6 +173,16 @@ class SQLite(Dialect):
     @property
     def now(self) -> ColumnElement[datetime]:
         return AT
+
+    def value_of(self, values: ColumnElement[Any], name: str) -> ColumnElement[str]:
+        text = type_coerce(values, Text)
+        # A path has no escape for quotes.
+        path = literal(f'$."{name}"') if '"' not in name else null()
+        found = type_coerce(text.op("->")(path), Text)
+        return case((func.json_valid(text) == 1, found))
+
+    def kept_as(self, value: str) -> str:
+        return value
 
     def has_meta(
         self, connection: Connection, wanted: Mapping[str, JSON]

@@ -10,6 +10,7 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     BindParameter,
+    ColumnElement,
     Delete,
     Executable,
     Insert,
@@ -22,10 +23,14 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    not_,
+    or_,
     select,
     union_all,
     update,
 )
+
+from trio_gokugen._key_limits import KeyLimit
 
 from ._dialects import AT, LIMIT, PENDING, RUNNING, Dialect
 from ._rows import COLUMNS, END, LIFE, PLAN
@@ -63,16 +68,46 @@ def pending_works() -> CTE:
     return works.union_all(more)
 
 
+def _first_pending(
+    dialect: Dialect, *, locked: bool, besides: Sequence[ColumnElement[bool]] = ()
+) -> FirstPending:
+    return FirstPending(
+        dialect.heads_of_one_work(locked=locked, besides=besides),
+        dialect.heads(locked=locked, besides=besides),
+        dialect.heads_past_locked(besides) if locked else None,
+    )
+
+
 class Statements:
     """What is said to the database, but for searches, which are made as they come."""
 
     def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._within: dict[tuple[bool, tuple[KeyLimit, ...]], FirstPending] = {}
         self._make_reading(dialect)
         self._make_changing(dialect)
         self._make_ending(dialect)
         self._make_claiming(dialect)
         self._make_leases(dialect)
         self._make_schedules(dialect)
+
+    def within(self, limits: tuple[KeyLimit, ...], *, locked: bool) -> FirstPending:
+        """The first pending tasks, without those whose values are listed for a limit.
+
+        The lists are ``full0`` for the first limit, and so on. Without those listed as
+        ``passed`` by their ids, either.
+        """
+        made = self._within.get((locked, limits))
+        if made is None:
+            besides = [not_(self._dialect.among(TASK.c.id, "passed"))]
+            for number, limit in enumerate(limits):
+                values = TASK.c.param if limit.meta is None else TASK.c.meta
+                value = self._dialect.value_of(values, limit.name)
+                full = self._dialect.among(value, f"full{number}")
+                besides.append(or_(value.is_(None), not_(full)))
+            made = _first_pending(self._dialect, locked=locked, besides=besides)
+            self._within[locked, limits] = made
+        return made
 
     def _make_reading(self, dialect: Dialect) -> None:
         self.get: Select[Any] = select(*COLUMNS).where(
@@ -81,9 +116,7 @@ class Statements:
         self.read: Select[Any] = dialect.locked(
             select(*COLUMNS).where(dialect.among(TASK.c.id, "ids")).order_by(TASK.c.id)
         )
-        self.first: FirstPending = FirstPending(
-            dialect.heads_of_one_work(locked=False), dialect.heads(locked=False)
-        )
+        self.first: FirstPending = _first_pending(dialect, locked=False)
         self.pending_works: Select[Any] = select(pending_works())
         self.count_pending: Select[Any, int] = (
             select(TASK.c.work_id, func.count()).where(PENDING).group_by(TASK.c.work_id)

@@ -45,15 +45,19 @@ class Taking:
         self.claimed = Claimed([], [])
         """What the claim has found."""
 
-    def take(self, row: Row[Any], task: Task, *, at_most_once: bool) -> None:
-        """Take a task, which may have been recorded as dispatched already."""
+    def take(self, row: Row[Any], task: Task, *, at_most_once: bool) -> Task:
+        """Take a task, which may have been recorded as dispatched already.
+
+        Returns:
+          The task as it will stand.
+        """
         schedule = self._schedules.of(task)
         error = self._schedules.error_of(task)
         if isinstance(error, UnknownScheduleError):
             self._ongoing.unknown.note(error)
             # As it was: it may have been recorded as dispatched.
             self._taken[self._ongoing.key_of(row)] = task
-            return
+            return task
         if error is not None:
             err = f"{type(error).__name__}: {error}"
             task = evolve(
@@ -71,6 +75,7 @@ class Taking:
             self._ongoing.note_pending(task)
         else:
             self.claimed.expired.append(task)
+        return task
 
     def _take(self, schedule: Schedule, task: Task, *, at_most_once: bool) -> Task:
         step = _recurrence.take(

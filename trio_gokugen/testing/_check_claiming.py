@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import attrs
 
+from trio_gokugen._json import JSON
 from trio_gokugen._task import Task, TaskState, TaskUpdate
-from trio_gokugen.abc import TaskFilter, TaskRepository
+from trio_gokugen.abc import KeyLimit, KeyRoom, TaskFilter, TaskRepository
 
 from ._expect import expect, expect_equal
 from ._repository_kit import (
@@ -82,6 +83,64 @@ async def claim_respects_the_filter(repository: TaskRepository) -> None:
     async with unchanged(repository, "a claim of no works"):
         nothing = await repository.claim(10, moment(5), TaskFilter(frozenset()))
         expect_equal("a claim of no works", list(nothing.tasks), [])
+
+
+@checks
+async def claim_respects_the_rooms(repository: TaskRepository) -> None:
+    """A claim takes of each value only as many as there is room for, beside those running.
+
+    Whoever has no room keeps nobody waiting, and is claimed once there is room.
+    """
+    values: dict[str, JSON] = {"a": "x", "b": "x", "c": 'ä"\n', "d": 1, "e": True, "f": "x"}
+    values |= {"g": 'ä"\n', "h": 1, "i": None, "j": [1], "k": {}, "l": 1.5, "m": 1.5}
+    values |= {"n": "1", "o": "true"}
+    await repository.add(
+        [new(name, param={"customer": value}) for name, value in values.items()]
+    )
+    await repository.add([new("p"), new("q", meta={"customer": "x"})])
+    limit = KeyLimit(2, param="customer")
+    room = KeyRoom(limit, {'"x"': 1, "1": 2, "true": 1, "1.5": 1})
+    only = TaskFilter(rooms=(room,))
+    async with unchanged(repository, "a claim of none"):
+        await repository.claim(0, moment(5), only)
+    expect_equal("a claim of one", await _ids(repository, 1, only), ["a"])
+    room.begin(new("a", param={"customer": "x"}))
+    rest = ["c", "e", "g", "i", "j", "k", "l", "n", "o", "p", "q"]
+    expect_equal("a claim of all", await _ids(repository, 99, only), rest)
+    expect_equal("how many run", room.running, {'"x"': 2, "1": 2, "true": 1, "1.5": 1})
+    expect_equal("a claim of what has room", await _ids(repository, 99, only), ["m"])
+    expect_equal(
+        "a claim with no room",
+        await _ids(repository, 99, TaskFilter(rooms=(KeyRoom(limit, {'"x"': 2, "1": 2}),))),
+        [],
+    )
+    room.running.clear()
+    expect_equal("a claim with room again", await _ids(repository, 1, only), ["b"])
+    expect_equal("a claim without limits", await claimed_ids(repository), ["d", "f", "h"])
+
+
+@checks
+async def claim_respects_several_rooms(repository: TaskRepository) -> None:
+    """A task is claimed only if there is room for it by each of several limits."""
+    pairs = [("x", 1), ("x", 2), ("y", 1), ("y", 2), ("z", 3), ("z", 1)]
+    for name in ("customer", "a.b", "$c", "0", "it's", 'so "called"', "d\\e", "[0]"):
+        await repository.add(
+            [
+                new(f"{name} {one}{two}", param={name: one}, meta={"n": two})
+                for one, two in pairs
+            ]
+        )
+        limits = KeyLimit(1, param=name), KeyLimit(1, meta="n")
+        only = TaskFilter(rooms=tuple(KeyRoom(limit, {}) for limit in limits))
+        for expected in ["x1", "y2", "z3"], ["x2", "y1"], ["z1"]:
+            ids = [f"{name} {each}" for each in expected]
+            first = await repository.get_next(only)
+            expect_equal("what is next", None if first is None else first.id, ids[0])
+            expect_equal("a claim", await _ids(repository, 99, only), ids)
+
+
+async def _ids(repository: TaskRepository, limit: int, only: TaskFilter) -> list[str]:
+    return [task.id for task in (await repository.claim(limit, moment(5), only)).tasks]
 
 
 @checks

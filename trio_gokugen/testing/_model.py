@@ -111,13 +111,20 @@ class Model:
     def _claim(self, operation: ClaimTasks) -> Claimed:
         claimed: list[Task] = []
         expired: list[Task] = []
+        only = operation.only.counting()
         for task in self.pending(operation.only):
             if len(claimed) == operation.limit or task.scheduled_at > operation.at:
                 break
+            if not only.accepts(task):
+                continue
             once = task.work_id in operation.only.at_most_once
             taken = _transitions.dispatched(task, operation.at, at_most_once=once)
             self._put(taken)
-            (expired if taken.state.ended else claimed).append(taken)
+            if taken.state.ended:
+                expired.append(taken)
+            else:
+                claimed.append(taken)
+                only.take(taken)
         return Claimed(claimed, expired)
 
     def _delete_ended(self, operation: DeleteEnded) -> list[str]:

@@ -27,6 +27,8 @@ from trio_gokugen.abc import (
     DispatchTask,
     EndTask,
     IfExists,
+    KeyLimit,
+    KeyRoom,
     NoteProgress,
     Operation,
     RetryTask,
@@ -107,7 +109,7 @@ class Walk:
             (5, UpdateTask(task_id, self._update())),
             (2, CancelTask(task_id, at)),
             (2, DispatchTask(task_id, at)),
-            (4, ClaimTasks(limit, at, choose.choice(_FILTERS))),
+            (4, ClaimTasks(limit, at, choose.choice((*_FILTERS, self._within())))),
             (3, EndTask(run, at, choose.choice((None, "no luck")))),
             (1, EndTask(run, at, result={"n": choose.randrange(2)})),
             (3, RevertTask(run)),
@@ -124,6 +126,12 @@ class Walk:
         tasks = [self._new_task(key=f"k{choose.randrange(4)}") for _ in range(2)]
         if_exists = choose.choice(get_args(IfExists))
         return AddTasks([*tasks, self._new_task()], if_exists)
+
+    def _within(self) -> TaskFilter:
+        """A filter with room for so many tasks of the same number."""
+        running = {str(self.random.randrange(5)): self.random.randint(1, 2)}
+        room = KeyRoom(KeyLimit(self.random.randint(1, 2), param="n"), running)
+        return TaskFilter(rooms=(room,))
 
     def _new_task(self, **fields: Any) -> Task:
         choose = self.random

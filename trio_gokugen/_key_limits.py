@@ -1,0 +1,101 @@
+"""Limits by a value that tasks have: of the same customer so many run at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+import attrs
+
+from ._errors import InvalidTaskError, shown
+from ._json import name as as_name
+from ._task import Task
+
+
+@attrs.frozen
+class KeyLimit:
+    """How many may run at a time of which the same value is in `param`, or in `meta`.
+
+    Tasks whose value is a string, a number or a boolean are counted by it; those that lack
+    the name, or have null, a list or an object there, are not limited.
+
+    Raises:
+      InvalidTaskError: names the argument that cannot be used.
+    """
+
+    limit: int
+    param: str | None = attrs.field(default=None, kw_only=True)
+    """The name of the value in the tasks' `param`."""
+
+    meta: str | None = attrs.field(default=None, kw_only=True)
+    """The name of the value in the tasks' `meta`. Give one of the two."""
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.limit, bool) or not isinstance(self.limit, int):
+            raise InvalidTaskError("limit", f"must be an int, not {shown(self.limit)}")
+        if self.limit < 1:
+            raise InvalidTaskError("limit", f"must be at least 1, not {shown(self.limit)}")
+        if (self.param is None) == (self.meta is None):
+            raise InvalidTaskError("param", "or meta must be given, and not both")
+        as_name(self.name, "param" if self.meta is None else "meta")
+
+    @property
+    def name(self) -> str:
+        """The name of the value."""
+        name = self.param if self.meta is None else self.meta
+        assert name is not None
+        return name
+
+    def value_of(self, task: Task) -> str | None:
+        """What a task is counted by, as JSON text; none if it is not limited."""
+        values: Mapping[str, Any] = task.param if self.meta is None else task.meta
+        value = values.get(self.name)
+        if isinstance(value, str | int | float):
+            return json.dumps(value, ensure_ascii=False)
+        return None
+
+
+@attrs.define(eq=False)
+class KeyRoom:
+    """A limit, and how many run of each value: now, not as it was made."""
+
+    limit: KeyLimit
+    running: dict[str, int] = attrs.field(factory=dict[str, int])
+
+    def is_full(self, value: str) -> bool:
+        """Whether no more of the value may run."""
+        return self.running.get(value, 0) >= self.limit.limit
+
+    def full(self) -> list[str]:
+        """The values of which no more may run, as JSON text."""
+        # In one step, as it may change in another thread.
+        return sorted(each for each, n in [*self.running.items()] if n >= self.limit.limit)
+
+    def admits(self, task: Task) -> bool:
+        """Whether the task may run beside those that do."""
+        value = self.limit.value_of(task)
+        return value is None or not self.is_full(value)
+
+    def begin(self, task: Task) -> None:
+        """Count a run."""
+        value = self.limit.value_of(task)
+        if value is not None:
+            self.running[value] = self.running.get(value, 0) + 1
+
+    def end(self, task: Task) -> bool:
+        """Count it no longer; return whether this makes room where there was none."""
+        value = self.limit.value_of(task)
+        if value is None:
+            return False
+        was_full = self.is_full(value)
+        left = self.running[value] - 1
+        if left:
+            self.running[value] = left
+        else:
+            del self.running[value]
+        return was_full
+
+    def copy(self) -> Self:
+        """One that counts on from here by itself."""
+        return type(self)(self.limit, dict(self.running))
