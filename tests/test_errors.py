@@ -28,6 +28,8 @@ from trio_gokugen import (
     NotDispatchedError,
     NotDueError,
     NotRunningHereError,
+    PoolExistsError,
+    PoolNotFoundError,
     RefusedError,
     RepositoryError,
     ScheduleExistsError,
@@ -74,6 +76,12 @@ EVERY = {
     "no work of many": (
         WorkNotFoundError("greet", 0),
         "task 0: no work is registered as 'greet'",
+    ),
+    "no pool": (PoolNotFoundError("mail"), "there is no pool 'mail'"),
+    "a pool twice": (PoolExistsError("mail"), "there is a pool 'mail' already"),
+    "a work in two pools": (
+        PoolExistsError("mail", "send"),
+        "'send' is a work of the pool 'mail' already",
     ),
     "no condition": (
         ConditionNotFoundError("tide"),
@@ -319,6 +327,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
             {
                 ScheduleNotFoundError,
                 TaskNotFoundError,
+                PoolNotFoundError,
                 WorkNotFoundError,
                 ConditionNotFoundError,
             },
@@ -330,6 +339,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 InvalidTaskError,
                 InvalidTriggerError,
                 SchedulesRefusedError,
+                PoolExistsError,
                 WorkExistsError,
                 ConditionExistsError,
                 DamagedFileError,

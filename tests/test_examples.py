@@ -147,6 +147,27 @@ def test_the_readme_shows_what_durable_prints() -> None:
     assert textwrap.indent(DURABLE, "    ") in readme
 
 
+def test_pools_do_not_wait_for_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    The example of pools: no mail waits for a report, and each limit is kept.
+    """
+    module = load("pools")
+    trio.run(module.main, clock=MockClock(autojump_threshold=0))
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split("started ")[::-1] for line in lines) == [
+        ["0.0 s after it was due", "mail to ann      "],
+        ["0.0 s after it was due", "mail to bob      "],
+        ["0.0 s after it was due", "mail to cleo     "],
+        ["0.0 s after it was due", "mail to dan      "],
+        ["0.0 s after it was due", "report of June   "],
+        ["0.0 s after it was due", "report of May    "],
+        ["1.0 s after it was due", "mail to ann      "],
+        ["1.0 s after it was due", "mail to eve      "],
+        ["1.5 s after it was due", "report of August "],
+        ["1.5 s after it was due", "report of July   "],
+    ]
+
+
 def test_two_workers_share_the_tasks(postgresql_url: str) -> None:
     """
     Each of two processes runs some of the tasks, and every task is run by one of them.

@@ -498,6 +498,23 @@ async def test_pools_are_added_while_it_runs(
     ]
 
 
+async def test_the_default_pool_leaves_works_to_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    From the moment on that a pool is added for a work, no other runs it.
+    """
+    works, log = note_works(["mine"], seconds=10)
+    dispatcher = PoolsDispatcher(works, {"q": Pool(1, works=["other"])}, default=9)
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        await trio.sleep(1)
+        dispatcher.add("p", Pool(1, works=["mine"]))
+        await scheduler.add_tasks([at(2, f"{n}", "mine") for n in range(3)])
+        await scheduler.drain()
+    assert [when for _, when in log] == [2.0, 12.0, 22.0]
+
+
 @pytest.mark.parametrize("why", ["full", "paused", "rate", "idle"])
 async def test_who_waits_does_nothing(
     autojump_clock: trio.testing.MockClock, why: str
