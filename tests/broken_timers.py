@@ -124,6 +124,12 @@ class TellsOfAnyWork(HeapRepository):
         return await super().wait_until_due()
 
 
+@times_badly("the_timer_hears_of_room")
+class CountsByItself(HookTimer):
+    async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
+        return await super().wait_until_due(only.counting())
+
+
 @times_badly("several_may_wait")
 class WakesOnlyTheLast(HookTimer):
     def appeared(self, tasks: Iterable[Task]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import attrs
@@ -62,6 +62,10 @@ class KeyRoom:
 
     limit: KeyLimit
     running: dict[str, int] = attrs.field(factory=dict[str, int])
+    listeners: dict[Callable[[], object], None] = attrs.field(
+        factory=dict[Callable[[], object], None], init=False, repr=False
+    )
+    """Called when there is room where there was none: whoever waits, to look again."""
 
     def is_full(self, value: str) -> bool:
         """Whether no more of the value may run."""
@@ -83,18 +87,20 @@ class KeyRoom:
         if value is not None:
             self.running[value] = self.running.get(value, 0) + 1
 
-    def end(self, task: Task) -> bool:
-        """Count it no longer; return whether this makes room where there was none."""
+    def end(self, task: Task) -> None:
+        """Count it no longer."""
         value = self.limit.value_of(task)
         if value is None:
-            return False
+            return
         was_full = self.is_full(value)
         left = self.running[value] - 1
         if left:
             self.running[value] = left
         else:
             del self.running[value]
-        return was_full
+        if was_full:
+            for look_again in [*self.listeners]:
+                look_again()
 
     def copy(self) -> Self:
         """One that counts on from here by itself."""

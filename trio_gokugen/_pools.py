@@ -179,21 +179,20 @@ class _Lane:
 
     def start(self, run: Task, start: Start) -> None:
         """Start a run, and count it."""
-        self.starts.append(trio.current_time())
         for room in self.rooms:
             room.begin(run)
         try:
             start(run)
         except BaseException:
-            self.starts.pop()
             self.ended(run)
             raise
+        if self.rate is not None:
+            self.starts.append(trio.current_time())
 
     def ended(self, run: Task) -> None:
         """Count it no longer by its values."""
-        made_room = [room.end(run) for room in self.rooms]
-        if any(made_room):
-            self.look_again()
+        for room in self.rooms:
+            room.end(run)
 
     def look_again(self) -> None:
         """What it waits for may be something else now."""

@@ -60,11 +60,16 @@ class _Sleeper:
     head: Task | None = None
     """The task slept for; none if nothing is pending."""
 
+    def wake(self) -> None:
+        """Have it look again."""
+        self.event.set()
+
 
 @attrs.define(eq=False)
 class HookTimer:
     """Tells when the next task of a store is due. Needs only its `get_next`.
 
+    Who waits with a filter that has `rooms` is woken when one of them has room again.
     Whoever changes the store must say so, by `observe`, `appeared`, `vanished` or
     `reset`: `TimedRepository` does.
     """
@@ -88,6 +93,8 @@ class HookTimer:
         """Sleep until a task that passes the filter is due, and return the first."""
         sleeper = _Sleeper(only)
         self._sleepers[sleeper] = None
+        for room in only.rooms:
+            room.listeners[sleeper.wake] = None
         try:
             while True:
                 self._started()
@@ -103,6 +110,8 @@ class HookTimer:
                 await self._sleep(clock, sleeper)
         finally:
             del self._sleepers[sleeper]
+            for room in only.rooms:
+                del room.listeners[sleeper.wake]
 
     def _started(self) -> Clock:
         if self._clock is None:

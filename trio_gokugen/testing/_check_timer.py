@@ -10,7 +10,7 @@ import trio.testing
 from trio_gokugen._clock import TrioClock
 from trio_gokugen._errors import SchedulerAlreadyRunningError
 from trio_gokugen._task import Task
-from trio_gokugen.abc import TaskFilter, TaskRepository
+from trio_gokugen.abc import KeyLimit, KeyRoom, TaskFilter, TaskRepository
 
 from ._expect import expect, expect_equal, refused
 from ._repository_kit import (
@@ -125,6 +125,26 @@ async def the_timer_respects_the_filter(repository: TaskRepository) -> None:
         async with waiting(repository, clock, TaskFilter(frozenset())) as waiter:
             await trio.sleep(20)
             waiter.expect_asleep()
+
+
+@checks
+async def the_timer_hears_of_room(repository: TaskRepository) -> None:
+    """Who waits for tasks of which no more may run is told once there is room for one."""
+    tasks = [new(name, n, param={"of": "me"}) for n, name in enumerate("ab")]
+    await repository.add([*tasks, new("z", 90)])
+    room = KeyRoom(KeyLimit(1, param="of"), {'"me"': 1})
+    with timed(repository) as clock:
+        only = TaskFilter(rooms=(KeyRoom(KeyLimit(1, meta="m")), room))
+        async with waiting(repository, clock, only) as waiter:
+            await trio.sleep((moment(20) - clock.now()).total_seconds())
+            await repository.add([new("c", 5, param={"of": "me"})])
+            waiter.expect_asleep()
+            room.end(tasks[0])
+            await waiter.expect_return("a", 20)
+        room.begin(tasks[0])
+        async with waiting(repository, clock, only) as waiter:
+            await waiter.expect_return("z", 90)
+        expect_equal("who is still told of room", list(room.listeners), [])
 
 
 @checks
