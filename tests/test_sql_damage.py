@@ -10,9 +10,23 @@ import psycopg
 import pytest
 import trio
 import trio.testing
-from support import at, noon, open_bench, stored
+from sqlalchemy import make_url
+from support import NOON, at, noon, open_bench, stored
 
-from trio_gokugen import PartialHooks, Task, TaskQuery, TaskState, current_scheduler
+from trio_gokugen import (
+    KeyLimit,
+    PartialHooks,
+    Pool,
+    PoolsDispatcher,
+    Task,
+    TaskQuery,
+    TaskState,
+    TrioClock,
+    WorkRegistry,
+    current_scheduler,
+    current_task,
+    open_scheduler,
+)
 from trio_gokugen.sql import open_sql_repository
 
 DAMAGE = "UPDATE gokugen_task SET {} = {} WHERE id = 'bad'"
@@ -179,6 +193,101 @@ async def test_an_id_that_cannot_be_read(
         assert [task.err for task in tasks] == [
             "the stored task cannot be read: id is damaged"
         ]
+
+
+SET_VALUES = b"""UPDATE gokugen_task SET meta = '{"a":1}', param = '{"a":2}'"""
+
+DAMAGES_BESIDE_LIMITS = [
+    ("id", LETTER),
+    ("param", "'{'"),
+    ("param", "'[1]'"),
+    ("param", "x'ff'"),
+    ("param", LETTER),
+    ("param", DEEP),
+    ("meta", "'null'"),
+    ("meta", "''"),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGES_BESIDE_LIMITS)
+async def test_limits_by_value_on_sqlite(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, column: str, value: str
+) -> None:
+    """
+    The same where so many of a value may run, which is looked for in all of them.
+    """
+    file = tmp_path / "tasks.db"
+    url = f"sqlite:///{file}"
+    await make(url)
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute(
+            """UPDATE gokugen_task SET meta = '{"a":1}', param = '{"a":2}'"""
+        )
+        connection.execute(DAMAGE.format(column, value))
+    await check_that_others_run_within_limits(url)
+
+
+@pytest.mark.parametrize("value", ["'[1]'", "'1'", "'null'"])
+async def test_limits_by_value_on_postgresql(
+    autojump_clock: trio.testing.MockClock, postgresql_url: str, value: str
+) -> None:
+    """
+    The same where so many of a value may run, which is looked for in all of them.
+    """
+    await make(postgresql_url)
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute(SET_VALUES)
+        connection.execute(DAMAGE.format("meta", value).encode())
+    await check_that_others_run_within_limits(postgresql_url)
+
+
+async def test_limits_by_what_is_not_text(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    A value that somebody else has written, and that cannot be encoded, counts as any other.
+    """
+    await make(database_url)
+    values = """UPDATE gokugen_task SET meta = '{"a":"\\ud800"}', param = '{"a":2}'"""
+    if database_url.startswith("sqlite"):
+        file = make_url(database_url).database or ""
+        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+            connection.execute(values)
+    else:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(values.encode())
+    ran = await ran_within_limits(database_url)
+    assert ran == [("first", 0.0), ("bad", 10.0), ("last", 20.0)]
+
+
+async def check_that_others_run_within_limits(url: str) -> None:
+    assert await ran_within_limits(url) == [("first", 0.0), ("last", 10.0)]
+    async with open_sql_repository(url, synchronous="off") as repository:
+        failed = await repository.find(TaskQuery(states={TaskState.FAILED}))
+        assert [(task.err or "")[:32] for task in failed] == [
+            "the stored task cannot be read: "
+        ]
+
+
+async def ran_within_limits(url: str) -> list[tuple[str, float]]:
+    works = WorkRegistry()
+    ran: list[tuple[str, float]] = []
+
+    @works.register
+    async def note(a: int) -> None:
+        ran.append((current_task().id, trio.current_time()))
+        await trio.sleep(10)
+
+    limits = [KeyLimit(1, param="a"), KeyLimit(1, meta="a")]
+    async with open_sql_repository(url, synchronous="off") as repository:
+        async with open_scheduler(
+            works,
+            repository,
+            PoolsDispatcher(works, default=Pool(5, limits=limits)),
+            clock=TrioClock(NOON, 0.0),
+        ) as scheduler:
+            await scheduler.drain()
+    return ran
 
 
 @pytest.mark.parametrize("value", ["'half'", "'{}'", """'{"fraction":2}'"""])

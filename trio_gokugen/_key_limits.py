@@ -52,7 +52,7 @@ class KeyLimit:
         values: Mapping[str, Any] = task.param if self.meta is None else task.meta
         value = values.get(self.name)
         if isinstance(value, str | int | float):
-            return json.dumps(value, ensure_ascii=False)
+            return json.dumps(value)
         return None
 
 

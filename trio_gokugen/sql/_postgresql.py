@@ -311,7 +311,7 @@ class PostgreSQL(Dialect):
         return cast(values.op("->")(text), Text)
 
     def kept_as(self, value: str) -> str:
-        return json.dumps(json.loads(value))
+        return value
 
     def has_meta(
         self, connection: Connection, wanted: Mapping[str, JSON]

@@ -48,6 +48,14 @@ def _text(data: bytes) -> Any:
         return Damaged()
 
 
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 _LEGACY = -1
 """What `autocommit` is unless it was set, which can be done from Python 3.12 on."""
 
@@ -182,7 +190,9 @@ class SQLite(Dialect):
         return case((func.json_valid(text) == 1, found))
 
     def kept_as(self, value: str) -> str:
-        return value
+        text = json.dumps(json.loads(value), ensure_ascii=False)
+        # What is not text can only have come as an escape, from somebody else.
+        return text if _is_text(text) else value
 
     def has_meta(
         self, connection: Connection, wanted: Mapping[str, JSON]
