@@ -87,11 +87,14 @@ class _Heap:
     this value: so nobody meets them again before there is room.
     """
 
-    __slots__ = ("dead", "entries", "lanes")
+    __slots__ = ("dead", "entries", "lanes", "limits")
 
     def __init__(self) -> None:
         self.entries: list[_Entry] = []
         self.lanes: dict[_Lane, list[_Entry]] = {}
+        self.limits: dict[KeyLimit, None] = {}
+        """Those by which some have been put aside."""
+
         self.dead = 0
 
     def __len__(self) -> int:
@@ -99,14 +102,18 @@ class _Heap:
         return len(self.entries) + aside - self.dead
 
     def push(self, entry: _Entry) -> None:
+        """Add an entry: to those of its value, if some of it were put aside."""
         entries = self.entries
-        for limit, value in self.lanes:
-            if limit.value_of(entry[4]) == value:
+        for limit in self.limits:
+            value = limit.value_of(entry[4])
+            if value is not None and (limit, value) in self.lanes:
                 entries = self.lanes[limit, value]
                 break
         heapq.heappush(entries, entry)
 
     def put_aside(self, lane: _Lane, entry: _Entry) -> None:
+        """Add an entry to those of its value."""
+        self.limits[lane[0]] = None
         heapq.heappush(self.lanes.setdefault(lane, []), entry)
 
 
