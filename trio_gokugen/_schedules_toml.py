@@ -10,7 +10,7 @@ import attrs
 
 from ._cron import Cron
 from ._errors import InvalidTaskError, InvalidTriggerError, shown
-from ._interval import EPOCH, Interval, read_duration
+from ._interval import EPOCH, Interval, seconds_or_duration
 from ._schedule import Late, Schedule
 from ._toml_tables import read_tables
 from ._trigger import Trigger
@@ -96,7 +96,7 @@ class _One:
                 self._say(f"late.{key}", f"is not known: there are {', '.join(_LATE)}")
                 continue
             try:
-                read = _length(key, each) if key == "window" else each
+                read = seconds_or_duration(each, key) if key == "window" else each
                 Late(**{key: read})
             except InvalidTaskError as error:
                 self._say(f"late.{error.field}", error.reason)
@@ -144,17 +144,7 @@ def _as_it_is(_: str, value: Any) -> Any:
 
 
 def _length(key: str, value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        found = read_duration(value)
-    except OverflowError:
-        found = None
-    if found is None:
-        raise InvalidTaskError(
-            key, f"must be seconds, or text like '1h30m', not {shown(value)}"
-        )
-    return found
+    return seconds_or_duration(value, key)
 
 
 def _paused(key: str, value: Any) -> bool:
