@@ -86,6 +86,11 @@ class CommandRegistry(Combinable):
         except KeyError:
             raise WorkNotFoundError(work_id) from None
 
+    @property
+    def condition_names(self) -> frozenset[str]:
+        """None: commands bring no conditions."""
+        return frozenset()
+
     def get_condition(self, name: str) -> Condition:
         """A `ConditionNotFoundError`: join it with a registry that has conditions."""
         raise ConditionNotFoundError(name)

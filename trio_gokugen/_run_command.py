@@ -37,7 +37,7 @@ _POSIX = sys.platform != "win32"
 AFTER_KILL = 1.0
 """Seconds, the longest to wait until a group that was killed is seen to have ended."""
 
-_CONTINUATION = range(0x80, 0xC0)
+_CONTINUATION = {bytes([byte]) for byte in range(0x80, 0xC0)}
 """Bytes of UTF-8 that begin no character."""
 
 _LONGEST_CHARACTER = 4
@@ -103,10 +103,10 @@ def _without_partial_end(data: bytearray) -> bytearray:
 
 
 def _without_partial_begin(data: bytearray) -> bytearray:
-    for begin, byte in enumerate(data[:_LONGEST_CHARACTER]):
-        if byte not in _CONTINUATION:
+    for begin in range(_LONGEST_CHARACTER):
+        if bytes(data[begin : begin + 1]) not in _CONTINUATION:
             return data[begin:]
-    return data
+    return data  # it was not UTF-8 anyway
 
 
 @attrs.frozen
