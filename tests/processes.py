@@ -9,12 +9,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
-import psutil
+import psutil  # type: ignore[import-untyped]
 import trio
 from support import NOON
 
@@ -121,7 +121,8 @@ class Shop:
         assert our_threads() == threads
         still = self.running()
         for pid in self.left_on_purpose:
-            psutil.Process(pid).kill()
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
             assert gone(pid)
         assert {each.pid for each in still} <= {*self.left_on_purpose}
         assert eventually(lambda: not self.running())

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import Shop, hear, result_of, run_one
@@ -142,10 +141,7 @@ def test_whatever_is_filled_in_ends_as_one_argument(
         output_limit=LARGEST_LIMIT,
     )
     used = {
-        each[0]
-        for part in (*templates, stdin)
-        for each in part
-        if each in map(tuple, NAMES)
+        each[0] for part in (*templates, stdin) for each in part if isinstance(each, tuple)
     }
     param = {name: value for name, value in filled.items() if name in used}
 
@@ -406,22 +402,23 @@ def test_a_command_is_a_value() -> None:
         "at_most_once": True,
         "output_limit": 100,
     }
-    lists = {
+    lists: dict[str, Any] = {
         **fields,
-        "argv": [*fields["argv"]],
+        "argv": ["ls", "--", "{path}"],
         "cwd": Path("/"),
         "success": [0, "SIGTERM"],
+        "timeout": timedelta(minutes=1),
+        "grace": timedelta(seconds=1.5),
     }
-    lengths = {"timeout": timedelta(minutes=1), "grace": timedelta(seconds=1.5)}
     command = Command(**fields)
-    assert command == Command(**{**lists, **lengths})
+    assert command == Command(**lists)
     assert hash(command) == hash(Command(**lists))
     assert {name: getattr(command, name) for name in fields} == fields
     assert all(f"{name}={value!r}" in repr(command) for name, value in fields.items())
     for name in fields:
-        other = {**fields, "argv": ("ls", "{path}")} if name == "argv" else dict(fields)
+        other: dict[str, Any] = {**fields, "argv": ("ls", "{path}")}
         if name != "argv":
-            del other[name]
+            other = {each: value for each, value in fields.items() if each != name}
         assert command != Command(**other)
 
 
