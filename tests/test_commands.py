@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import json
 import logging
 import math
@@ -764,6 +765,19 @@ def plain(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace").replace("\0", "\\0")
 
 
+@pytest.mark.parametrize("byte", [0x80, 0xFF, 0x00, 0xE2])
+def test_what_is_no_text_is_not_trimmed_away(byte: int) -> None:
+    """
+    Of bytes that are no text at all as many are told as of any others, but for the few at a
+    cut that could have been a part of a character.
+    """
+    output = Output(20)
+    output.add(bytes([byte]) * 100)
+    text, dropped = output.told(20)
+    assert 80 <= dropped <= 83
+    assert text.count(plain(bytes([byte]))) == 100 - dropped
+
+
 @given(st.text(min_size=1, max_size=60), st.integers(0, 100))
 def test_no_character_is_torn(text: str, limit: int) -> None:
     """
@@ -1051,7 +1065,16 @@ def is_interrupt(error: BaseException) -> bool:
 FILES = {run_command.__file__, process_group.__file__}
 
 
+@pytest.fixture
+def sigint() -> Generator[None]:
+    """A SIGINT is a `KeyboardInterrupt`, also in what a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.long
+@pytest.mark.usefixtures("sigint")
 def test_a_keyboard_interrupt_at_any_line_leaves_nothing(shop: Shop) -> None:
     """
     Whenever Ctrl-C comes, what was started is ended before it leaves.
@@ -1065,6 +1088,7 @@ def test_a_keyboard_interrupt_at_any_line_leaves_nothing(shop: Shop) -> None:
         finally:
             sys.settrace(None)
 
+    previous = sys.gettrace()
     line = 0
     while True:
         line += 1
@@ -1075,9 +1099,30 @@ def test_a_keyboard_interrupt_at_any_line_leaves_nothing(shop: Shop) -> None:
             if not is_interrupt(error):
                 raise
             assert not shop.running(), line
-        else:
+        finally:
+            sys.settrace(previous)
+        if interrupt.count < line:
             break
     assert line > 50
+    gc.collect()  # what hung on the errors
+
+
+async def test_where_there_are_no_groups(
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    On a system without groups of processes, as Windows, a command runs all the same, and
+    is stopped as Trio does it.
+    """
+    monkeypatch.setattr(run_command, "_POSIX", False)
+    command = shop.python(COPY, stdin="{text}", output_limit=10)
+    result = result_of(await run_one(command, {"text": "x" * 100}))
+    assert result["stdout"] == '"xxxx\n[93 bytes dropped]\nxxx"\n'
+    fifo = shop.fifo()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shop.python(WAIT, str(fifo)).run, {})
+        await hear(fifo)
+        nursery.cancel_scope.cancel()
 
 
 # -- groups of processes --------------------------------------------------------------
@@ -1105,7 +1150,7 @@ def test_a_number_that_is_used_again_is_left_alone(
     monkeypatch.setattr(os, "waitpid", kill)
     gone: Any = Gone()
     assert not process_group.send(gone, signal.SIGTERM)
-    process_group.reap(gone.pid)
+    process_group.reap(gone)
 
 
 async def test_without_proc_it_works_as_well(
@@ -1170,9 +1215,13 @@ def test_a_mapping_may_say_what_a_command_is() -> None:
         {
             "one": Command(["true"]),
             "other": {"argv": ["true"], "timeout": "1m30s", "retry": 3},
+            "made": {"argv": ["true"], "retry": Retry(4), "grace": timedelta(minutes=1)},
+            "none": {"argv": ["true"], "retry": None, "timeout": None},
         }
     )
-    assert works.work_ids == {"one", "other"}
+    assert works.work_ids == {"one", "other", "made", "none"}
+    assert works.get("made").retry == Retry(4)
+    assert works.get("none").retry is works.get("none").timeout is None
     assert works.get("other").timeout == 90
     assert works.get("other").retry == Retry(3)
     for data, message in (

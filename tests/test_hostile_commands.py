@@ -545,6 +545,7 @@ async def test_its_cwd_vanishes(autojump_clock: MockClock, shop: Shop) -> None:
     works = CommandRegistry(
         {
             "after": shop.command("true", cwd=folder),
+            "with stdin": shop.command("true", cwd=folder, stdin="x"),
             "meanwhile": shop.python(
                 "import os, sys; os.rmdir(sys.argv[1]); print('done')",
                 str(folder),
@@ -553,14 +554,18 @@ async def test_its_cwd_vanishes(autojump_clock: MockClock, shop: Shop) -> None:
         }
     )
     async with open_scheduler(works, clock=TrioClock(NOON)) as scheduler:
-        late = await scheduler.add_task("after", after=1)
+        late = [
+            await scheduler.add_task(work_id, after=1)
+            for work_id in ("after", "with stdin")
+        ]
         soon = await scheduler.add_task("meanwhile", after=0)
         assert result_of(await scheduler.wait(soon.id))["stdout"] == "done\n"
-        ended = await scheduler.wait(late.id)
-    assert ended.state is TaskState.FAILED
-    assert ended.err is not None
-    assert ended.err.startswith("FileNotFoundError: ")
-    assert str(folder) in ended.err.partition("\n")[0]
+        for task in late:
+            ended = await scheduler.wait(task.id)
+            assert ended.state is TaskState.FAILED
+            assert ended.err is not None
+            assert ended.err.startswith("FileNotFoundError: ")
+            assert str(folder) in ended.err.partition("\n")[0]
 
 
 async def test_its_program_vanishes(autojump_clock: MockClock, shop: Shop) -> None:

@@ -61,13 +61,14 @@ def wait_for_end(group: int, seconds: float) -> bool:
     return True
 
 
-def reap(group: int) -> None:
-    """Wait for those in a group, whose leader is gone, that have become our children.
+def reap(leader: trio.Process) -> None:
+    """Wait for those in the group of a process that have become our children.
 
     As it happens in a container, where our process may be the first, and so inherits all
     orphans.
     """
-    if _is_used(group):
+    group = leader.pid
+    if leader.poll() is None or _is_used(group):
         return
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-group, os.WNOHANG) != (0, 0):

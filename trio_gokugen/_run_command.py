@@ -1,9 +1,11 @@
 """Running a program to its end, and to that of all that it has started.
 
 Who stops a command must wait until it has stopped, and what it writes on its way out must
-be read, or it would wait for a reader. So what attends to the pipes is shielded, and goes
-on until the process has ended. It does not go on until the pipes have ended: they are held
-open by whatever the process has left behind.
+be read, or it would wait for a reader. And once it has ended, nobody must wait for the end
+of its pipes: they are held open by whatever it has left behind. So the pipes are ours, and
+so are, in this process, both ends of each; one task of the Trio run reads what comes out
+of all of them, for as long as it is wanted, and what is left in one at the end is taken
+then. Most commands write little: they cost no task of their own.
 
 Processes live in real time, whatever Trio's clock shows. With a mock clock, that stands
 still while a command runs, and the grace period is counted by the system's own.
@@ -13,14 +15,16 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import math
 import os
+import selectors
 import signal
 import subprocess
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import trio
@@ -28,11 +32,11 @@ import trio
 from . import _process_group as process_group
 from ._autojump import autojump_held
 
+_POSIX = sys.platform != "win32"
+
 if sys.platform != "win32":  # pragma: no branch: which Windows takes
     import fcntl
     import termios
-
-_POSIX = sys.platform != "win32"
 
 AFTER_KILL = 1.0
 """Seconds, the longest to wait until a group that was killed is seen to have ended."""
@@ -41,6 +45,9 @@ _CONTINUATION = {bytes([byte]) for byte in range(0x80, 0xC0)}
 """Bytes of UTF-8 that begin no character."""
 
 _LONGEST_CHARACTER = 4
+
+CHUNK = 64 * 1024
+"""Bytes that are read at once: what a pipe holds."""
 
 # Threads that wait for a group to end. The workers are the limit, not this.
 _threads = trio.CapacityLimiter(math.inf)
@@ -109,6 +116,62 @@ def _without_partial_begin(data: bytearray) -> bytearray:
     return data  # it was not UTF-8 anyway
 
 
+@attrs.define(eq=False)
+class _Reader:
+    """Reads all pipes of a Trio run: what is read, is added to outputs."""
+
+    _selector: Any = attrs.field(factory=selectors.DefaultSelector, init=False)
+
+    def add(self, fd: int, output: Output) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, output)
+
+    def remove(self, fd: int) -> None:
+        self._selector.unregister(fd)
+
+    async def run(self) -> None:
+        """Read, a chunk of each pipe at a time, until the Trio run ends."""
+        with self._selector:
+            while True:
+                await trio.lowlevel.wait_readable(self._selector)
+                for key, _ in self._selector.select(0):
+                    key.data.add(os.read(key.fd, CHUNK))
+
+
+_reader: trio.lowlevel.RunVar[_Reader] = trio.lowlevel.RunVar("trio_gokugen_reader")
+
+
+def _reader_of_this_run() -> _Reader:
+    try:
+        return _reader.get()
+    except LookupError:
+        reader = _Reader()
+        _reader.set(reader)
+        trio.lowlevel.spawn_system_task(reader.run, name="trio_gokugen reader of commands")
+        return reader
+
+
+@contextlib.contextmanager
+def _pipe_to(output: Output) -> Generator[int]:
+    """A pipe to an output: what a process writes in it is read. Gives the end to write."""
+    reader = _reader_of_this_run()
+    read, write = os.pipe()
+    try:
+        reader.add(read, output)
+        try:
+            yield write
+        finally:
+            reader.remove(read)
+            # What is there by now, and no more: whoever has left the group may hold the
+            # pipe, and write for ever.
+            left = array("i", [0])
+            fcntl.ioctl(read, termios.FIONREAD, left)
+            if left[0]:
+                output.add(os.read(read, left[0]))
+    finally:
+        os.close(read)
+        os.close(write)
+
+
 @attrs.frozen
 class Ended:
     """How a program has ended, and what it has written."""
@@ -132,138 +195,117 @@ async def run_program(program: Program) -> Ended:
       OSError: the program could not be started.
     """
     outputs = Output(program.output_limit), Output(program.output_limit)
-    failed: OSError | None = None
-    returncode = 0
     try:
         with autojump_held():
-            async with trio.open_nursery() as nursery:
-                pipes = _Pipes(nursery, (program.stdin or "").encode(), outputs)
-                try:
-                    returncode = await _run(program, pipes)
-                except OSError as error:
-                    failed = error  # and not within a group
-                finally:
-                    pipes.stop()
+            if not _POSIX:
+                returncode = await _run_simply(program, *outputs)
+            else:
+                with _pipe_to(outputs[0]) as stdout, _pipe_to(outputs[1]) as stderr:
+                    returncode = await _Run(program, stdout, stderr).run()
     except BaseException as stopped:
-        if any(told := [output.told(program.output_limit)[0] for output in outputs]):
-            stopped.add_note("the command had written: " + "\n".join(filter(None, told)))
+        if told := [text for output in outputs if (text := output.told(output.limit)[0])]:
+            stopped.add_note("the command had written: " + "\n".join(told))
         raise
-    if failed is not None:
-        raise failed
     return Ended(returncode, *outputs)
 
 
-async def _run(program: Program, pipes: _Pipes) -> int:
-    async def stop(process: trio.Process) -> None:
-        await _stop_group(process, program.grace)
-
-    try:
-        ended = await trio.run_process(
-            program.argv,
-            stdin=subprocess.DEVNULL if program.stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            check=False,
-            cwd=program.cwd,
-            env=program.env,
-            start_new_session=_POSIX,
-            deliver_cancel=stop if _POSIX else None,
-            task_status=pipes,
-        )
-        assert pipes.process is not None
-        if _POSIX:  # pragma: no branch: which Windows takes
-            await stop(pipes.process)
-    finally:
-        if _POSIX and pipes.process is not None:
-            process_group.reap(pipes.process.pid)
-    await pipes.finish()
+async def _run_simply(program: Program, stdout: Output, stderr: Output) -> int:
+    """Without a group of processes: on Windows, which has none."""
+    ended = await trio.run_process(
+        program.argv,
+        stdin=(program.stdin or "").encode(),
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        cwd=program.cwd,
+        env=program.env,
+    )
+    stdout.add(ended.stdout)
+    stderr.add(ended.stderr)
     return ended.returncode
 
 
-async def _stop_group(process: trio.Process, grace: float) -> None:
-    """End all that is left of a process's group."""
-    with trio.CancelScope(shield=True):
-        for seconds, *signals in (
-            # What was stopped, as by Ctrl-Z, sees a SIGTERM once it goes on.
-            (grace, signal.SIGTERM, signal.SIGCONT),
-            (AFTER_KILL, signal.SIGKILL),
-        ):
-            if not process_group.send(process, *signals):
-                return
-            if await trio.to_thread.run_sync(
-                process_group.wait_for_end, process.pid, seconds, limiter=_threads
-            ):
-                return
-
-
 @attrs.define(eq=False)
-class _Pipes:
-    """What Trio tells that the process has started: from then on its pipes are attended."""
+class _Run:
+    """A program that runs. Trio tells it when the process has started."""
 
-    _nursery: trio.Nursery
-    _stdin: bytes
-    _outputs: Sequence[Output]
-    process: trio.Process | None = attrs.field(default=None, init=False)
-    _readers: list[tuple[trio.abc.ReceiveStream, Output]] = attrs.field(
-        factory=list[tuple[trio.abc.ReceiveStream, Output]], init=False
+    _program: Program
+    _stdout: int
+    _stderr: int
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _writing: trio.CancelScope = attrs.field(
+        factory=functools.partial(trio.CancelScope, shield=True), init=False
     )
-    _scopes: list[trio.CancelScope] = attrs.field(
-        factory=list[trio.CancelScope], init=False
-    )
-    _read_all: list[trio.Event] = attrs.field(factory=list[trio.Event], init=False)
+    _process: trio.Process | None = attrs.field(default=None, init=False)
+    _was_stopped: bool = attrs.field(default=False, init=False)
+
+    async def run(self) -> int:
+        """Run it, and return its code."""
+        if self._program.stdin is None:
+            return await self._run()
+        failed: OSError | None = None
+        returncode = 0
+        async with trio.open_nursery() as self._nursery:
+            try:
+                returncode = await self._run()
+            except OSError as error:
+                failed = error  # and not within a group
+            finally:
+                self._writing.cancel()
+        if failed is not None:
+            raise failed
+        return returncode
+
+    async def _run(self) -> int:
+        program = self._program
+        try:
+            ended = await trio.run_process(
+                program.argv,
+                stdin=subprocess.DEVNULL if program.stdin is None else subprocess.PIPE,
+                stdout=self._stdout,
+                stderr=self._stderr,
+                check=False,
+                cwd=program.cwd,
+                env=program.env,
+                start_new_session=True,
+                deliver_cancel=self._stop,
+                task_status=self,
+            )
+            assert self._process is not None
+            await self._stop(self._process)
+        finally:
+            if self._was_stopped:
+                assert self._process is not None
+                process_group.reap(self._process)
+        return ended.returncode
 
     def started(self, value: trio.Process | None = None) -> None:
         assert value is not None
-        self.process = value
-        for stream, output in zip((value.stdout, value.stderr), self._outputs, strict=True):
-            assert stream is not None
-            self._readers.append((stream, output))
-            self._nursery.start_soon(self._read, stream, output, self._new_scope())
-        if value.stdin is not None:
-            self._nursery.start_soon(self._write, value.stdin, self._new_scope())
+        self._process = value
+        if self._nursery is not None:
+            assert value.stdin is not None
+            self._nursery.start_soon(self._write, value.stdin)
 
-    def _new_scope(self) -> trio.CancelScope:
-        scope = trio.CancelScope(shield=True)
-        self._scopes.append(scope)
-        return scope
-
-    async def _read(
-        self, stream: trio.abc.ReceiveStream, output: Output, scope: trio.CancelScope
-    ) -> None:
-        read_all = trio.Event()
-        self._read_all.append(read_all)
-        with scope:
+    async def _write(self, stream: trio.abc.SendStream) -> None:
+        assert self._program.stdin is not None
+        # Once it wants no more, it gets no more. It may leave it to others to read.
+        with self._writing, contextlib.suppress(trio.BrokenResourceError):
             async with stream:
-                async for data in stream:
-                    output.add(data)
-        read_all.set()
+                await stream.send_all(self._program.stdin.encode())
 
-    async def _write(self, stream: trio.abc.SendStream, scope: trio.CancelScope) -> None:
-        with scope, contextlib.suppress(trio.BrokenResourceError):  # it wants no more
-            async with stream:
-                await stream.send_all(self._stdin)
-
-    async def finish(self) -> None:
-        """Take what the process has written, and not been read yet, and no more.
-
-        Whoever has left the group may hold the pipe, and write for ever.
-        """
-        if sys.platform == "win32":  # pragma: no cover: only Windows gets here
-            # Its pipes do not tell: wait for their end, but not for ever.
-            with trio.move_on_after(AFTER_KILL, shield=True):
-                for each in self._read_all:
-                    await each.wait()
+    async def _stop(self, process: trio.Process) -> None:
+        """End all that is left of the process's group."""
+        # What was stopped, as by Ctrl-Z, sees a SIGTERM once it goes on.
+        if not process_group.send(process, signal.SIGTERM, signal.SIGCONT):
             return
-        for stream, output in self._readers:
-            fd = cast("trio.lowlevel.FdStream", stream).fileno()
-            if fd < 0:
-                continue  # it came to its end
-            left = array("i", [0])
-            fcntl.ioctl(fd, termios.FIONREAD, left)
-            if left[0]:
-                output.add(os.read(fd, left[0]))
+        self._was_stopped = True
+        with trio.CancelScope(shield=True):
+            if not await _wait_for_end(process, self._program.grace):
+                process_group.send(process, signal.SIGKILL)
+                await _wait_for_end(process, AFTER_KILL)
 
-    def stop(self) -> None:
-        """Let go of the pipes."""
-        for scope in self._scopes:
-            scope.cancel()
+
+async def _wait_for_end(process: trio.Process, seconds: float) -> bool:
+    return await trio.to_thread.run_sync(
+        process_group.wait_for_end, process.pid, seconds, limiter=_threads
+    )
