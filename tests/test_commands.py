@@ -1221,7 +1221,8 @@ def test_a_mapping_may_say_what_a_command_is() -> None:
     )
     assert works.work_ids == {"one", "other", "made", "none"}
     assert works.get("made").retry == Retry(4)
-    assert works.get("none").retry is works.get("none").timeout is None
+    assert works.get("none").retry is None
+    assert works.get("none").timeout is None
     assert works.get("other").timeout == 90
     assert works.get("other").retry == Retry(3)
     for data, message in (
