@@ -1075,11 +1075,14 @@ def sigint() -> Generator[None]:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("sigint")
-def test_a_keyboard_interrupt_at_any_line_leaves_nothing(shop: Shop) -> None:
+@pytest.mark.parametrize("stdin", [None, "x"])
+def test_a_keyboard_interrupt_at_any_line_leaves_nothing(
+    shop: Shop, stdin: str | None
+) -> None:
     """
     Whenever Ctrl-C comes, what was started is ended before it leaves.
     """
-    command = shop.python("print('here')", stdin="x")
+    command = shop.python("print('here')", stdin=stdin)
 
     async def main(interrupt: AtLine) -> None:
         sys.settrace(interrupt.trace)

@@ -30,7 +30,7 @@ from trio_gokugen import (
     fixed,
     open_scheduler,
 )
-from trio_gokugen._run_command import Output
+from trio_gokugen._run_command import Output, Program, _Run
 
 LONG = 60.0
 """Seconds of grace that nobody in these tests comes to need."""
@@ -131,6 +131,39 @@ async def test_it_leaves_a_child_that_will_not_go(
     result = result_of(await run_one(command))
     assert time.monotonic() - start >= 0.1
     assert gone(int(result["stdout"]))
+
+
+async def test_what_is_left_is_ended_whoever_cancels(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    A cancellation that comes just as a program has ended does not spare what it has left.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = os.fork()
+        if child:
+            open(sys.argv[1], "w").write(str(child))
+            os._exit(0)
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+    )
+    program = Program(command.argv, command.env, None, None, 0.05, 0)
+    process = await trio.lowlevel.open_process(
+        program.argv, env=program.env, start_new_session=True
+    )
+    child = int(await hear(fifo))
+    with autojump_held():
+        await process.wait()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await _Run(program, -1, -1)._stop(process)
+    assert gone(child)
 
 
 async def test_a_child_has_its_grace_though_its_parent_is_gone(
@@ -357,6 +390,39 @@ async def test_it_writes_for_ever(autojump_clock: MockClock, shop: Shop) -> None
         grace=LONG,
     )
     await stop_once_heard(command, fifo)
+
+
+async def test_it_makes_its_pipe_larger(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    However much a program has left in a pipe as it ended, all of it is taken.
+    """
+    ready, go = shop.fifo(), shop.fifo()
+    command = shop.python(
+        """
+        import fcntl, os, sys
+        for file in 1, 2:
+            fcntl.fcntl(file, fcntl.F_SETPIPE_SZ, 1 << 20)
+        open(sys.argv[1], "w").write(str(os.getpid()))
+        open(sys.argv[2]).read()
+        for file in 1, 2:
+            os.write(file, b"x" * 1_000_000)
+        os._exit(0)
+        """,
+        str(ready),
+        str(go),
+    )
+    results: list[Any] = []
+
+    async def run() -> None:
+        results.append(await command.run({}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        pid = int(await hear(ready))
+        go.write_text("go")
+        assert gone(pid)  # nobody else runs here, and reads, before that
+    [result] = results
+    assert result["stdout_dropped"] == result["stderr_dropped"] == 1_000_000 - 4096
 
 
 async def test_it_writes_nonsense(autojump_clock: MockClock, shop: Shop) -> None:
