@@ -41,7 +41,7 @@ def send(process: trio.Process, *signals: signal.Signals) -> bool:
         return False
     except PermissionError:
         # Of a program that runs as another user, sudo for instance. There is no other way.
-        logger.warning("%r may not be sent a signal: waiting for its end", process.args)
+        logger.warning("process %d may not be sent a signal: waiting for its end", group)
     return True
 
 
