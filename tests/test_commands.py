@@ -1156,6 +1156,30 @@ def test_a_number_that_is_used_again_is_left_alone(
     process_group.reap(gone)
 
 
+def test_what_the_system_tells_of_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A process may have any name, and may go while it is looked at.
+    """
+    rest = "0 0 -1 4194304 " + "0 " * 40
+    for pid, stat in (
+        ("self", "1 (a) S 0 77 77 "),
+        ("1", "1 (a) S 0 77 77 "),
+        ("2", "2 (b) Z 1 88 88) R 0 77 77 "),
+        ("3", "3 (c c) Z 2 77 77 "),
+        ("4", "4 (d) X 1 88 88 "),
+        ("5", None),
+    ):
+        (tmp_path / pid).mkdir()
+        if stat is not None:
+            (tmp_path / pid / "stat").write_text(stat + rest)
+    monkeypatch.setattr(process_group, "_PROC", tmp_path)
+    assert process_group._states(77) == {b"S", b"R", b"Z"}
+    assert process_group._states(88) == {b"X"}
+    assert process_group._states(99) == set()
+
+
 async def test_without_proc_it_works_as_well(
     autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
