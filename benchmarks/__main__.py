@@ -20,6 +20,7 @@ from pathlib import Path
 from . import (
     adding,
     backlog,
+    commands,
     idle,
     lateness,
     memory,
@@ -45,6 +46,7 @@ SUBJECTS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "adding": adding.measure,
     "mix": mix.measure,
     "memory": memory.measure,
+    "commands": commands.measure,
     "triggers": triggers.measure,
     "schedules": schedules.measure,
     "year": year.measure,

@@ -13,11 +13,14 @@ from trio_gokugen import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
+    CommandFailedError,
     ConditionExistsError,
     ConditionNotFoundError,
     DamagedFileError,
     DeadlineExceededError,
     GokugenError,
+    InvalidCommandError,
+    InvalidCommandsError,
     InvalidSchedulesError,
     InvalidTaskError,
     InvalidTriggerError,
@@ -59,6 +62,26 @@ EVERY = {
     "invalid trigger": (
         InvalidTriggerError("expression", "the minute, '61', cannot be used"),
         "expression: the minute, '61', cannot be used",
+    ),
+    "invalid command": (
+        InvalidCommandError("argv[1]", "must be a string"),
+        "argv[1]: must be a string",
+    ),
+    "invalid command of many": (
+        InvalidCommandError("argv[1]", "must be a string", "clean"),
+        "command 'clean': argv[1]: must be a string",
+    ),
+    "invalid commands": (
+        InvalidCommandsError("commands.toml", ((2, "is too short"), (7, "is odd"))),
+        "commands.toml, line 2: is too short\ncommands.toml, line 7: is odd",
+    ),
+    "command failed": (
+        CommandFailedError(3, None, "", 0, "", 0),
+        "the command exited with code 3",
+    ),
+    "command with output failed": (
+        CommandFailedError(None, "SIGKILL", "a\n", 0, "b", 7),
+        "the command was ended by SIGKILL\n\nstdout:\na\n\n\nstderr:\nb",
     ),
     "invalid schedules": (
         InvalidSchedulesError("crontab", ((2, "is too short"), (7, "is not JSON"))),
@@ -335,6 +358,8 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
         (
             ValueError,
             {
+                InvalidCommandError,
+                InvalidCommandsError,
                 InvalidSchedulesError,
                 InvalidTaskError,
                 InvalidTriggerError,
@@ -377,13 +402,27 @@ def test_errors_are_caught_by_what_they_have_in_common(
     [
         InvalidTaskError("\ud800", "is not a field of a task"),
         InvalidTriggerError("\ud800", "is not a field of a trigger"),
+        InvalidCommandError("\ud800", "is not a field of a command", "\ud800"),
+        InvalidCommandsError("commands-\udcff", ((1, "is not UTF-8"),)),
+        CommandFailedError(1, None, "\ud800", 0, "", 0),
         WorkNotFoundError("\ud800"),
         TaskNotFoundError("\ud800"),
         DamagedFileError("tasks-\udcff.jsonl", 1, "is not JSON"),
         InvalidSchedulesError("crontab-\udcff", ((1, "is not UTF-8"),)),
         SchedulesRefusedError((("s", "no work is registered as '\ud800'"),)),
     ],
-    ids=["field", "trigger", "work", "task", "path", "schedules", "refusals"],
+    ids=[
+        "field",
+        "trigger",
+        "command",
+        "commands",
+        "output",
+        "work",
+        "task",
+        "path",
+        "schedules",
+        "refusals",
+    ],
 )
 def test_an_error_can_always_be_printed(error: GokugenError) -> None:
     """

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -248,6 +249,67 @@ def test_crontab_reads_files() -> None:
     The schedules of both files are added, and told in words; one is run.
     """
     assert run_script("crontab.py") == CRONTAB
+
+
+COMMANDS = """\
+hourly: At the start of every hour, UTC
+morning: At 07:00 on Monday through Friday, Europe/Berlin
+often: Every 5m, counted from 1970-01-01, UTC
+hourly is done, at attempt 1
+*\t.
+
+morning is done, at attempt 1
+hello $(whoami); ls, from the crontab
+it is a new day
+often is failed, at attempt 2
+CommandFailedError: the command exited with code 75
+
+stderr:
+nobody answers
+
+"""
+
+
+def test_commands_runs_a_crontab_of_commands() -> None:
+    """
+    Each command of the file is run, and what it has written is told, or how it has failed.
+    """
+    assert re.sub(r"\d+\t\.", "*\t.", run_script("commands.py")) == COMMANDS
+
+
+def test_commands_runs_a_file_until_it_is_interrupted(tmp_path: Path) -> None:
+    """
+    Given a file, it goes on until Ctrl-C; or says what is wrong in it.
+    """
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "[commands.tick]\nargv = ['echo', 'tick']\n"
+        "[schedules.s]\nwork_id = 'tick'\nevery = 0.05\n"
+    )
+    arguments = [
+        sys.executable,
+        "-W",
+        "error",
+        "-u",
+        str(EXAMPLES / "commands.py"),
+        str(path),
+    ]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        assert next(lines).startswith("s: Every 0.05s")
+        assert [next(lines) for _ in range(6)] == [
+            "s is done, at attempt 1\n",
+            "tick\n",
+            "\n",
+        ] * 2
+        process.send_signal(signal.SIGINT)
+        assert [*lines][-1] == "stopped\n"
+    assert process.returncode == 0
+    path.write_text("[commands.tick]\nargv = 'echo tick'\n")
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{path}, line 2: command 'tick': argv: must be a list")
 
 
 def test_plan_prints_a_table() -> None:

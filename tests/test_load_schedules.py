@@ -27,7 +27,7 @@ from trio_gokugen import (
     plan,
     trigger_from_json,
 )
-from trio_gokugen._load_schedules import LARGEST
+from trio_gokugen._text_file import LARGEST
 from trio_gokugen._toml_lines import DEEPEST, lines_of
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)

@@ -3,6 +3,8 @@
 from ._autojump import autojump_held
 from ._calendar_interval import CalendarInterval
 from ._clock import SystemClock, TrioClock
+from ._command_registry import CommandRegistry
+from ._commands import Command
 from ._conditions import Answer
 from ._cron import Cron
 from ._current_task import current_task
@@ -10,11 +12,14 @@ from ._errors import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
+    CommandFailedError,
     ConditionExistsError,
     ConditionNotFoundError,
     DamagedFileError,
     DeadlineExceededError,
     GokugenError,
+    InvalidCommandError,
+    InvalidCommandsError,
     InvalidSchedulesError,
     InvalidTaskError,
     InvalidTriggerError,
@@ -47,6 +52,7 @@ from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._interval import Interval
 from ._json import JSON
 from ._key_limits import KeyLimit
+from ._load_commands import load_commands
 from ._load_schedules import load_schedules
 from ._mutators import Mutator, randomised, run_now
 from ._plan import Plan, Planned, plan
@@ -91,6 +97,9 @@ __all__ = [
     "BulkRepository",
     "CalendarInterval",
     "ChainHooks",
+    "Command",
+    "CommandFailedError",
+    "CommandRegistry",
     "ConditionExistsError",
     "ConditionNotFoundError",
     "Cron",
@@ -108,6 +117,8 @@ __all__ = [
     "HookAction",
     "HookTimer",
     "Interval",
+    "InvalidCommandError",
+    "InvalidCommandsError",
     "InvalidSchedulesError",
     "InvalidTaskError",
     "InvalidTriggerError",
@@ -168,6 +179,7 @@ __all__ = [
     "current_task",
     "exponential",
     "fixed",
+    "load_commands",
     "load_schedules",
     "open_scheduler",
     "plan",

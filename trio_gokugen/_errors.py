@@ -96,6 +96,27 @@ class InvalidTriggerError(GokugenError, ValueError):
 
 
 @attrs.frozen
+class InvalidCommandError(GokugenError, ValueError):
+    """A value given for a command cannot be used.
+
+    Correct the value named by `field` and make it again.
+    """
+
+    field: str
+    """Which argument."""
+
+    reason: str
+    """What is wrong with it, and what would be right."""
+
+    work_id: str | None = None
+    """Of many commands given at once, the name of the bad one."""
+
+    def __str__(self) -> str:
+        where = "" if self.work_id is None else f"command {shown(self.work_id)}: "
+        return printable(f"{where}{self.field}: {self.reason}")
+
+
+@attrs.frozen
 class WorkNotFoundError(GokugenError, LookupError):
     """No work is registered under this name. Register it, or correct the name."""
 
@@ -364,6 +385,22 @@ class InvalidSchedulesError(GokugenError, ValueError):
 
 
 @attrs.frozen
+class InvalidCommandsError(GokugenError, ValueError):
+    """A file of commands cannot be used, and nothing of it was.
+
+    It is told all that is wrong: mend these lines, then load the file again.
+    """
+
+    path: str
+    errors: tuple[tuple[int, str], ...]
+    """The lines, counted from 1, and what is wrong there, in the order of the lines."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}, line {line}: {reason}" for line, reason in self.errors]
+        return printable("\n".join(lines))
+
+
+@attrs.frozen
 class SchedulesRefusedError(GokugenError, ValueError):
     """Of schedules that were to be added in one go, some are refused.
 
@@ -483,3 +520,44 @@ class LeakedCancelledError(GokugenError):
 
     def __str__(self) -> str:
         return "the work leaked a cancellation that is not its caller's"
+
+
+@attrs.frozen
+class CommandFailedError(GokugenError):
+    """A command has ended in a way that does not mean success.
+
+    What it has written tells why. To have some other exit code mean success, name it in
+    the command's `success`.
+    """
+
+    exit_code: int | None
+    """None if a signal has ended it."""
+
+    signal: str | None
+    """The name of the signal that has, such as ``SIGKILL``."""
+
+    stdout: str
+    """What was kept of its output."""
+
+    stdout_dropped: int
+    """Bytes of it that were not."""
+
+    stderr: str
+    stderr_dropped: int
+
+    def __str__(self) -> str:
+        return printable(f"{self.ending}{self.output}")
+
+    @property
+    def ending(self) -> str:
+        """How it has ended, in words."""
+        if self.signal is None:
+            return f"the command exited with code {self.exit_code}"
+        return f"the command was ended by {self.signal}"
+
+    @property
+    def output(self) -> str:
+        """What was kept, as a text may have it at its end; empty if there is none."""
+        # What is wrong is told in stderr, mostly, and a text is cut in its middle.
+        streams = (("stdout", self.stdout), ("stderr", self.stderr))
+        return "".join(f"\n\n{name}:\n{text}" for name, text in streams if text)

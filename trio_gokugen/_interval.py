@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import attrs
 
-from ._errors import InvalidTriggerError, shown
+from ._errors import InvalidTaskError, InvalidTriggerError, shown
 from ._json import JSON
 from ._task import as_utc, as_utc_or_none
 from ._trigger import BaseTrigger
@@ -115,3 +116,22 @@ def _text_of(length: timedelta) -> str:
         exact = f"{seconds}.{length.microseconds:06}".rstrip("0").rstrip(".")
         text += f"{exact}s"
     return text
+
+
+def seconds_or_duration(value: object, field: str) -> Any:
+    """A length of time as a file has it: text like '1h30m', or what is checked elsewhere.
+
+    Raises:
+      InvalidTaskError: names the field.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        found = read_duration(value)
+    except OverflowError:
+        found = None
+    if found is None:
+        raise InvalidTaskError(
+            field, f"must be seconds, or text like '1h30m', not {shown(value)}"
+        )
+    return found

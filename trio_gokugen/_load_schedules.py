@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from pathlib import Path
 from typing import TypeAlias
 
 from ._crontab import Crontab
-from ._errors import InvalidSchedulesError, on_one_line
+from ._errors import InvalidSchedulesError
 from ._schedule import Schedule
+from ._text_file import Fault, in_order, read_text
 
-LARGEST = 1_000_000
-"""Bytes of a file."""
-
-_Found: TypeAlias = tuple[list[Schedule], list[tuple[int, str]]]
+_Found: TypeAlias = tuple[list[Schedule], list[Fault]]
 
 
 def load_schedules(path: str | os.PathLike[str]) -> tuple[Schedule, ...]:
@@ -31,25 +28,16 @@ def load_schedules(path: str | os.PathLike[str]) -> tuple[Schedule, ...]:
       OSError: the file cannot be read.
       TypeError: `path` is no path.
     """
-    with Path(path).open("rb") as file:
-        found = file.read(LARGEST + 1)
-    schedules, errors = _read(found, Path(path).suffix.lower() == ".toml")
+    text, errors = read_text(path)
+    schedules: list[Schedule] = []
+    if not errors:
+        schedules, errors = _read(text, Path(path).suffix.lower() == ".toml")
     if errors:
-        told = [(line, on_one_line(reason)) for line, reason in errors]
-        raise InvalidSchedulesError(
-            os.fspath(path), tuple(sorted(told, key=operator.itemgetter(0)))
-        )
+        raise InvalidSchedulesError(os.fspath(path), in_order(errors))
     return tuple(schedules)
 
 
-def _read(found: bytes, is_toml: bool) -> _Found:  # noqa: FBT001 (private, of two kinds)
-    if len(found) > LARGEST:
-        return [], [(1, f"the file is larger than {LARGEST} bytes: make several of it")]
-    try:
-        text = found.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = found.count(b"\n", 0, error.start) + 1
-        return [], [(line, f"is not UTF-8: there is a byte 0x{found[error.start]:02x}")]
+def _read(text: str, is_toml: bool) -> _Found:  # noqa: FBT001 (private, of two kinds)
     if is_toml:
         # tomllib takes long to import, and is not always wanted.
         from ._schedules_toml import SchedulesTOML  # noqa: PLC0415 (see above)

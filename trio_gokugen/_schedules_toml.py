@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date, time
 from typing import Any, cast
 
@@ -12,15 +10,11 @@ import attrs
 
 from ._cron import Cron
 from ._errors import InvalidTaskError, InvalidTriggerError, shown
-from ._interval import EPOCH, Interval, read_duration
+from ._interval import EPOCH, Interval, seconds_or_duration
 from ._schedule import Late, Schedule
-from ._toml_lines import Path, lines_of, read, statements
+from ._toml_tables import read_tables
 from ._trigger import Trigger
 from ._triggers import trigger_from_data
-
-_AT_LINE = re.compile(r"\(at line (\d+), column \d+\)$")
-_ENDS_OF_KEY = {"", ".", "[", " "}
-"""What comes after a key in the field of an error."""
 
 _LATE = tuple(field.name for field in attrs.fields(Late))
 _GOES_WITH = {"tz": "cron", "dst": "cron", "anchor": "every"}
@@ -39,71 +33,13 @@ class SchedulesTOML:
 
     def __init__(self, text: str) -> None:
         self.schedules: list[Schedule] = []
-        self.errors: list[tuple[int, str]] = []
-        try:
-            data = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:
-            self.errors.append((_line_of(error, text), f"is not TOML: {error}"))
-            return
-        wrong = [*self._read(data)]
-        if wrong:
-            line_of = _Lines(text)
-            self.errors = [(line_of(path), message) for path, message in wrong]
+        self.errors = read_tables(text, "schedule", self._take)
 
-    def _read(self, data: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-        """Take a file; gives what is wrong with it, and where."""
-        for key in data:
-            if key != "schedules":
-                yield (key,), f"{shown(key)} is not known: all is within [schedules.NAME]"
-        tables = data.get("schedules", {})
-        if not isinstance(tables, dict):
-            yield ("schedules",), "schedules: must be tables, [schedules.NAME]"
-            return
-        for name, table in cast("dict[str, Any]", tables).items():
-            path = "schedules", name
-            if not isinstance(table, dict):
-                yield path, f"schedule {shown(name)}: must be a table, [schedules.NAME]"
-                continue
-            one = _One(name, cast("dict[str, Any]", table))
-            for key, message in one.errors:
-                yield (*path, key), f"schedule {shown(name)}: {message}"
-            if one.schedule is not None:
-                self.schedules.append(one.schedule)
-
-
-def _line_of(error: Exception, text: str) -> int:
-    """The line of what keeps a text from being TOML."""
-    if found := _AT_LINE.search(str(error)):
-        return int(found[1])
-    if isinstance(error, tomllib.TOMLDecodeError):
-        return text.count("\n") + 1  # the end of the file
-    cannot_be_read = (line for line, each in statements(text) if read(each) is None)
-    return next(cannot_be_read, 1)
-
-
-class _Lines:
-    """Finds the lines of keys."""
-
-    def __init__(self, text: str) -> None:
-        self._lines = lines_of(text)
-        self._within: dict[Path, list[tuple[str, int]]] = {}
-        """By table of a schedule, its keys: as an error has them, with dots."""
-
-        for path, line in self._lines.items():
-            keys = self._within.setdefault(path[:2], [])
-            keys.append((".".join(path[2:]), line))
-
-    def __call__(self, path: Path) -> int:
-        """The line of a key, or of what it is in."""
-        if path in self._lines:
-            return self._lines[path]
-        field = path[-1]
-        found, longest = self._lines.get(path[:2], 1), 0
-        for key, line in self._within.get(path[:2], []):
-            ends = field[len(key) : len(key) + 1] in _ENDS_OF_KEY
-            if len(key) > longest and field.startswith(key) and ends:
-                found, longest = line, len(key)
-        return found
+    def _take(self, name: str, table: dict[str, Any]) -> list[tuple[str, str]]:
+        one = _One(name, table)
+        if one.schedule is not None:
+            self.schedules.append(one.schedule)
+        return one.errors
 
 
 class _One:
@@ -160,7 +96,7 @@ class _One:
                 self._say(f"late.{key}", f"is not known: there are {', '.join(_LATE)}")
                 continue
             try:
-                read = _length(key, each) if key == "window" else each
+                read = seconds_or_duration(each, key) if key == "window" else each
                 Late(**{key: read})
             except InvalidTaskError as error:
                 self._say(f"late.{error.field}", error.reason)
@@ -208,17 +144,7 @@ def _as_it_is(_: str, value: Any) -> Any:
 
 
 def _length(key: str, value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        found = read_duration(value)
-    except OverflowError:
-        found = None
-    if found is None:
-        raise InvalidTaskError(
-            key, f"must be seconds, or text like '1h30m', not {shown(value)}"
-        )
-    return found
+    return seconds_or_duration(value, key)
 
 
 def _paused(key: str, value: Any) -> bool:

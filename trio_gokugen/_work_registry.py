@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 from ._callables import called, check_async, is_async
+from ._combined_registry import Combinable
 from ._conditions import Condition
 from ._errors import (
     ConditionExistsError,
@@ -27,12 +28,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=Condition)
 
 
-class WorkRegistry:
+class WorkRegistry(Combinable):
     """The works of a program, by name.
 
     Async functions run in the scheduler's nursery, other functions in a thread. Works
     registered while a scheduler runs can be used at once; stored tasks that waited for
     one are noticed the next time the scheduler looks for due tasks.
+
+    Registries are joined by ``|``, as in ``works | commands``.
     """
 
     def __init__(self) -> None:
@@ -175,6 +178,11 @@ class WorkRegistry:
             return self._conditions[name]
         except KeyError:
             raise ConditionNotFoundError(name) from None
+
+    @property
+    def condition_names(self) -> frozenset[str]:
+        """The names of the conditions registered so far."""
+        return frozenset(self._conditions)
 
     @property
     def work_ids(self) -> frozenset[str]:

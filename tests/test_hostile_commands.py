@@ -1,0 +1,850 @@
+"""Programs that do what they can to outlive, to flood, to block or to escape."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import tracemalloc
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from processes import Shop, gone, hear, result_of, run_one
+from support import NOON
+from trio.testing import MockClock
+
+from trio_gokugen import (
+    CommandRegistry,
+    Retry,
+    TaskState,
+    TrioClock,
+    autojump_held,
+    fixed,
+    open_scheduler,
+)
+from trio_gokugen._run_command import Output, Program, _Run
+
+LONG = 60.0
+"""Seconds of grace that nobody in these tests comes to need."""
+
+
+@pytest.fixture(autouse=True)
+def shop(tmp_path: Path) -> Generator[Shop]:
+    shop = Shop(tmp_path)
+    with shop.leaving_nothing():
+        yield shop
+
+
+async def stop_once_heard(command: Any, fifo: Path) -> str:
+    """Run a command, and cancel it as soon as it has told something."""
+    heard = ""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(command.run, {})
+        heard = await hear(fifo)
+        nursery.cancel_scope.cancel()
+    return heard
+
+
+# -- those that stay ------------------------------------------------------------------
+
+
+async def test_it_ignores_sigterm(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    A program, and a child of it, that ignore every signal they can are gone once the
+    command was stopped.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_IGN)
+        child = os.fork()
+        if child:
+            open(sys.argv[1], "w").write(f"{os.getpid()} {child}")
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+        grace=0.05,
+    )
+    for pid in (await stop_once_heard(command, fifo)).split():
+        assert gone(int(pid))
+
+
+async def test_it_leaves_a_child_that_holds_its_output(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    A program that has ended has ended, though a child of it holds its output open: the
+    child is stopped, and what both have written is kept.
+    """
+    command = shop.python(
+        """
+        import os, signal, sys
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            print("the child is here", flush=True)
+            os.write(write, b"x")
+            while True:
+                signal.pause()
+        os.read(read, 1)
+        print(child, flush=True)
+        """,
+        grace=LONG,
+    )
+    result = result_of(await run_one(command))
+    assert result["exit_code"] == 0
+    first, child = result["stdout"].splitlines()
+    assert first == "the child is here"
+    assert gone(int(child))
+
+
+async def test_it_leaves_a_child_that_will_not_go(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    A child that a program leaves, and that ignores SIGTERM, is killed after the grace.
+    """
+    command = shop.python(
+        """
+        import os, signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = os.fork()
+        if not child:
+            while True:
+                signal.pause()
+        print(child)
+        """,
+        grace=0.1,
+    )
+    start = time.monotonic()
+    result = result_of(await run_one(command))
+    assert time.monotonic() - start >= 0.1
+    assert gone(int(result["stdout"]))
+
+
+async def test_what_is_left_is_ended_whoever_cancels(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    A cancellation that comes just as a program has ended does not spare what it has left.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = os.fork()
+        if child:
+            open(sys.argv[1], "w").write(str(child))
+            os._exit(0)
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+    )
+    program = Program(command.argv, command.env, None, None, 0.05, 0)
+    process = await trio.lowlevel.open_process(
+        program.argv, env=program.env, start_new_session=True
+    )
+    child = int(await hear(fifo))
+    with autojump_held():
+        await process.wait()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await _Run(program, -1, -1)._stop(process)
+    assert gone(child)
+
+
+async def test_a_child_has_its_grace_though_its_parent_is_gone(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    What is stopped is the whole group: a child may come to its end, after its parent has.
+    """
+    fifo, end = shop.fifo(), shop.folder / "end"
+    command = shop.python(
+        """
+        import os, signal, sys, time
+        def leave(*_):
+            time.sleep(0.2)
+            open(sys.argv[2], "w").write("came to its end")
+            os._exit(0)
+        if not os.fork():
+            signal.signal(signal.SIGTERM, leave)
+            open(sys.argv[1], "w").write("ready")
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+        str(end),
+        grace=LONG,
+    )
+    await stop_once_heard(command, fifo)
+    assert end.read_text() == "came to its end"
+
+
+async def test_it_forks_and_forks(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    Of a program with many descendants, in generations, none is left.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        for _ in range(5):
+            os.fork()
+        if os.getpgid(0) == os.getpid():
+            open(sys.argv[1], "w").write("ready")
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+        grace=LONG,
+    )
+    await stop_once_heard(command, fifo)
+    assert not shop.running()
+
+
+ESCAPE = """
+    import os, signal, sys, time
+    child = os.fork()
+    if not child:
+        os.setsid()
+        os.write(1, b"I am out\\n")
+        open(sys.argv[2], "w").write(str(os.getpid()))
+        open(sys.argv[1], "w").close()
+        {then}
+    open(sys.argv[1]).read()
+    print("and I am done")
+"""
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["while True: signal.pause()", "while True: os.write(1, b'x' * 10_000)"],
+    ids=["silent", "writing"],
+)
+async def test_a_child_escapes_with_its_output(
+    autojump_clock: MockClock, shop: Shop, then: str
+) -> None:
+    """
+    A child that makes a session of its own, and holds or floods the output, is out of
+    reach; but nobody waits for it.
+    """
+    fifo = shop.fifo()
+    pid_file = shop.folder / "pid"
+    command = shop.python(ESCAPE.format(then=then), str(fifo), str(pid_file))
+    result = result_of(await run_one(command))
+    assert result["exit_code"] == 0
+    assert result["stdout"].startswith("I am out\n")
+    shop.left_on_purpose.append(int(pid_file.read_text()))
+
+
+async def test_an_escaped_child_does_not_hold_up_the_end(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    Nor is it waited for when the command is cancelled.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        child = os.fork()
+        if child:
+            open(sys.argv[1], "w").write(str(child))
+        else:
+            os.setsid()
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+        stdin="x" * 1_000_000,
+        grace=LONG,
+    )
+    shop.left_on_purpose.append(int(await stop_once_heard(command, fifo)))
+
+
+async def test_it_stops_itself(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    A program that was stopped, as by Ctrl-Z, sees its SIGTERM, and has its grace.
+    """
+    fifo, end = shop.fifo(), shop.folder / "end"
+    command = shop.python(
+        """
+        import os, signal, sys
+        def leave(*_):
+            open(sys.argv[2], "w").write("came to its end")
+            sys.exit()
+        signal.signal(signal.SIGTERM, leave)
+        open(sys.argv[1], "w").write("ready")
+        os.kill(os.getpid(), signal.SIGSTOP)
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+        str(end),
+        grace=LONG,
+    )
+    await stop_once_heard(command, fifo)
+    assert end.read_text() == "came to its end"
+
+
+async def test_many_are_stopped_at_once(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    Many commands are stopped side by side: their graces pass together.
+    """
+    fifos = [shop.fifo() for _ in range(8)]
+    source = """
+        import signal, sys
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(sys.argv[1], "w").write("ready")
+        while True:
+            signal.pause()
+    """
+    works = CommandRegistry(
+        {str(fifo): shop.python(source, str(fifo), grace=1) for fifo in fifos}
+    )
+    start = time.monotonic()
+    async with open_scheduler(works, clock=TrioClock(NOON), grace=0) as scheduler:
+        for fifo in fifos:
+            await scheduler.add_task(str(fifo), after=0)
+        for fifo in fifos:
+            await hear(fifo)
+        start = time.monotonic()
+    assert 1 <= time.monotonic() - start < 8
+
+
+# -- those that flood, or talk nonsense -----------------------------------------------
+
+
+async def test_it_writes_100_megabytes(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    Of 100 MB on both streams at once, the first and the last are kept, the rest counted.
+    """
+    command = shop.python(
+        """
+        import os
+        os.write(1, b"first out ")
+        os.write(2, b"first err ")
+        for _ in range(50):
+            for file in 1, 2:
+                left = 1_000_000
+                while left:
+                    left -= os.write(file, b"x" * left)
+        os.write(1, b" last out")
+        os.write(2, b" last err")
+        """
+    )
+    result = result_of(await run_one(command))
+    for name in ("out", "err"):
+        text = result[f"std{name}"]
+        dropped = 50_000_000 + len(f"first {name} last {name}") + 1 - 4096
+        assert result[f"std{name}_dropped"] == dropped
+        assert text.startswith(f"first {name} x")
+        assert f"x\n[{dropped} bytes dropped]\nx" in text
+        assert text.endswith(f"x last {name}")
+
+
+def test_what_is_dropped_is_not_kept() -> None:
+    """
+    However much is written, no more than the limit is in memory, and what comes at once.
+    """
+    output = Output(4096)
+    data = b"x" * 65_536
+    tracemalloc.start()
+    try:
+        for _ in range(2_000):
+            output.add(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 65_536
+    assert output.told(4096)[1] == 2_000 * 65_536 - 4096
+
+
+async def test_it_writes_for_ever(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    A program that never ends to write is stopped like any other.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, sys
+        open(sys.argv[1], "w").write("ready")
+        while True:
+            os.write(1, b"x" * 65536)
+        """,
+        str(fifo),
+        grace=LONG,
+    )
+    await stop_once_heard(command, fifo)
+
+
+async def test_it_makes_its_pipe_larger(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    However much a program has left in a pipe as it ended, all of it is taken.
+    """
+    ready, go = shop.fifo(), shop.fifo()
+    command = shop.python(
+        """
+        import fcntl, os, sys
+        for file in 1, 2:
+            fcntl.fcntl(file, fcntl.F_SETPIPE_SZ, 1 << 20)
+        open(sys.argv[1], "w").write(str(os.getpid()))
+        open(sys.argv[2]).read()
+        for file in 1, 2:
+            os.write(file, b"x" * 1_000_000)
+        os._exit(0)
+        """,
+        str(ready),
+        str(go),
+    )
+    results: list[Any] = []
+
+    async def run() -> None:
+        results.append(await command.run({}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        pid = int(await hear(ready))
+        go.write_text("go")
+        assert gone(pid)  # nobody else runs here, and reads, before that
+    [result] = results
+    assert result["stdout_dropped"] == result["stderr_dropped"] == 1_000_000 - 4096
+
+
+async def test_it_writes_nonsense(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    What is not UTF-8 is told as an escape, and so is a NUL.
+    """
+    command = shop.python(
+        """
+        import os
+        os.write(1, b"\\xff\\xfe caf\\xe9 \\xed\\xa0\\x80 \\x00 \\xc3\\xa9 \\x1b[31m ")
+        os.write(1, b"\\xe2\\x82")
+        """
+    )
+    result = result_of(await run_one(command))
+    assert result["stdout"] == (
+        "\\xff\\xfe caf\\xe9 \\xed\\xa0\\x80 \\0 é \x1b[31m \\xe2\\x82"
+    )
+    assert result["stdout_dropped"] == 0
+    ended = await run_one(shop.command("sh", "-c", r"printf '\377\000\033'; exit 3"))
+    assert ended.err is not None
+    assert "stdout:\n\\xff\\0\x1b" in ended.err
+
+
+# -- those that end in an odd way -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (signal.SIGKILL, "SIGKILL"),
+        (signal.SIGSEGV, "SIGSEGV"),
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGPIPE, "SIGPIPE"),
+        (signal.SIGRTMIN + 1, f"signal {signal.SIGRTMIN + 1}"),
+    ],
+)
+async def test_it_exits_by_a_signal(
+    autojump_clock: MockClock, shop: Shop, number: int, name: str
+) -> None:
+    """
+    A program that a signal has ended has failed, and it is told which.
+    """
+    command = shop.python(
+        """
+        import os, resource, signal, sys
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        number = int(sys.argv[1])
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        print("so far", flush=True)
+        os.kill(os.getpid(), number)
+        signal.pause()
+        """,
+        str(int(number)),
+    )
+    ended = await run_one(command)
+    assert ended.state is TaskState.FAILED
+    assert ended.err is not None
+    assert ended.err.startswith(
+        f"CommandFailedError: the command was ended by {name}\n\nstdout:\nso far\n"
+    )
+
+
+async def test_it_is_killed_from_outside(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    A program that somebody else has killed has failed, is tried again if it is to be, and
+    what it has left is stopped.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        child = os.fork()
+        if child:
+            open(sys.argv[1], "w").write(f"{os.getpid()} {child}")
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+        retry=Retry(2, wait=fixed(0)),
+        grace=LONG,
+    )
+    works = CommandRegistry({"command": command})
+    async with open_scheduler(works, clock=TrioClock(NOON)) as scheduler:
+        task = await scheduler.add_task("command", after=0)
+        for _ in range(2):
+            pid, child = map(int, (await hear(fifo)).split())
+            os.kill(pid, signal.SIGKILL)
+            with autojump_held():
+                assert await trio.to_thread.run_sync(gone, child)
+        ended = await scheduler.wait(task.id)
+    assert ended.state is TaskState.FAILED
+    assert ended.attempt == 2
+    assert ended.err is not None
+    assert ended.err.startswith("CommandFailedError: the command was ended by SIGKILL")
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+async def test_it_closes_stdin_early(
+    autojump_clock: MockClock, shop: Shop, size: int
+) -> None:
+    """
+    A program need not read what it is given.
+    """
+    for source in (
+        "import os; os.close(0); print('done')",
+        "print('done')",
+        "import os; os.read(0, 5); os.close(0); print('done')",
+    ):
+        command = shop.python(source, stdin="{text}")
+        result = result_of(await run_one(command, {"text": "x" * size}))
+        assert result["stdout"] == "done\n"
+
+
+async def test_a_child_holds_stdin(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    Nor is it waited for who holds it, and does not read.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        child = os.fork()
+        if not child:
+            os.setsid()
+            os.close(1)
+            os.close(2)
+            open(sys.argv[1], "w").close()
+            while True:
+                signal.pause()
+        open(sys.argv[1]).read()
+        print(child)
+        """,
+        str(fifo),
+        stdin="{text}",
+    )
+    result = result_of(await run_one(command, {"text": "x" * 1_000_000}))
+    shop.left_on_purpose.append(int(result["stdout"]))
+
+
+async def test_it_closes_its_output_and_goes_on(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    A program whose output has ended has not ended itself: it is waited for, or stopped.
+    """
+    end = shop.folder / "end"
+    command = shop.python(
+        """
+        import os, sys, time
+        for file in 0, 1, 2:
+            os.close(file)
+        time.sleep(0.1)
+        open(sys.argv[1], "w").write("came to its end")
+        os._exit(0)
+        """,
+        str(end),
+    )
+    result_of(await run_one(command))
+    assert end.read_text() == "came to its end"
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        os.closerange(0, 3)
+        open(sys.argv[1], "w").write("ready")
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+        grace=LONG,
+    )
+    await stop_once_heard(command, fifo)
+
+
+# -- what vanishes --------------------------------------------------------------------
+
+
+async def test_its_cwd_vanishes(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    A command whose directory is gone by the time it is due has failed, and says which; and
+    one whose directory goes while it runs goes on.
+    """
+    folder = shop.folder / "cwd"
+    folder.mkdir()
+    works = CommandRegistry(
+        {
+            "after": shop.command("true", cwd=folder),
+            "with stdin": shop.command("true", cwd=folder, stdin="x"),
+            "meanwhile": shop.python(
+                "import os, sys; os.rmdir(sys.argv[1]); print('done')",
+                str(folder),
+                cwd=folder,
+            ),
+        }
+    )
+    async with open_scheduler(works, clock=TrioClock(NOON)) as scheduler:
+        late = [
+            await scheduler.add_task(work_id, after=1)
+            for work_id in ("after", "with stdin")
+        ]
+        soon = await scheduler.add_task("meanwhile", after=0)
+        assert result_of(await scheduler.wait(soon.id))["stdout"] == "done\n"
+        for task in late:
+            ended = await scheduler.wait(task.id)
+            assert ended.state is TaskState.FAILED
+            assert ended.err is not None
+            assert ended.err.startswith("FileNotFoundError: ")
+            assert str(folder) in ended.err.partition("\n")[0]
+
+
+async def test_its_program_vanishes(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    A command whose program is gone by the time it is due, or is none, has failed, and is
+    tried again if it is to be.
+    """
+    program = shop.folder / "program"
+    shutil.copy(str(shutil.which("true")), program)
+    no_program = shop.folder / "none"
+    no_program.write_bytes(b"\x00\x01nonsense")
+    no_program.chmod(0o755)
+    works = CommandRegistry(
+        {
+            "gone": shop.command(str(program), retry=Retry(2)),
+            "none": shop.command(str(no_program)),
+        }
+    )
+    async with open_scheduler(works, clock=TrioClock(NOON)) as scheduler:
+        task = await scheduler.add_task("gone", after=1)
+        program.unlink()
+        ended = await scheduler.wait(task.id)
+        assert (ended.state, ended.attempt) == (TaskState.FAILED, 2)
+        assert ended.err is not None
+        assert ended.err.startswith("FileNotFoundError: ")
+        task = await scheduler.add_task("none", after=0)
+        ended = await scheduler.wait(task.id)
+        assert ended.err is not None
+        assert ended.err.startswith("OSError: [Errno 8] Exec format error")
+
+
+async def test_an_argument_is_too_long_for_the_system(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    What the system refuses to start has failed, with what the system says.
+    """
+    ended = await run_one(shop.command("true", "{a}"), {"a": "x" * 10_000_000})
+    assert ended.err is not None
+    assert ended.err.startswith("OSError: [Errno 7] Argument list too long")
+
+
+# -- what is injected -----------------------------------------------------------------
+
+INJECTED = [
+    "; touch pwned",
+    "&& touch pwned",
+    "| touch pwned",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "\ntouch pwned\n",
+    "'; touch pwned; '",
+    '"; touch pwned; "',
+    "\\'; touch pwned #",
+    "${IFS}touch${IFS}pwned",
+    "> pwned",
+    "*",
+    "~",
+    "$HOME",
+    "%PATH%",
+    "-rf",
+    "--output=pwned",
+    "--",
+    "-",
+    "",
+    " ",
+    "a b  c",
+    "\t\r\n\x0b\x1b[2J",
+    "{a}",
+    "{a.__class__}",
+    "{{a}}",
+    "%s%n",
+    "\u202edwp",
+    "ü\U0001f600",
+    "\x7f",
+]
+
+TELL = """
+    import json, os, sys
+    print(json.dumps([sys.argv[1:], sys.stdin.buffer.read().decode(),
+                      os.environ.get("VALUE"), os.getcwd()]))
+"""
+
+
+@pytest.mark.parametrize("text", INJECTED, ids=[ascii(text) for text in INJECTED])
+async def test_nothing_can_be_injected(
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """
+    In whatever field it stands, text is text: it starts nothing, and is the same at the
+    other end.
+    """
+    monkeypatch.chdir(shop.folder)
+    folder = shop.folder / f"in {text.replace('/', '')}"
+    folder.mkdir()
+    command = shop.python(
+        TELL,
+        "--",
+        "{a}",
+        "{a}-{a}",
+        "--option={a}",
+        text.replace("{", "{{").replace("}", "}}"),
+        stdin="{a}",
+        env={"VALUE": text},
+        cwd=folder,
+    )
+    ended = await run_one(command, {"a": text})
+    assert json.loads(result_of(ended)["stdout"]) == [
+        ["--", text, f"{text}-{text}", f"--option={text}", text],
+        text,
+        text,
+        str(folder),
+    ]
+    assert not [*shop.folder.rglob("pwned")]
+
+
+@pytest.mark.parametrize("text", INJECTED, ids=[ascii(text) for text in INJECTED])
+async def test_a_name_is_a_name(
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """
+    A program, and a work, may have any name: it is that one which runs.
+    """
+    monkeypatch.chdir(shop.folder)
+    name = f"tool {text.replace('/', '')}"
+    path = shop.folder / name
+    path.write_text("#!/bin/sh\necho it is me\n")
+    path.chmod(0o755)
+    works = CommandRegistry({name: shop.command("{program}")})
+    async with open_scheduler(works, clock=TrioClock(NOON)) as scheduler:
+        task = await scheduler.add_task(name, {"program": str(path)}, after=0)
+        ended = await scheduler.wait(task.id)
+    assert result_of(ended)["stdout"] == "it is me\n"
+    assert not [*shop.folder.rglob("pwned")]
+
+
+async def test_after_a_double_dash_a_dash_is_a_dash(
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    With ``--`` in the template, what begins with a dash is no option to a program that
+    knows it; without, it may be.
+    """
+    monkeypatch.chdir(shop.folder)
+    (shop.folder / "-n").write_text("text\n")
+    safe, unsafe = shop.command("cat", "--", "{name}"), shop.command("cat", "{name}")
+    assert result_of(await run_one(safe, {"name": "-n"}))["stdout"] == "text\n"
+    assert result_of(await run_one(unsafe, {"name": "-n"}))["stdout"] == ""
+
+
+async def test_a_shell_has_its_arguments_beside_its_script(
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A script that takes what is filled in as arguments is as safe as any program.
+    """
+    monkeypatch.chdir(shop.folder)
+    command = shop.command("sh", "-c", 'printf %s "$1" | cat', "sh", "{text}")
+    for text in INJECTED:
+        assert result_of(await run_one(command, {"text": text}))["stdout"] == text
+    assert not [*shop.folder.rglob("pwned")]
+
+
+# -- whose children they are ----------------------------------------------------------
+
+FIRST_PROCESS = """
+    import ctypes, sys
+    import psutil, trio
+    from trio_gokugen import CommandRegistry, open_scheduler
+
+    PR_SET_CHILD_SUBREAPER = 36
+    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    works = CommandRegistry({
+        "left": {"argv": ["sh", "-c", "sleep 60 & sleep 60 & exit 0"], "grace": 60},
+        "stopped": {
+            "argv": ["sh", "-c", "sleep 60 & sleep 60 & echo > ready; sleep 60"],
+            "cwd": sys.argv[1],
+            "grace": 60,
+        },
+        "mixed": {
+            "argv": ["sh", "-c", "(exit 0) & (sh -c 'exit 1' &) ; exit 0"],
+            "grace": 60,
+        },
+    })
+
+    async def main():
+        async with open_scheduler(works) as scheduler:
+            for work_id in "left", "mixed":
+                task = await scheduler.add_task(work_id, after=0)
+                await scheduler.wait(task.id)
+            task = await scheduler.add_task("stopped", after=0)
+            while not await trio.Path(sys.argv[1], "ready").exists():
+                await trio.sleep(0.01)
+            await scheduler.interrupt(task.id)
+            await scheduler.wait(task.id)
+
+    trio.run(main)
+    print([each.name() for each in psutil.Process().children(recursive=True)])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such processes")
+def test_the_first_process_of_a_container_keeps_no_zombies(shop: Shop) -> None:
+    """
+    A process that inherits orphans, as the first one of a container does, has none of a
+    command's when that has ended, dead or alive.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FIRST_PROCESS), str(shop.folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "[]\n"
