@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_gokugen._command import main
+from trio_gokugen._cli import main
 
 CRONTAB = """\
 CRON_TZ=Europe/Berlin

@@ -3,8 +3,8 @@
 from ._autojump import autojump_held
 from ._calendar_interval import CalendarInterval
 from ._clock import SystemClock, TrioClock
+from ._command import Command
 from ._command_registry import CommandRegistry
-from ._commands import Command
 from ._conditions import Answer
 from ._cron import Cron
 from ._current_task import current_task

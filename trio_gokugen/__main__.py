@@ -1,5 +1,5 @@
 """What ``python -m trio_gokugen`` runs."""
 
-from ._command import main
+from ._cli import main
 
 raise SystemExit(main())

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import attrs
 
-from ._commands import Command
+from ._command import Command
 from ._errors import InvalidCommandError, InvalidTaskError, shown
 from ._interval import seconds_or_duration
 from ._retry import Retry, Wait, exponential, fixed

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._combined_registry import Combinable
+from ._command import Command
 from ._command_data import command_from_data
-from ._commands import Command
 from ._conditions import Condition
 from ._errors import (
     ConditionNotFoundError,

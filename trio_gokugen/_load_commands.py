@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ._command import Command
 from ._command_data import command_from_data
-from ._commands import Command
 from ._errors import InvalidCommandsError, InvalidTaskError
 from ._json import name as checked_name
 from ._text_file import in_order, read_text
