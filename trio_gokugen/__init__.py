@@ -10,10 +10,12 @@ from ._errors import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
+    CannotSendError,
     ConditionExistsError,
     ConditionNotFoundError,
     DamagedFileError,
     DeadlineExceededError,
+    ExecutorLostError,
     GokugenError,
     InvalidSchedulesError,
     InvalidTaskError,
@@ -36,10 +38,13 @@ from ._errors import (
     TaskExistsError,
     TaskNotFoundError,
     WorkExistsError,
+    WorkLostError,
     WorkNotFoundError,
     WorkStoppedError,
     WorkTimeoutError,
 )
+from ._executor_calls import report_progress
+from ._executor_dispatcher import ExecutorDispatcher
 from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._interval import Interval
@@ -86,6 +91,7 @@ __all__ = [
     "Both",
     "BulkRepository",
     "CalendarInterval",
+    "CannotSendError",
     "ChainHooks",
     "ConditionExistsError",
     "ConditionNotFoundError",
@@ -96,6 +102,8 @@ __all__ = [
     "Dropped",
     "Either",
     "Except",
+    "ExecutorDispatcher",
+    "ExecutorLostError",
     "FailedAttempt",
     "FoundSchedules",
     "GokugenError",
@@ -147,6 +155,7 @@ __all__ = [
     "TimedRepository",
     "TrioClock",
     "WorkExistsError",
+    "WorkLostError",
     "WorkNotFoundError",
     "WorkRegistry",
     "WorkStoppedError",
@@ -161,6 +170,7 @@ __all__ = [
     "open_scheduler",
     "plan",
     "randomised",
+    "report_progress",
     "run_now",
     "trigger_from_data",
     "trigger_from_json",
