@@ -819,7 +819,7 @@ def test_a_call_by_path_tells_what_it_did() -> None:
     """
 
     def call(work_id: str, path: str = WORKS, **param: Any) -> Landed:
-        return call_by_path(("x", "t-1"), path, run_of(work_id, **param).to_json())
+        return call_by_path("x", path, run_of(work_id, **param).to_json())
 
     assert call("double", number=3) == Landed("value", 6)
     assert call("return_lock") == Landed("value", None)
@@ -867,7 +867,7 @@ def test_a_work_cannot_pretend_to_have_been_stopped() -> None:
         raise BaseExceptionGroup("group", [await cancelled()])
 
     def error(work_id: str) -> BaseException:
-        landed = call_here(("x", "t-1"), works.get(work_id), run_of(work_id), None)
+        landed = call_here("x", works.get(work_id), run_of(work_id), None)
         assert landed.left == "error"
         raised: BaseException = landed.payload
         return raised
@@ -892,7 +892,7 @@ def test_a_run_that_is_stopped_before_it_is_called_is_refused() -> None:
         called.append("async")
 
     works.register("async", work)
-    key = "x", "t-1"
+    key = "x"
     for work_id in ("plain", "async"):
         calls.stop(key)
         landed = call_here(key, works.get(work_id), run_of(work_id), None)
@@ -901,9 +901,9 @@ def test_a_run_that_is_stopped_before_it_is_called_is_refused() -> None:
         assert again.left == "value"
     assert called == ["plain", "async"]
     for n in range(calls.REMEMBERED + 5):
-        calls.stop(("x", f"{n}"))
+        calls.stop(f"x{n}")
     assert len(calls._stopped) == calls.REMEMBERED
-    assert ("x", "4") not in calls._stopped
+    assert "x4" not in calls._stopped
     calls._stopped.clear()
 
 
@@ -911,7 +911,7 @@ async def test_a_work_may_be_called_where_trio_runs() -> None:
     """
     An executor that calls where it is asked, in a Trio program, can run async works.
     """
-    landed = call_here(("x", "t-1"), conformance_works.get("echo"), run_of("echo"), None)
+    landed = call_here("x", conformance_works.get("echo"), run_of("echo"), None)
     assert landed == Landed("value", None)
 
 
@@ -1218,6 +1218,6 @@ def test_progress_may_be_told_inside_works_only() -> None:
         report_progress(0.5)
     with pytest.raises(InvalidTaskError, match="fraction"):
         report_progress(2)
-    landed = call_by_path(("x", "t-1"), WORKS, run_of("tell", until="x").to_json())
+    landed = call_by_path("x", WORKS, run_of("tell", until="x").to_json())
     assert isinstance(landed.payload, RuntimeError)
     assert "this executor brings no progress back" in str(landed.payload)

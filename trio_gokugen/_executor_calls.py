@@ -34,8 +34,8 @@ from ._json import fresh
 from ._task import Progress, Task
 from .abc import Work, WorkRegistry
 
-Key: TypeAlias = tuple[str, str]
-"""What a run is called on an executor: a name of the dispatcher's, and id and attempt."""
+Key: TypeAlias = str
+"""What a run is called on an executor, where nothing else is called so."""
 
 Tell: TypeAlias = Callable[[Progress], None]
 """Takes what a work tells of its progress, in the thread of the work."""
@@ -254,18 +254,51 @@ _LONGEST_TRACEBACK = 20_000
 _PLAIN = (type(None), bool, int, float, str)
 
 
+@attrs.frozen
+class _Group:
+    """A group of exceptions, in parts: where Dask is, it could not be read again."""
+
+    message: str
+    members: tuple[Any, ...]
+
+
+def _packed(error: BaseException) -> BaseException | _Group:
+    if type(error) is not BaseExceptionGroup:
+        return error
+    group: BaseExceptionGroup[BaseException] = error
+    return _Group(group.message, tuple(map(_packed, group.exceptions)))
+
+
+def unpacked(packed: Any) -> BaseException:
+    """An error that `call_by_path` has left."""
+    if not isinstance(packed, _Group):
+        return cast("BaseException", packed)
+    return BaseExceptionGroup(packed.message, [unpacked(each) for each in packed.members])
+
+
 def _sendable(landed: Landed, *, retain: bool) -> Landed:
     """The same, or what can be told of it, as an executor will pickle it."""
-    told = ""
     if landed.left == "error":
-        told = "".join(traceback.format_exception(landed.payload))[-_LONGEST_TRACEBACK:]
+        return _sendable_error(landed.payload)
     why = None if type(landed.payload) in _PLAIN else _unsendable(landed.payload)
     if why is None:
-        return attrs.evolve(landed, traceback=told)
-    if landed.left == "value" and not retain:
+        return landed
+    if not retain:
         return Landed("value")  # which nobody is going to look at
-    what = f"{shown(landed.payload)}: {why}"
-    return Landed("error", CannotSendError(f"{what}\n\n{told}" if told else what))
+    return Landed("error", CannotSendError(f"{shown(landed.payload)}: {why}"))
+
+
+def _sendable_error(error: BaseException) -> Landed:
+    told = "".join(traceback.format_exception(error))[-_LONGEST_TRACEBACK:]
+    packed = _packed(error)
+    why = _unsendable(packed)
+    if why is not None:
+        # Where Dask is, what has led to an error is pickled with it. It has been told.
+        error.__cause__ = error.__context__ = error.__traceback__ = None
+        why = _unsendable(packed)
+    if why is None:
+        return Landed("error", packed, told)
+    return Landed("error", CannotSendError(f"{shown(error)}: {why}\n\n{told}"))
 
 
 def _unsendable(value: object) -> str | None:

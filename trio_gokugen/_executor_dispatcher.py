@@ -47,6 +47,7 @@ from ._executor_calls import (
     call_here,
     resolve,
     stop,
+    unpacked,
 )
 from ._task import Progress, Task
 from .abc import (
@@ -66,8 +67,8 @@ class Flight:
     """A run that was started and has not been reported."""
 
     run: Task
-    future: Future[Landed] | None = None
-    """Once the executor has it."""
+    handle: Any = None
+    """What its executor knows it by, once it has it."""
 
     scope: trio.CancelScope | None = None
     """While its condition is asked."""
@@ -329,7 +330,7 @@ class InFlightDispatcher:
         while self._landed:
             flight, landed = self._landed.popleft()
             self._aloft -= 1
-            flight.future = None
+            flight.handle = None
             flight.ended = self._outcome(flight, landed)
             if flight is not self._telling and flight not in self._news:
                 self._report(flight, flight.ended)
@@ -355,7 +356,7 @@ class InFlightDispatcher:
             return outcome.Error(_not_started(stopped))
         if landed.left == "stopped":
             return outcome.Error(_nobody() if stopped is None else stopped)
-        error: BaseException = landed.payload
+        error = unpacked(landed.payload)
         if landed.traceback:
             error.__cause__ = RemoteTraceback(landed.traceback)
         if stopped is not None and not _leaves(error):
@@ -470,20 +471,19 @@ class ExecutorDispatcher(InFlightDispatcher):
 
     def _launch(self, flight: Flight) -> None:
         run = flight.run
-        key = self._key(run)
+        key = self._key(flight)
         try:
             if self._path is None:
-                flight.future = self._executor.submit(self._call, flight, key)
+                future = self._executor.submit(self._call, flight, key)
             else:
-                flight.future = self._executor.submit(
-                    call_by_path, key, self._path, run.to_json()
-                )
+                future = self._executor.submit(call_by_path, key, self._path, run.to_json())
         except RuntimeError as error:  # it has broken, or was shut down
             self._lost = error
             flight.void = True  # it may have been queued all the same
             self._land(flight, Landed("refused"))
         else:
-            flight.future.add_done_callback(partial(self._done, flight))
+            flight.handle = future
+            future.add_done_callback(partial(self._done, flight))
 
     def _call(self, flight: Flight, key: Key) -> Landed:
         """In a thread of the executor's."""
@@ -503,11 +503,12 @@ class ExecutorDispatcher(InFlightDispatcher):
         self._land(flight, future.result() if error is None else error)
 
     def _stop(self, flight: Flight) -> None:
-        if flight.future is not None and not flight.future.cancel() and self._path is None:
-            stop(self._key(flight.run))
+        future: Future[Landed] | None = flight.handle
+        if future is not None and not future.cancel() and self._path is None:
+            stop(self._key(flight))
 
-    def _key(self, run: Task) -> Key:
-        return f"{id(self):x}", f"{run.id}-{run.attempt}"
+    def _key(self, flight: Flight) -> Key:
+        return f"{flight.run.id}-{flight.run.attempt}-{id(flight):x}"
 
 
 _FAR = frozenset(
