@@ -20,6 +20,7 @@ from pathlib import Path
 from . import (
     adding,
     backlog,
+    executors,
     idle,
     lateness,
     memory,
@@ -47,6 +48,7 @@ SUBJECTS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "triggers": triggers.measure,
     "schedules": schedules.measure,
     "year": year.measure,
+    "executors": executors.measure,
     "lateness": lateness.measure,
     "idle": idle.measure,
     "sqlite": sqlite.measure,

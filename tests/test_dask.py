@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import dask
+import dask.config
 import distributed
 import executor_works
 import psutil  # type: ignore[import-untyped]
@@ -29,6 +30,7 @@ from support import NOON
 
 from trio_gokugen import (
     ExecutorLostError,
+    HeapRepository,
     HookAction,
     PartialHooks,
     Retry,
@@ -39,11 +41,14 @@ from trio_gokugen import (
     TaskState,
     TrioClock,
     WorkLostError,
+    autojump_held,
     fixed,
     open_scheduler,
 )
 from trio_gokugen._executor_calls import Landed
+from trio_gokugen._executor_dispatcher import Flight
 from trio_gokugen.dask import (
+    DaskDispatcher,
     OneRun,
     call_on_worker,
     open_dask_dispatcher,
@@ -65,7 +70,8 @@ STAY = ("Trio thread", "Dask-Offload", "Profile", "TCP-Executor", "AsyncProcess"
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any]:
     """Two workers for all tests, in the state in which a user finds them."""
     assert dask.config.get("distributed.scheduler.allowed-failures") == 3
-    with distributed.LocalCluster(  # type: ignore[no-untyped-call]
+    open_cluster: Any = distributed.LocalCluster
+    with open_cluster(
         n_workers=2,
         threads_per_worker=1,
         processes=True,
@@ -420,9 +426,11 @@ class Processes:
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+        # Coverage would make them slow, and is lost when they are killed.
+        environment = {k: v for k, v in os.environ.items() if "COV" not in k}
         process = subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{module}", *arguments],
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment | {"PYTHONPATH": path},
             cwd=self.directory,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -539,6 +547,134 @@ async def reached(address: str) -> AsyncGenerator[Any]:
         yield dispatcher
 
 
+@pytest.fixture
+def client(cluster: Any) -> Generator[Any]:
+    with distributed.Client(cluster, set_as_default=False) as opened:  # type: ignore[no-untyped-call]
+        yield opened
+
+
+async def test_a_result_that_is_lost_fails_its_run(
+    autojump_clock: trio.testing.MockClock,
+    cluster: Any,
+    client: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    When a worker dies that has a result which was not fetched, Dask has the task run again;
+    but the work is not called a second time, and the attempt has failed.
+    """
+    log = tmp_path / "log"
+    gather = client.gather
+
+    async def gather_too_late(*args: Any, **kwargs: Any) -> Any:
+        [(_, process)] = noted(log)
+        os.kill(process, signal.SIGKILL)
+        workers = cluster.scheduler.workers
+        while any(worker.has_what for worker in workers.values()):  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.01)
+        return await gather(*args, **kwargs)
+
+    monkeypatch.setattr(client, "gather", gather_too_late)
+    async with opened(client) as scheduler:
+        task = await scheduler.add_task("take_note", {"file": str(log)}, after=0)
+        ended = await scheduler.wait(task.id)
+    words = "WorkLostError: the run was lost: its worker has left the cluster"
+    assert (ended.err or "").startswith(words)
+    assert len(noted(log)) == 1
+
+
+async def test_a_scheduler_that_was_replaced_is_noticed(
+    autojump_clock: trio.testing.MockClock, client: Any
+) -> None:
+    """
+    Nothing is sent to another scheduler than the one which is known to run each attempt
+    once: that one is told first.
+    """
+    async with (
+        open_dask_dispatcher(client, WORKS) as dispatcher,
+        open_scheduler(executor_works.works, dispatcher=dispatcher) as scheduler,
+    ):
+        await trio.testing.wait_all_tasks_blocked()
+        inside(dispatcher)._guarded = "another"
+        task = await scheduler.add_task("double", {"number": 2}, after=0)
+        ended = await scheduler.wait(task.id)
+        assert (ended.result, ended.attempt, ended.interruptions) == (4, 2, 1)
+        # What is told of runs that are not in flight is not heard.
+        inside(dispatcher)._hear((0.0, ["no such run", {}]))
+        inside(dispatcher)._stop(Flight(task))
+        await scheduler.stop()
+        inside(dispatcher)._guarded = None
+
+
+def inside(dispatcher: Any) -> DaskDispatcher:
+    assert isinstance(dispatcher, DaskDispatcher)
+    return dispatcher
+
+
+async def test_a_connection_that_breaks_at_the_worst_moment(
+    autojump_clock: trio.testing.MockClock,
+    client: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    Whatever is asked of the cluster when the connection breaks is asked again, or fails
+    the run that it was about, and no other.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+
+    def broken_once(name: str, error: Exception) -> None:
+        real = getattr(client, name)
+        left = [error]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if left:
+                raise left.pop()
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(client, name, call)
+
+    broken_once("register_plugin", OSError("broken"))
+    async with opened(client) as scheduler:
+        broken_once("map", ValueError("too odd"))
+        task = await scheduler.add_task("double", {"number": 2}, after=0)
+        ended = await scheduler.wait(task.id)
+        assert (ended.err or "").startswith("ValueError: too odd")
+        broken_once("gather", OSError("broken"))
+        task = await scheduler.add_task("double", {"number": 2}, after=0)
+        ended = await scheduler.wait(task.id)
+        assert "the connection to the Dask cluster broke: broken" in (ended.err or "")
+        param = {"began": str(log), "until": str(go)}
+        task = await scheduler.add_task("wait", param, after=0)
+        await until(lambda: len(noted(log)) == 1)
+        broken_once("run_on_scheduler", OSError("broken"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.interrupt, task.id)
+            await trio.lowlevel.checkpoint()
+            go.touch()
+        assert (await scheduler.get(task.id)).state is TaskState.DONE
+
+
+async def test_a_client_that_is_closed_while_nothing_runs(
+    autojump_clock: trio.testing.MockClock, client: Any
+) -> None:
+    """
+    A task that falls due after the client was closed is not started; the hooks are told.
+    """
+    repository = HeapRepository()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with opened(client, repository=repository) as scheduler:
+            await scheduler.add_task("nothing", after=5, id="t")
+            await trio.testing.wait_all_tasks_blocked()
+            with autojump_held():
+                await trio.to_thread.run_sync(client.close)
+            await trio.sleep_forever()
+    assert caught.group_contains(ExecutorLostError, match="is closed")
+    task = await repository.get("t")
+    assert (task.state, task.attempt) == (TaskState.SCHEDULED, 1)
+
+
 # -- whose client it is -------------------------------------------------------------
 
 
@@ -625,7 +761,9 @@ async def test_an_asynchronous_client_is_refused() -> None:
     """
 
     class Asynchronous(distributed.Client):
-        asynchronous = True
+        @property
+        def asynchronous(self) -> bool:
+            return True
 
         def __init__(self) -> None:
             pass

@@ -171,11 +171,8 @@ class DaskDispatcher(InFlightDispatcher):
                 await self._connect_anew()
             try:
                 await self._on_loop(self._guard)
-            except (OSError, concurrent.futures.CancelledError) as error:
-                # The connection was lost meanwhile: the client has yet to notice.
-                if self.client.status in _CLOSED:
-                    continue
-                del error
+            except OSError:
+                # The connection was lost meanwhile, and the client has yet to notice.
                 await trio.sleep(FIRST_PAUSE)
 
     async def _connect_anew(self) -> None:
@@ -227,9 +224,10 @@ class DaskDispatcher(InFlightDispatcher):
     # -- on the client's loop ---------------------------------------------------------
 
     def _is_connected(self) -> bool:
-        if self.client.status != "running" or self._guarded is None:
-            return False
-        return bool(self.client.scheduler_info()["id"] == self._guarded)
+        client = self.client
+        if client.status == "running":
+            return bool(client.scheduler_info()["id"] == self._guarded)
+        return False  # pragma: no cover: the connection broke in this very moment
 
     async def _guard(self) -> None:
         """Once connected, see to it that the scheduler gives no run to two workers."""
@@ -330,7 +328,7 @@ class DaskDispatcher(InFlightDispatcher):
         if value is not None:
             return cast("Landed", value)
         try:
-            await future.result()
+            return cast("Landed", await future.result())
         except concurrent.futures.CancelledError as error:
             if getattr(error, "reason", None) == WITHDRAWN:
                 return Landed("refused")
@@ -342,7 +340,6 @@ class DaskDispatcher(InFlightDispatcher):
             return WorkLostError(f"its worker died, {error.last_worker.address}")
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             return error
-        return WorkLostError("its result has gone with its worker")
 
     def _stop_soon(self, mark: str) -> None:
         self._stopping.add(mark)
