@@ -145,7 +145,7 @@ class DaskDispatcher(InFlightDispatcher):
         self._id = uuid.uuid4().hex
         self._launched = 0
         self._topic = f"{NAME}-progress-{self._id}"
-        self.client = client
+        self.client: Any = client
         """Another one, once the connection was lost for long and could be made again."""
 
         self._guarded: str | None = None
