@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import json
 import os
 import signal
@@ -766,20 +767,17 @@ async def test_an_asynchronous_client_is_refused() -> None:
             pass
 
 
-def test_without_dask_it_says_what_to_install() -> None:
+def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Without the extra, an import of the module says how to get it.
     """
-    program = """
-import importlib.util
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name == "distributed" else find_spec(name)
-import trio_gokugen.dask
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert 'pip install "trio_gokugen[dask]"' in done.stderr
+    spec = importlib.util.find_spec("trio_gokugen.dask")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "trio_gokugen\[dask\]"'):
+        spec.loader.exec_module(module)
 
 
 # -- what runs on the workers, run here ---------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import pickle
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -836,6 +837,18 @@ def test_a_call_by_path_tells_what_it_did() -> None:
         assert landed.left == "error"
         assert isinstance(landed.payload, kind)
         assert ("Traceback" in landed.traceback) is (kind is not CannotSendError)
+
+
+def test_a_group_is_sent_in_parts() -> None:
+    """
+    A group that holds a Ctrl-C comes back as what it was, with what was in it.
+    """
+    run = run_of("leave", by="BaseExceptionGroup")
+    landed = call_by_path("x", CONFORMANCE_WORKS, run.to_json())
+    group = calls.unpacked(pickle.loads(pickle.dumps(landed)).payload)  # noqa: S301 (our own)
+    assert isinstance(group, BaseExceptionGroup)
+    assert group.message == "group"
+    assert [type(each) for each in group.exceptions] == [KeyboardInterrupt]
 
 
 def test_a_work_cannot_pretend_to_have_been_stopped() -> None:
