@@ -384,6 +384,26 @@ def test_embedded_shows_a_conversation_and_ends() -> None:
     ]
 
 
+DASK_CLUSTER = """\
+primes below 10000: 50%, still counting
+primes below 20000: 50%, still counting
+primes below 10000: 1229, at attempt 1
+primes below 20000: 2262, at attempt 1
+fragile: came through, at attempt 2
+  attempt 1: WorkLostError: the run was lost: its worker died
+"""
+
+
+def test_dask_cluster_counts_and_comes_through() -> None:
+    """
+    Results and progress come back from a cluster's workers, and a worker that is killed in
+    the middle of a task fails that attempt, which is followed by another.
+    """
+    lines = run_script("dask_cluster.py").splitlines()
+    # Two workers are at it: either may be the first to tell.
+    assert [*sorted(lines[:2]), *lines[2:]] == DASK_CLUSTER.splitlines()
+
+
 def test_the_tests_of_an_example_pass_on_their_own() -> None:
     """
     `test_reminders.py` passes where there is nothing but it and pytest's setting.

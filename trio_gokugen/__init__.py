@@ -12,11 +12,13 @@ from ._errors import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
+    CannotSendError,
     CommandFailedError,
     ConditionExistsError,
     ConditionNotFoundError,
     DamagedFileError,
     DeadlineExceededError,
+    ExecutorLostError,
     GokugenError,
     InvalidCommandError,
     InvalidCommandsError,
@@ -43,10 +45,13 @@ from ._errors import (
     TaskExistsError,
     TaskNotFoundError,
     WorkExistsError,
+    WorkLostError,
     WorkNotFoundError,
     WorkStoppedError,
     WorkTimeoutError,
 )
+from ._executor_calls import report_progress
+from ._executor_dispatcher import ExecutorDispatcher
 from ._heap_repository import HeapRepository, HeapStore
 from ._hooks import BackoffHooks, ChainHooks, PartialHooks, PassThroughHooks
 from ._interval import Interval
@@ -96,6 +101,7 @@ __all__ = [
     "Both",
     "BulkRepository",
     "CalendarInterval",
+    "CannotSendError",
     "ChainHooks",
     "Command",
     "CommandFailedError",
@@ -109,6 +115,8 @@ __all__ = [
     "Dropped",
     "Either",
     "Except",
+    "ExecutorDispatcher",
+    "ExecutorLostError",
     "FailedAttempt",
     "FoundSchedules",
     "GokugenError",
@@ -169,6 +177,7 @@ __all__ = [
     "TimedRepository",
     "TrioClock",
     "WorkExistsError",
+    "WorkLostError",
     "WorkNotFoundError",
     "WorkRegistry",
     "WorkStoppedError",
@@ -184,6 +193,7 @@ __all__ = [
     "open_scheduler",
     "plan",
     "randomised",
+    "report_progress",
     "run_now",
     "trigger_from_data",
     "trigger_from_json",

@@ -54,7 +54,7 @@ class Skipped(Exception):  # noqa: N818 (it is no error)
 
 
 class Asked(Protocol):
-    """The part of a scheduler that conditions have to do with."""
+    """The part of a scheduler that conditions and dispatchers have to do with."""
 
     async def get(self, task_id: str) -> Task:
         """The task as it stands."""
@@ -66,6 +66,10 @@ class Asked(Protocol):
 
     async def pause_schedule(self, id: str) -> bool:
         """Let no occurrence run until it is resumed."""
+        ...
+
+    async def progress(self, fraction: float, note: str | None = None) -> None:
+        """Tell from inside a work how far it has come."""
         ...
 
 

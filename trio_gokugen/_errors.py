@@ -451,6 +451,21 @@ class SchedulerAlreadyRunningError(GokugenError, RuntimeError):
         return f"the {self.what} is already running"
 
 
+@attrs.frozen
+class ExecutorLostError(GokugenError):
+    """The executor takes no more work: it is broken, was shut down, or cannot be reached.
+
+    Nothing is dispatched meanwhile. A hook, `LoopHooks.on_dispatch_error`, may give the
+    dispatcher another executor and answer `HookAction.RETRY`. `__cause__` holds the
+    executor's own error, where there is one.
+    """
+
+    why: str
+
+    def __str__(self) -> str:
+        return printable(f"the executor takes no more work: {self.why}")
+
+
 # -- why a work did not end by itself -----------------------------------------------
 
 
@@ -468,6 +483,9 @@ class StopReason(enum.Enum):
 
     LOST_LEASE = "lost lease"
     """The store could not be told in time that the run goes on, or has taken the task."""
+
+    LOST_EXECUTOR = "lost executor"
+    """The executor has broken, or was shut down; the task goes back to scheduled."""
 
 
 @attrs.frozen
@@ -561,3 +579,31 @@ class CommandFailedError(GokugenError):
         # What is wrong is told in stderr, mostly, and a text is cut in its middle.
         streams = (("stdout", self.stdout), ("stderr", self.stderr))
         return "".join(f"\n\n{name}:\n{text}" for name, text in streams if text)
+
+
+@attrs.frozen
+class WorkLostError(GokugenError):
+    """A run in another process will not be heard of any more: its work may go on, or not.
+
+    It counts as a failed attempt. `__cause__` holds the executor's own error, where there
+    is one.
+    """
+
+    why: str
+
+    def __str__(self) -> str:
+        return printable(f"the run was lost: {self.why}")
+
+
+@attrs.frozen
+class CannotSendError(GokugenError):
+    """What a work in another process returned or raised cannot be sent from there.
+
+    Return JSON values, and raise exceptions that can be pickled.
+    """
+
+    what: str
+    """The value or the exception, in words, with the traceback it had there."""
+
+    def __str__(self) -> str:
+        return printable(f"what the work left cannot be sent back: {self.what}")

@@ -1,0 +1,812 @@
+"""Works on a real Dask cluster: two workers, each a process, on the loopback interface."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import dask.config
+import distributed
+import executor_works
+import psutil  # type: ignore[import-untyped]
+import pytest
+import trio
+import trio.testing
+from support import NOON
+
+from trio_gokugen import (
+    ExecutorLostError,
+    HeapRepository,
+    HookAction,
+    PartialHooks,
+    Retry,
+    Scheduler,
+    Task,
+    TaskParam,
+    TaskQuery,
+    TaskState,
+    TrioClock,
+    WorkLostError,
+    autojump_held,
+    fixed,
+    open_scheduler,
+)
+from trio_gokugen._executor_calls import Landed
+from trio_gokugen._executor_dispatcher import Flight
+from trio_gokugen.dask import (
+    DaskDispatcher,
+    OneRun,
+    call_on_worker,
+    open_dask_dispatcher,
+    refuse,
+    stop_on_worker,
+)
+from trio_gokugen.sql import open_sql_repository
+from trio_gokugen.testing import SAME_PROCESS_CHECKS, check_dispatcher
+
+WORKS = "executor_works:works"
+PATIENCE = 15.0
+"""Seconds, in real time, that the cluster may take."""
+
+STAY = ("Trio thread", "Dask-Offload", "Profile", "TCP-Executor", "AsyncProcess")
+"""Threads that Trio and Dask keep for the next who needs them."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any]:
+    """Two workers for all tests, in the state in which a user finds them."""
+    assert dask.config.get("distributed.scheduler.allowed-failures") == 3
+    open_cluster: Any = distributed.LocalCluster
+    with open_cluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        local_directory=str(tmp_path_factory.mktemp("dask")),
+    ) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cluster: Any) -> Generator[None]:
+    """
+    A test leaves no thread, no process and no socket behind, beside the cluster's; and no
+    task on it.
+    """
+    wait_until(lambda: len(cluster.scheduler_info["workers"]) == 2)
+
+    def left() -> dict[str, set[Any]]:
+        gc.collect()
+        me = psutil.Process()
+        return {
+            "threads": {
+                each.name
+                for each in threading.enumerate()
+                if not each.name.startswith(STAY)
+            },
+            "sockets": {
+                each.laddr for each in me.net_connections("tcp") if each.status == "LISTEN"
+            },
+            "processes": {
+                sum("spawn_main" in " ".join(each.cmdline()) for each in me.children())
+            },
+            "clients": {
+                name for name in cluster.scheduler.clients if name != "fire-and-forget"
+            },
+            "tasks": set(cluster.scheduler.tasks),
+        }
+
+    before = left()
+    yield
+    late = time.monotonic() + PATIENCE
+    while (after := left()) != before and time.monotonic() < late:
+        time.sleep(0.01)
+    assert after == before
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    late = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < late
+        time.sleep(0.01)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait, in real time, and let a mock clock jump that is not held."""
+    await trio.to_thread.run_sync(wait_until, true)
+
+
+@asynccontextmanager
+async def opened(cluster: Any, **options: Any) -> AsyncGenerator[Scheduler]:
+    bound = options.pop("max_in_flight", 1_000)
+    options.setdefault("clock", TrioClock(NOON, 0.0))
+    async with (
+        open_dask_dispatcher(cluster, WORKS, max_in_flight=bound) as dispatcher,
+        open_scheduler(executor_works.works, dispatcher=dispatcher, **options) as scheduler,
+    ):
+        yield scheduler
+
+
+def noted(file: Path) -> list[tuple[str, int]]:
+    """What works have noted: which attempt, in which process."""
+    if not file.exists():
+        return []
+    lines = [line.split() for line in file.read_text("utf-8").splitlines()]
+    return [(attempt, int(process)) for attempt, process in lines]
+
+
+@pytest.mark.long
+async def test_the_cluster_keeps_the_promises(
+    autojump_clock: trio.testing.MockClock, cluster: Any
+) -> None:
+    """
+    A cluster passes the suite, but for what needs works to be in the same process: what
+    is async can be stopped on it.
+    """
+    with distributed.Client(cluster, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+        await check_dispatcher(
+            lambda _, n: open_dask_dispatcher(
+                client, "trio_gokugen.testing:conformance_works", max_in_flight=n
+            ),
+            skip=SAME_PROCESS_CHECKS,
+        )
+
+
+async def test_what_a_work_leaves_comes_back(
+    autojump_clock: trio.testing.MockClock, cluster: Any, tmp_path: Path
+) -> None:
+    """
+    Results come back from the workers, and errors with where they were raised; `Snooze`,
+    `Retry.after` and `Discard` do what they do here.
+    """
+    log = tmp_path / "log"
+    async with opened(cluster) as scheduler:
+        task = await scheduler.add_task("double", {"number": 21}, after=0)
+        assert (await scheduler.wait(task.id)).result == 42
+        task = await scheduler.add_task("turns", {"log": str(log)}, after=0)
+        ended = await scheduler.wait(task.id)
+        assert (ended.state, ended.attempt, ended.retries) == (TaskState.FAILED, 4, 2)
+        assert 'raise Discard("enough")' in (ended.err or "")
+        for work_id in ("raise_unpicklable", "raise_unreadable", "retain_lock"):
+            task = await scheduler.add_task(work_id, after=0)
+            ended = await scheduler.wait(task.id)
+            assert ended.state is TaskState.FAILED
+    attempts = [attempt for attempt, _ in noted(log)]
+    assert [attempt[-2:] for attempt in attempts] == ["-1", "-2", "-3", "-4"]
+
+
+async def test_progress_comes_back(
+    autojump_clock: trio.testing.MockClock, cluster: Any, tmp_path: Path
+) -> None:
+    """
+    What a work on the cluster tells of its progress is seen while it runs, and the last
+    of it is there when it has ended.
+    """
+    go = tmp_path / "go"
+    async with opened(cluster) as scheduler:
+        task = await scheduler.add_task("tell", {"until": str(go)}, after=0)
+        late = time.monotonic() + PATIENCE
+        while (began := (await scheduler.get(task.id)).progress) is None:
+            assert time.monotonic() < late
+        assert (began.fraction, began.note) == (0.25, "began")
+        go.touch()
+        ended = await scheduler.wait(task.id)
+        assert ended.progress is not None
+        assert (ended.progress.fraction, ended.progress.note) == (0.75, None)
+
+
+# -- one attempt is one run ---------------------------------------------------------
+
+
+async def test_a_run_whose_worker_is_lost_has_failed(
+    autojump_clock: trio.testing.MockClock, cluster: Any, tmp_path: Path
+) -> None:
+    """
+    A worker that is killed in the middle of a run fails that attempt, which is not run
+    again on another; our own `Retry` has a second one.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+    async with opened(cluster) as scheduler:
+        param = {"began": str(log), "until": str(go)}
+        retry = Retry(2, wait=fixed(1))
+        task = await scheduler.add_task("wait", param, after=0, retry=retry)
+        await until(lambda: len(noted(log)) == 1)
+        [(_, process)] = noted(log)
+        os.kill(process, signal.SIGKILL)
+        await until(lambda: len(noted(log)) == 2)
+        assert (await scheduler.get(task.id)).retries == 1
+        go.touch()
+        ended = await scheduler.wait(task.id)
+    assert (ended.state, ended.attempt) == (TaskState.DONE, 2)
+    assert "WorkLostError: the run was lost: its worker" in ended.errors[0].err
+    assert [attempt for attempt, _ in noted(log)] == [f"{task.id}-1", f"{task.id}-2"]
+
+
+async def test_a_work_that_kills_its_worker_is_run_once(
+    autojump_clock: trio.testing.MockClock, cluster: Any, tmp_path: Path
+) -> None:
+    """
+    A work that ends its process has failed; without a `Retry` it is not run again.
+    """
+    log = tmp_path / "log"
+    async with opened(cluster) as scheduler:
+        task = await scheduler.add_task("die", {"file": str(log)}, after=0)
+        ended = await scheduler.wait(task.id)
+        assert ended.state is TaskState.FAILED
+        assert (ended.err or "").startswith(
+            "WorkLostError: the run was lost: its worker died"
+        )
+        other = await scheduler.add_task("double", {"number": 1}, after=0)
+        assert (await scheduler.wait(other.id)).result == 2
+    assert len(noted(log)) == 1
+
+
+def test_a_result_that_is_lost_is_not_computed_again() -> None:
+    """
+    When a worker dies that has a result which nobody has fetched, Dask has the task run
+    again: what runs then is a refusal.
+    """
+
+    @attrs.define
+    class Spec:
+        key: Any
+        function: Any
+
+    @attrs.define
+    class State:
+        run_spec: Spec | None
+        suspicious: int = 0
+
+    class FakeScheduler:
+        allowed_failures = 3
+
+        def __init__(self) -> None:
+            self.tasks = {
+                key: State(Spec(key, print)) for key in (("trio_gokugen", "a"), "theirs")
+            }
+            self.tasks["trio_gokugen", "data"] = State(None)
+
+    fake: Any = FakeScheduler()
+    plugin = OneRun()
+    trio.run(plugin.start, fake)
+    plugin.update_graph(fake, tasks=list(fake.tasks))
+    assert [task.suspicious for task in fake.tasks.values()] == [3, 0, 3]
+    for key in fake.tasks:
+        plugin.transition(key, "waiting", "processing")
+    assert fake.tasks["trio_gokugen", "a"].run_spec.function is print
+    for key in fake.tasks:
+        plugin.transition(key, "processing", "memory", stimulus_id="x")
+    assert fake.tasks["trio_gokugen", "a"].run_spec.function is refuse
+    assert fake.tasks["theirs"].run_spec.function is print
+    with pytest.raises(WorkLostError, match="its worker has left the cluster"):
+        refuse()
+
+
+# -- stopping -----------------------------------------------------------------------
+
+
+async def test_runs_on_the_cluster_can_be_stopped(
+    autojump_clock: trio.testing.MockClock, cluster: Any, tmp_path: Path
+) -> None:
+    """
+    An async work is cancelled on its worker. What no worker has begun does not begin, and
+    is cancelled at once, though all workers are busy. A plain function goes on: its run has
+    ended when it has.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+    async with opened(cluster) as scheduler:
+        task = await scheduler.add_task("never_end", {"began": str(log)}, after=0)
+        await until(lambda: len(noted(log)) == 1)
+        assert (await scheduler.interrupt(task.id)).state is TaskState.CANCELLED
+
+        param = {"began": str(log), "until": str(go)}
+        busy = [await scheduler.add_task("wait", param, after=0) for _ in range(2)]
+        await until(lambda: len(noted(log)) == 3)
+        waits = [
+            await scheduler.add_task("take_note", {"file": str(log)}, after=0)
+            for _ in range(20)
+        ]
+        await until(lambda: scheduler.statistics().running == 22)
+        ended = await scheduler.interrupt(waits[-1].id)
+        assert ended.state is TaskState.CANCELLED
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.interrupt, waits[0].id)
+            nursery.start_soon(scheduler.interrupt, busy[0].id)
+            await until(lambda: scheduler.statistics().cancelled >= 2)
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            assert (await scheduler.get(busy[0].id)).state is TaskState.DISPATCHED
+            go.touch()
+        await scheduler.drain()
+        assert (await scheduler.get(busy[0].id)).state is TaskState.DONE
+        assert (await scheduler.get(waits[0].id)).state is not TaskState.FAILED
+    begun = {attempt for attempt, _ in noted(log)}
+    assert f"{waits[-1].id}-1" not in begun
+    assert len(begun) >= 3 + 18
+
+
+async def test_a_shutdown_puts_back_what_has_not_begun(
+    autojump_clock: trio.testing.MockClock, cluster: Any, tmp_path: Path
+) -> None:
+    """
+    When the scheduler is stopped, what no worker has begun, and what is async, goes back
+    to scheduled.
+    """
+    log = tmp_path / "log"
+    async with opened(cluster) as scheduler:
+        for _ in range(30):
+            await scheduler.add_task("never_end", {"began": str(log)}, after=0)
+        await until(lambda: len(noted(log)) == 2)
+        await scheduler.stop(grace=0)
+        found = await scheduler._repository.find(TaskQuery())
+    assert {task.state for task in found} == {TaskState.SCHEDULED}
+    assert len(found) == 30
+    assert len(noted(log)) < 10
+
+
+# -- several schedulers -------------------------------------------------------------
+
+
+async def test_schedulers_share_database_and_cluster(
+    cluster: Any, postgresql_url: str, tmp_path: Path
+) -> None:
+    """
+    Two schedulers on one PostgreSQL, whose works run on one cluster, run each task once.
+    """
+    log = tmp_path / "log"
+
+    @asynccontextmanager
+    async def member(name: str) -> AsyncGenerator[Scheduler]:
+        async with (
+            open_sql_repository(postgresql_url, name=name) as repository,
+            open_dask_dispatcher(cluster, WORKS, max_in_flight=10) as dispatcher,
+            open_scheduler(executor_works.works, repository, dispatcher) as scheduler,
+        ):
+            yield scheduler
+
+    async with member("one") as one, member("two") as two:
+        now = (await one.add_task("nothing", after=0)).created_at
+        await one.add_tasks(
+            [
+                TaskParam(work_id="take_note", scheduled_at=now, param={"file": str(log)})
+                for _ in range(100)
+            ]
+        )
+        await one.drain()
+        await two.drain()
+        counts = [each.statistics() for each in (one, two)]
+    assert sum(each.done for each in counts) == 101
+    assert all(each.done > 0 for each in counts)
+    runs = Counter(attempt for attempt, _ in noted(log))
+    assert len(runs) == 100
+    assert set(runs.values()) == {1}
+    assert {attempt.rpartition("-")[2] for attempt in runs} == {"1"}
+
+
+# -- a scheduler of Dask's that goes away -------------------------------------------
+
+
+@attrs.define
+class Processes:
+    """A cluster of processes that can be killed one by one."""
+
+    port: int
+    directory: Path
+    started: list[subprocess.Popen[bytes]] = attrs.field(factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+        # Coverage would make them slow, and is lost when they are killed.
+        environment = {k: v for k, v in os.environ.items() if "COV" not in k}
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{module}", *arguments],
+            env=environment | {"PYTHONPATH": path},
+            cwd=self.directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.started.append(process)
+        return process
+
+    def start_scheduler(self) -> subprocess.Popen[bytes]:
+        return self._start(
+            "dask_scheduler",
+            *("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"),
+        )
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        return self._start(
+            "dask_worker",
+            self.address,
+            *("--no-nanny", "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"),
+        )
+
+
+@contextmanager
+def processes(directory: Path) -> Generator[Processes]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    opened = Processes(port, directory)
+    try:
+        yield opened
+    finally:
+        for process in opened.started:
+            process.kill()
+        for process in opened.started:
+            process.wait()
+
+
+class Patient(PartialHooks):
+    """Has the dispatcher try again, and starts what is missing."""
+
+    def __init__(self, start: Callable[[], object]) -> None:
+        self.errors: list[Exception] = []
+        self.start = start
+
+    async def on_dispatch_error(self, error: Exception, action: HookAction) -> HookAction:
+        self.errors.append(error)
+        if len(self.errors) == 2:
+            self.start()
+        await trio.sleep(0.1)
+        return HookAction.RETRY
+
+
+@pytest.mark.parametrize("away", ["shortly", "long"])
+async def test_a_scheduler_of_dasks_may_be_killed_and_restarted(
+    tmp_path: Path, away: str
+) -> None:
+    """
+    When Dask's scheduler is killed, runs in flight have failed, and our `Retry` has them
+    run again once there is another at the same address. If there is none for longer than
+    Dask's client waits, the hooks are told; and as they have it tried again, it comes back.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+    with (
+        processes(tmp_path) as cluster,
+        dask.config.set(
+            {"distributed.comm.timeouts.connect": "30s" if away == "shortly" else "1s"}
+        ),
+    ):
+
+        def start() -> None:
+            cluster.start_scheduler()
+            cluster.start_worker()
+
+        cluster.start_scheduler()
+        cluster.start_worker()
+        hooks = Patient(start)
+        async with (
+            reached(cluster.address) as dispatcher,
+            open_scheduler(
+                executor_works.works, dispatcher=dispatcher, hooks=hooks
+            ) as scheduler,
+        ):
+            param = {"began": str(log), "until": str(go)}
+            retry = Retry(2, wait=fixed(0.5))
+            task = await scheduler.add_task("wait", param, after=0, retry=retry)
+            await until(lambda: len(noted(log)) == 1)
+            cluster.started[0].kill()
+            cluster.started[0].wait()
+            if away == "shortly":
+                start()
+            await until(lambda: len(noted(log)) == 2)
+            go.touch()
+            ended = await scheduler.wait(task.id)
+            other = await scheduler.add_task("double", {"number": 4}, after=0)
+            assert (await scheduler.wait(other.id)).result == 8
+    assert (ended.state, ended.attempt, ended.retries) == (TaskState.DONE, 2, 1)
+    assert "scheduler-connection-lost" in ended.errors[0].err
+    assert [attempt for attempt, _ in noted(log)] == [f"{task.id}-1", f"{task.id}-2"]
+    assert all(isinstance(error, ExecutorLostError) for error in hooks.errors)
+    assert bool(hooks.errors) is (away == "long")
+
+
+@asynccontextmanager
+async def reached(address: str) -> AsyncGenerator[Any]:
+    """A dispatcher of a cluster that is about to start."""
+    late = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))).close()
+        except OSError:
+            assert time.monotonic() < late
+            await trio.sleep(0.05)
+        else:
+            break
+    async with open_dask_dispatcher(address, WORKS) as dispatcher:
+        yield dispatcher
+
+
+@pytest.fixture
+def client(cluster: Any) -> Generator[Any]:
+    with distributed.Client(cluster, set_as_default=False) as opened:  # type: ignore[no-untyped-call]
+        yield opened
+
+
+async def test_a_result_that_is_lost_fails_its_run(
+    autojump_clock: trio.testing.MockClock,
+    cluster: Any,
+    client: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    When a worker dies that has a result which was not fetched, Dask has the task run again;
+    but the work is not called a second time, and the attempt has failed.
+    """
+    log = tmp_path / "log"
+    gather = client.gather
+
+    async def gather_too_late(*args: Any, **kwargs: Any) -> Any:
+        [(_, process)] = noted(log)
+        os.kill(process, signal.SIGKILL)
+        workers = cluster.scheduler.workers
+        while any(worker.has_what for worker in workers.values()):  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.01)
+        return await gather(*args, **kwargs)
+
+    monkeypatch.setattr(client, "gather", gather_too_late)
+    async with opened(client) as scheduler:
+        task = await scheduler.add_task("take_note", {"file": str(log)}, after=0)
+        ended = await scheduler.wait(task.id)
+    words = "WorkLostError: the run was lost: its worker has left the cluster"
+    assert (ended.err or "").startswith(words)
+    assert len(noted(log)) == 1
+
+
+async def test_a_scheduler_that_was_replaced_is_noticed(
+    autojump_clock: trio.testing.MockClock, client: Any
+) -> None:
+    """
+    Nothing is sent to another scheduler than the one which is known to run each attempt
+    once: that one is told first.
+    """
+    async with (
+        open_dask_dispatcher(client, WORKS) as dispatcher,
+        open_scheduler(executor_works.works, dispatcher=dispatcher) as scheduler,
+    ):
+        await trio.testing.wait_all_tasks_blocked()
+        inside(dispatcher)._guarded = "another"
+        task = await scheduler.add_task("double", {"number": 2}, after=0)
+        ended = await scheduler.wait(task.id)
+        assert (ended.result, ended.attempt, ended.interruptions) == (4, 2, 1)
+        # What is told of runs that are not in flight is not heard.
+        inside(dispatcher)._hear((0.0, ["no such run", {}]))
+        inside(dispatcher)._stop(Flight(task))
+        await scheduler.stop()
+        inside(dispatcher)._guarded = None
+
+
+def inside(dispatcher: Any) -> DaskDispatcher:
+    assert isinstance(dispatcher, DaskDispatcher)
+    return dispatcher
+
+
+async def test_a_connection_that_breaks_at_the_worst_moment(
+    autojump_clock: trio.testing.MockClock,
+    client: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    Whatever is asked of the cluster when the connection breaks is asked again, or fails
+    the run that it was about, and no other.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+
+    def broken_once(name: str, error: Exception) -> None:
+        real = getattr(client, name)
+        left = [error]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if left:
+                raise left.pop()
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(client, name, call)
+
+    broken_once("register_plugin", OSError("broken"))
+    async with opened(client) as scheduler:
+        broken_once("map", ValueError("too odd"))
+        task = await scheduler.add_task("double", {"number": 2}, after=0)
+        ended = await scheduler.wait(task.id)
+        assert (ended.err or "").startswith("ValueError: too odd")
+        broken_once("gather", OSError("broken"))
+        task = await scheduler.add_task("double", {"number": 2}, after=0)
+        ended = await scheduler.wait(task.id)
+        assert "the connection to the Dask cluster broke: broken" in (ended.err or "")
+        param = {"began": str(log), "until": str(go)}
+        task = await scheduler.add_task("wait", param, after=0)
+        await until(lambda: len(noted(log)) == 1)
+        broken_once("run_on_scheduler", OSError("broken"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.interrupt, task.id)
+            await trio.lowlevel.checkpoint()
+            go.touch()
+        assert (await scheduler.get(task.id)).state is TaskState.DONE
+
+
+async def test_a_client_that_is_closed_while_nothing_runs(
+    autojump_clock: trio.testing.MockClock, client: Any
+) -> None:
+    """
+    A task that falls due after the client was closed is not started; the hooks are told.
+    """
+    repository = HeapRepository()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with opened(client, repository=repository) as scheduler:
+            await scheduler.add_task("nothing", after=5, id="t")
+            await trio.testing.wait_all_tasks_blocked()
+            with autojump_held():
+                await trio.to_thread.run_sync(client.close)
+            await trio.sleep_forever()
+    assert caught.group_contains(ExecutorLostError, match="is closed")
+    task = await repository.get("t")
+    assert (task.state, task.attempt) == (TaskState.SCHEDULED, 1)
+
+
+# -- whose client it is -------------------------------------------------------------
+
+
+async def test_a_client_that_is_given_stays_open(
+    autojump_clock: trio.testing.MockClock, cluster: Any, tmp_path: Path
+) -> None:
+    """
+    A client of the caller's serves one dispatcher after the other, and stays open. Closed
+    too early, it fails what is in flight, and nothing more is taken.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+
+    class Hooks(PartialHooks):
+        async def on_dispatch_error(
+            self, error: Exception, action: HookAction
+        ) -> HookAction:
+            errors.append(error)
+            return HookAction.IGNORE
+
+    errors: list[Exception] = []
+    client: Any = distributed.Client(cluster, set_as_default=False)  # type: ignore[no-untyped-call]
+    try:
+        for number in range(2):
+            async with opened(client) as scheduler:
+                task = await scheduler.add_task("double", {"number": number}, after=0)
+                assert (await scheduler.wait(task.id)).result == 2 * number
+            assert client.status == "running"
+        async with opened(client, hooks=Hooks()) as scheduler:
+            param = {"began": str(log), "until": str(go)}
+            task = await scheduler.add_task("wait", param, after=0)
+            await until(lambda: len(noted(log)) == 1)
+            await trio.to_thread.run_sync(client.close)
+            ended = await scheduler.wait(task.id)
+            assert (ended.err or "").startswith("WorkLostError: the run was lost")
+            late = await scheduler.add_task("double", {"number": 1}, after=0)
+            await until(lambda: bool(errors))
+            assert (await scheduler.get(late.id)).state is TaskState.SCHEDULED
+        assert isinstance(errors[0], ExecutorLostError)
+    finally:
+        go.touch()
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        pytest.param(
+            lambda: open_dask_dispatcher("tcp://127.0.0.1:1", executor_works.works),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            TypeError,
+            "works: must be an import path, 'module:name', not ",
+            id="registry",
+        ),
+        pytest.param(
+            lambda: open_dask_dispatcher(
+                "tcp://127.0.0.1:1", "executor_works:nothing_there"
+            ),
+            ImportError,
+            "works: 'executor_works' has no 'nothing_there'",
+            id="name",
+        ),
+        pytest.param(
+            lambda: open_dask_dispatcher("tcp://127.0.0.1:1", WORKS),
+            ExecutorLostError,
+            "the Dask cluster cannot be reached: ",
+            id="address",
+        ),
+    ],
+)
+async def test_what_cannot_be_opened_says_why(
+    make: Callable[[], Any], error: type[Exception], message: str
+) -> None:
+    """
+    A dispatcher that could not work is refused before anything is connected.
+    """
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}):
+        with pytest.raises(error, match=message):
+            async with make():
+                pass
+
+
+async def test_an_asynchronous_client_is_refused() -> None:
+    """
+    A client that lives in a loop of asyncio's cannot be used from Trio, which is said.
+    """
+
+    class Asynchronous(distributed.Client):
+        @property
+        def asynchronous(self) -> bool:
+            return True
+
+        def __init__(self) -> None:
+            pass
+
+        def __del__(self) -> None:
+            pass
+
+    client = Asynchronous()
+    with pytest.raises(TypeError, match="must not be asynchronous"):
+        async with open_dask_dispatcher(client, WORKS):
+            pass
+
+
+def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without the extra, an import of the module says how to get it.
+    """
+    spec = importlib.util.find_spec("trio_gokugen.dask")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "trio_gokugen\[dask\]"'):
+        spec.loader.exec_module(module)
+
+
+# -- what runs on the workers, run here ---------------------------------------------
+
+
+def test_what_a_worker_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    A worker is sent one text, of which it makes the call, and whom to tell what.
+    """
+    events: list[Any] = []
+
+    class Worker:
+        def log_event(self, topic: str, message: Any) -> None:
+            events.append((topic, message))
+
+    monkeypatch.setattr(distributed, "get_worker", Worker)
+    task = Task(
+        id="t", work_id="double", param={"number": 2}, scheduled_at=NOON, created_at=NOON
+    )
+
+    def call(task: Task) -> Landed:
+        return call_on_worker(json.dumps(("mark", "topic", WORKS, task.to_json())))
+
+    assert call(task) == Landed("value", 4)
+    stop_on_worker(["mark"])
+    assert call(task) == Landed("refused")
+    go = tmp_path / "go"
+    go.touch()
+    told = call(attrs.evolve(task, work_id="tell", param={"until": str(go)}))
+    assert told == Landed("value", None)
+    assert [(topic, mark) for topic, (mark, _) in events] == [("topic", "mark")] * 2
+    assert [progress["fraction"] for _, (_, progress) in events] == [0.25, 0.75]

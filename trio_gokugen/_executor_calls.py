@@ -1,0 +1,317 @@
+"""What an executor calls: the work of one run, in whatever thread, process or machine.
+
+What comes back is a `Landed`, whatever the work did: an exception that went through the
+executor's own hands might not survive them. One that can be pickled, and not unpickled,
+would break a process pool for everybody.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextvars
+import importlib
+import pickle
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeAlias, cast
+
+import attrs
+import trio
+
+from ._current_task import running
+from ._errors import (
+    CannotSendError,
+    LeakedCancelledError,
+    WorkStoppedError,
+    WorkTimeoutError,
+    shown,
+)
+from ._json import fresh
+from ._task import Progress, Task
+from .abc import Work, WorkRegistry
+
+Key: TypeAlias = str
+"""What a run is called on an executor, where nothing else is called so."""
+
+Tell: TypeAlias = Callable[[Progress], None]
+"""Takes what a work tells of its progress, in the thread of the work."""
+
+Left: TypeAlias = Literal["value", "error", "stopped", "refused"]
+"""How a call has ended: was stopped as it ran, or refused to begin, as told by `stop`."""
+
+
+@attrs.frozen
+class Landed:
+    """What a call has left, fit to be sent."""
+
+    left: Left
+    payload: Any = None
+    """What the work returned or raised."""
+
+    traceback: str = ""
+    """Of an error that comes from another process."""
+
+
+# -- works by import path -----------------------------------------------------------
+
+
+def resolve(path: str) -> WorkRegistry:
+    """The registry at ``module:name``, imported.
+
+    Raises:
+      ValueError: this is no such path.
+      ImportError: there is no such module, or no such name in it.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise ValueError(
+            f"works: must be a registry, or its import path 'module:name', not"
+            f" {shown(path)}"
+        )
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ImportError(f"works: {module!r} has no {name!r}") from None
+    return cast("WorkRegistry", found)
+
+
+# -- progress -----------------------------------------------------------------------
+
+_tell: ContextVar[Tell | None] = ContextVar("trio_gokugen_tell")
+
+
+def report_progress(fraction: float, note: str | None = None) -> None:
+    """Tell from inside a work that an executor runs how far it has come.
+
+    A plain function, which does not wait: what it tells is recorded soon after, and of
+    much told at once the last. Works that run in the scheduler's own Trio loop have
+    `Scheduler.progress`.
+
+    Args:
+      fraction: From 0 to 1.
+      note: At most 1,000 characters.
+
+    Raises:
+      InvalidTaskError: a value cannot be used; `field` names it.
+      RuntimeError: not called from inside such a work, or the executor brings nothing
+        back before the work has ended, as a pool of processes does.
+    """
+    told = Progress(fraction=fraction, note=note, at=datetime.now(UTC))
+    try:
+        tell = _tell.get()
+    except LookupError:
+        raise RuntimeError(
+            "report_progress() is for use inside a work that an executor runs: elsewhere,"
+            " await current_scheduler().progress(...)"
+        ) from None
+    if tell is None:
+        raise RuntimeError("report_progress(): this executor brings no progress back")
+    tell(told)
+
+
+# -- stopping -----------------------------------------------------------------------
+
+REMEMBERED = 10_000
+"""How many runs that are not here are remembered as stopped, the latest."""
+
+_lock = threading.Lock()
+_under_way: dict[Key, tuple[trio.lowlevel.TrioToken, trio.CancelScope]] = {}
+_stopped: dict[Key, None] = {}
+
+
+def stop(key: Key) -> None:
+    """Cancel an async work that runs in this process, and have none begin under the key."""
+    with _lock:
+        if key in _under_way:
+            token, scope = _under_way[key]
+            # Its loop cannot end meanwhile: it would have to take its key away first.
+            token.run_sync_soon(scope.cancel)
+            return
+        _stopped[key] = None
+        while len(_stopped) > REMEMBERED:
+            del _stopped[next(iter(_stopped))]
+
+
+def _is_stopped(key: Key) -> bool:
+    with _lock:
+        return key in _stopped
+
+
+# -- the call -----------------------------------------------------------------------
+
+
+def call_here(key: Key, work: Work, run: Task, tell: Tell | None) -> Landed:
+    """Call a work in this process, and come back with how it ended."""
+    try:
+        # Nothing of this thread's context, and nothing of it left behind.
+        return contextvars.Context().run(_call, key, work, run, tell)
+    finally:
+        with _lock:
+            _stopped.pop(key, None)
+
+
+def call_by_path(key: Key, path: str, task: str, tell: Tell | None = None) -> Landed:
+    """Find a work by its registry's import path, call it, and make the end fit to send."""
+    retain = False
+    try:
+        run = Task.from_json(task)
+        work = resolve(path).get(run.work_id)
+        retain = work.retain
+        landed = call_here(key, work, run, tell)
+    except Exception as error:  # noqa: BLE001 (it is the outcome)
+        landed = Landed("error", error)
+    return _sendable(landed, retain=retain)
+
+
+def _call(key: Key, work: Work, run: Task, tell: Tell | None) -> Landed:
+    running.set(run)
+    _tell.set(tell)
+    try:
+        if work.in_thread:
+            return _call_plain(key, work, run)
+        if not trio.lowlevel.in_trio_run():
+            return _run_async(key, work, run)
+        # As a child sees it that was forked off by a thread in which Trio runs.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            within = contextvars.copy_context().run
+            return thread.submit(within, _run_async, key, work, run).result()
+    except BaseException as error:  # noqa: BLE001 (it is the outcome)
+        return _raised(error)
+
+
+def _call_plain(key: Key, work: Work, run: Task) -> Landed:
+    if _is_stopped(key):
+        return Landed("refused")
+    began = time.monotonic()
+    try:
+        return Landed("value", work.function(**fresh(run.param)))
+    except Exception as error:
+        if work.timeout is not None and time.monotonic() - began >= work.timeout:
+            raise WorkTimeoutError(work.timeout) from error
+        raise
+
+
+def _run_async(key: Key, work: Work, run: Task) -> Landed:
+    return trio.run(_call_async, key, work, run)
+
+
+async def _call_async(key: Key, work: Work, run: Task) -> Landed:
+    token = trio.lowlevel.current_trio_token()
+    until_stopped = trio.CancelScope()
+    until_timeout = trio.CancelScope()
+    with _lock:
+        if key in _stopped:
+            return Landed("refused")
+        _under_way[key] = token, until_stopped
+    try:
+        if work.timeout is not None:
+            until_timeout.deadline = trio.current_time() + work.timeout
+        with until_stopped, until_timeout:
+            return Landed("value", await work.function(**fresh(run.param)))
+    except Exception as error:
+        if until_timeout.cancel_called:
+            raise _timed_out(work) from error
+        raise
+    finally:
+        with _lock:
+            del _under_way[key]
+    if until_timeout.cancelled_caught:
+        raise _timed_out(work)
+    return Landed("stopped")
+
+
+def _timed_out(work: Work) -> WorkTimeoutError:
+    assert work.timeout is not None
+    return WorkTimeoutError(work.timeout)
+
+
+def _raised(error: BaseException) -> Landed:
+    """What a work has raised, without Trio's cancellations, which are nobody's here."""
+    if isinstance(error, trio.Cancelled):
+        return Landed("error", LeakedCancelledError())
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        rest = group.split(trio.Cancelled)[1]
+        return Landed("error", LeakedCancelledError() if rest is None else rest)
+    if isinstance(error, WorkStoppedError):
+        disguised = RuntimeError(
+            "the work raised a WorkStoppedError, though nobody stopped it"
+        )
+        disguised.__cause__ = error
+        return Landed("error", disguised)
+    return Landed("error", error)
+
+
+# -- sending ------------------------------------------------------------------------
+
+_LONGEST_TRACEBACK = 20_000
+_PLAIN = (type(None), bool, int, float, str)
+
+
+@attrs.frozen
+class _Group:
+    """A group of exceptions, in parts: where Dask is, it could not be read again."""
+
+    message: str
+    members: tuple[Any, ...]
+
+
+def _packed(error: BaseException) -> BaseException | _Group:
+    if type(error) is not BaseExceptionGroup:
+        return error
+    group: BaseExceptionGroup[BaseException] = error
+    return _Group(group.message, tuple(map(_packed, group.exceptions)))
+
+
+def unpacked(packed: Any) -> BaseException:
+    """An error that `call_by_path` has left."""
+    if not isinstance(packed, _Group):
+        return cast("BaseException", packed)
+    return BaseExceptionGroup(packed.message, [unpacked(each) for each in packed.members])
+
+
+def _sendable(landed: Landed, *, retain: bool) -> Landed:
+    """The same, or what can be told of it, as an executor will pickle it."""
+    if landed.left == "error":
+        return _sendable_error(landed.payload)
+    why = None if type(landed.payload) in _PLAIN else _unsendable(landed.payload)
+    if why is None:
+        return landed
+    if not retain:
+        return Landed("value")  # which nobody is going to look at
+    return Landed("error", CannotSendError(f"{shown(landed.payload)}: {why}"))
+
+
+def _sendable_error(error: BaseException) -> Landed:
+    told = "".join(traceback.format_exception(error))[-_LONGEST_TRACEBACK:]
+    packed = _packed(error)
+    why = _unsendable(packed)
+    if why is not None:
+        # Where Dask is, what has led to an error is pickled with it. It has been told.
+        error.__cause__ = error.__context__ = error.__traceback__ = None
+        why = _unsendable(packed)
+    if why is None:
+        return Landed("error", packed, told)
+    return Landed("error", CannotSendError(f"{shown(error)}: {why}\n\n{told}"))
+
+
+def _unsendable(value: object) -> str | None:
+    """Why it cannot be pickled, or be read again."""
+    try:
+        pickle.loads(pickle.dumps(value))  # noqa: S301 (what was made just here)
+    except Exception as error:  # noqa: BLE001 (whatever the user's classes may raise)
+        return f"{type(error).__name__}: {shown(str(error))}"
+    return None
+
+
+class RemoteTraceback(Exception):  # noqa: N818 (it is no error, but where one was)
+    """The cause of an error from another process: tells where it was raised there."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'

@@ -1,0 +1,552 @@
+"""Works run by an executor: of this process's threads, of other processes, of a cluster.
+
+A run in flight is no Trio task and no thread, but a small object that the executor's
+future calls when it is done. What is done is collected in Trio, all there is at a time.
+
+An executor cannot stop what runs, as a rule. Then the run has ended when its work has, and
+not before: the task would run again meanwhile.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import heapq
+import math
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Executor, Future
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import attrs
+import outcome
+import trio
+
+from ._autojump import autojump_held
+from ._conditions import ask
+from ._conditions import scheduler as running_scheduler
+from ._current_task import running
+from ._errors import (
+    DeadlineExceededError,
+    ExecutorLostError,
+    GokugenError,
+    SchedulerAlreadyRunningError,
+    StopReason,
+    WorkLostError,
+    WorkStoppedError,
+    WorkTimeoutError,
+    shown,
+)
+from ._executor_calls import (
+    Key,
+    Landed,
+    RemoteTraceback,
+    call_by_path,
+    call_here,
+    resolve,
+    stop,
+    unpacked,
+)
+from ._task import Progress, Task
+from .abc import (
+    Clock,
+    DispatcherStatistics,
+    Fetch,
+    ResultChannel,
+    TaskResult,
+    WorkRegistry,
+)
+
+MAX_IN_FLIGHT = 1_000
+
+
+@attrs.define(eq=False)
+class Flight:
+    """A run that was started and has not been reported."""
+
+    run: Task
+    handle: Any = None
+    """What its executor knows it by, once it has it."""
+
+    scope: trio.CancelScope | None = None
+    """While its condition is asked."""
+
+    stopped: Exception | None = None
+    """What the run has failed with if its work does not return all the same."""
+
+    void: bool = False
+    """Whether it is not to be called, though the executor may have it."""
+
+    ended: outcome.Outcome[Any] | None = None
+    """How it has ended, once it has: while its last progress is written."""
+
+
+@attrs.define(order=True)
+class _Bound:
+    deadline: datetime
+    number: int
+    flight: Flight = attrs.field(order=False)
+
+
+class InFlightDispatcher:
+    """What dispatchers have in common whose runs are in flight: how they are kept.
+
+    A subclass knows how a run is launched, how it is stopped, and what has become of it.
+    """
+
+    def __init__(self, works: WorkRegistry | str, max_in_flight: int) -> None:
+        self._path = works if isinstance(works, str) else None
+        self._works = resolve(works) if isinstance(works, str) else works
+        self._max_in_flight = _checked(max_in_flight)
+        self._flights: dict[tuple[str, int], Flight] = {}
+        self._landed: deque[tuple[Flight, Landed | BaseException]] = deque()
+        """What other threads have brought: appended there, and collected in Trio."""
+
+        self._told: deque[tuple[Flight, Progress]] = deque()
+        self._news: dict[Flight, Progress] = {}
+        """The last progress of runs that is not recorded yet."""
+
+        self._telling: Flight | None = None
+        self._has_news = trio.Event()
+        self._recording = False
+        self._room = trio.lowlevel.ParkingLot()
+        self._bounds: list[_Bound] = []
+        self._bounded = 0
+        """How many have been put into `_bounds`."""
+
+        self._new_bound = trio.Event()
+        self._hold = contextlib.ExitStack()
+        """Keeps a mock clock from jumping, while anything is in flight."""
+
+        self._aloft = 0
+        self._serving = False
+        self._token: trio.lowlevel.TrioToken
+        self._nursery: trio.Nursery
+        self._results: ResultChannel
+        self._clock: Clock
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many runs there may be at a time, running or waiting: at least 1."""
+        return self._max_in_flight
+
+    @max_in_flight.setter
+    def max_in_flight(self, value: int) -> None:
+        self._max_in_flight = _checked(value)
+        self._room.unpark_all()
+
+    def statistics(self) -> DispatcherStatistics:
+        return DispatcherStatistics(self._max_in_flight, len(self._flights))
+
+    # -- for a subclass ---------------------------------------------------------------
+
+    async def _ready(self) -> None:
+        """Return when runs can be launched, or raise an `ExecutorLostError`."""
+
+    def _launch(self, flight: Flight) -> None:
+        """Have the work begin, which must land. What this raises is how it ended."""
+        raise NotImplementedError
+
+    def _stop(self, flight: Flight) -> None:
+        """Keep a work from beginning, or stop it, as far as can be. It must land."""
+        raise NotImplementedError
+
+    def _land(self, flight: Flight, landed: Landed | BaseException) -> None:
+        """Take what has become of a run that was launched. From any thread.
+
+        The loop cannot have ended: whoever serves in it waits for all runs to land.
+        """
+        self._landed.append((flight, landed))
+        self._token.run_sync_soon(self._collect, idempotent=True)
+
+    def _tell(self, flight: Flight, progress: Progress) -> None:
+        """Take what a work has told of itself. From any thread, before it lands."""
+        self._told.append((flight, progress))
+        self._token.run_sync_soon(self._collect, idempotent=True)
+
+    # -- what the scheduler calls -----------------------------------------------------
+
+    async def start(
+        self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
+    ) -> None:
+        """Be at work in the nursery until it is cancelled, and all runs have ended."""
+        if self._serving or self._flights:
+            raise SchedulerAlreadyRunningError("dispatcher's scheduler")
+        self._token = trio.lowlevel.current_trio_token()
+        self._nursery = nursery
+        self._results = results
+        self._clock = clock
+        await nursery.start(self._serve)
+
+    async def dispatch(self, fetch: Fetch) -> None:
+        """Block until there is room for a run, and only then fetch tasks."""
+        await self._ready()
+        while not self._free():
+            await self._room.park()
+            await self._ready()
+        await fetch(self._free, self._start_run)
+
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        """Stop a run. Its result comes when its work has ended."""
+        flight = self._flights.get((run.id, run.attempt))
+        if flight is None:
+            return False
+        self._stop_for(flight, WorkStoppedError(reason))
+        return True
+
+    def _free(self) -> int:
+        return max(0, self._max_in_flight - len(self._flights))
+
+    def _start_run(self, run: Task) -> None:
+        if not self._serving:
+            # The scheduler was cancelled while the claim was being written.
+            raise WorkStoppedError(StopReason.SHUTDOWN, started=False)
+        self._works.get(run.work_id)  # must be known here, too
+        if run.deadline is not None and run.deadline <= self._clock.now():
+            raise DeadlineExceededError(run.deadline.isoformat(), started=False)
+        flight = Flight(run)
+        self._flights[run.id, run.attempt] = flight
+        if run.deadline is not None:
+            self._bound(run.deadline, flight)
+        if run.when is not None:
+            flight.scope = trio.CancelScope()
+            self._nursery.start_soon(self._ask_first, flight, flight.scope)
+        else:
+            self._lift(flight)
+
+    def _lift(self, flight: Flight) -> None:
+        if not self._aloft:
+            self._hold.enter_context(autojump_held())
+        self._aloft += 1
+        try:
+            self._launch(flight)
+        except Exception as error:  # noqa: BLE001 (it is the outcome)
+            self._land(flight, error)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _ask_first(self, flight: Flight, scope: trio.CancelScope) -> None:
+        """Ask the condition of a run, and have its work begin if it is to."""
+        run = flight.run
+        assert run.when is not None
+        running.set(run)
+        timeout = self._works.get(run.work_id).timeout
+        failed: BaseException | None = None
+        try:
+            with scope, trio.CancelScope() as until_timeout:
+                if timeout is not None:
+                    until_timeout.deadline = trio.current_time() + timeout
+                await ask(self._works.get_condition(run.when), run)
+            if timeout is not None and until_timeout.cancelled_caught:
+                failed = WorkTimeoutError(timeout)
+        except BaseException as error:
+            if BaseExceptionGroup("", [error]).split(trio.Cancelled)[0] is not None:
+                self._stop_for(flight, WorkStoppedError(StopReason.SHUTDOWN))
+                self._report(flight, outcome.Error(_not_started(flight.stopped)))
+                raise
+            failed = error  # it is the outcome
+        flight.scope = None
+        if flight.stopped is not None and not _leaves(failed):
+            stopped = _not_started(flight.stopped)
+            stopped.__cause__ = failed
+            self._report(flight, outcome.Error(stopped))
+        elif failed is not None:
+            self._report(flight, outcome.Error(failed))
+        else:
+            self._lift(flight)
+
+    # -- stopping ---------------------------------------------------------------------
+
+    def _stop_for(self, flight: Flight, error: Exception) -> None:
+        """Stop a run for the first reason there is."""
+        if flight.stopped is not None:
+            return
+        flight.stopped = error
+        if flight.scope is not None:
+            flight.scope.cancel()
+        elif flight.ended is None:
+            self._stop(flight)
+
+    def _bound(self, deadline: datetime, flight: Flight) -> None:
+        if len(self._bounds) > 2 * len(self._flights) + 64:
+            # Most are of runs that have ended long before their deadlines.
+            self._bounds = [b for b in self._bounds if self._is_aloft(b.flight)]
+            heapq.heapify(self._bounds)
+        self._bounded += 1
+        heapq.heappush(self._bounds, _Bound(deadline, self._bounded, flight))
+        self._new_bound.set()
+
+    def _is_aloft(self, flight: Flight) -> bool:
+        return self._flights.get((flight.run.id, flight.run.attempt)) is flight
+
+    async def _watch_deadlines(self) -> None:
+        """Look at the clock when a deadline comes, and now and then: it may be set."""
+        while True:
+            now = self._clock.now()
+            while self._bounds and self._bounds[0].deadline <= now:
+                bound = heapq.heappop(self._bounds)
+                if self._is_aloft(bound.flight):
+                    moment = bound.deadline.isoformat()
+                    late = DeadlineExceededError(moment, started=True)
+                    self._stop_for(bound.flight, late)
+            wake = math.inf
+            if self._bounds:
+                longest = trio.current_time() + self._clock.max_sleep
+                wake = min(self._clock.deadline_for(self._bounds[0].deadline), longest)
+            self._new_bound = trio.Event()
+            with trio.CancelScope(deadline=wake):
+                await self._new_bound.wait()
+
+    # -- serving ----------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection
+    async def _serve(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Watch deadlines and record progress until cancelled; then wait for all runs."""
+        self._serving = True
+        task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_deadlines)
+                nursery.start_soon(self._record_progress)
+        finally:
+            self._serving = False
+            self._bounds = []
+            for flight in list(self._flights.values()):
+                self._stop_for(flight, WorkStoppedError(StopReason.SHUTDOWN))
+            with trio.CancelScope(shield=True):
+                while self._aloft:
+                    await self._room.park()
+
+    def _collect(self) -> None:
+        """In Trio: take what other threads have brought."""
+        while self._told:
+            flight, progress = self._told.popleft()
+            if self._recording:
+                self._news[flight] = progress
+                self._has_news.set()
+        while self._landed:
+            flight, landed = self._landed.popleft()
+            self._aloft -= 1
+            flight.handle = None
+            flight.ended = self._outcome(flight, landed)
+            if flight is not self._telling and flight not in self._news:
+                self._report(flight, flight.ended)
+        if not self._aloft:
+            self._hold.close()
+            self._room.unpark_all()
+
+    def _report(self, flight: Flight, result: outcome.Outcome[Any]) -> None:
+        del self._flights[flight.run.id, flight.run.attempt]
+        self._room.unpark_all()
+        self._results.send_nowait(TaskResult(flight.run, result))
+
+    def _outcome(
+        self, flight: Flight, landed: Landed | BaseException
+    ) -> outcome.Outcome[Any]:
+        """What is reported of a run. A value stands, whoever had stopped it meanwhile."""
+        stopped = flight.stopped
+        if isinstance(landed, BaseException):
+            return outcome.Error(landed)
+        if landed.left == "value":
+            return outcome.Value(landed.payload)
+        if landed.left == "refused":
+            return outcome.Error(_not_started(stopped))
+        if landed.left == "stopped":
+            return outcome.Error(_nobody() if stopped is None else stopped)
+        error = unpacked(landed.payload)
+        if landed.traceback:
+            error.__cause__ = RemoteTraceback(landed.traceback)
+        if stopped is not None and not _leaves(error):
+            stopped.__cause__, error = error, stopped
+        return outcome.Error(error)
+
+    # -- progress ---------------------------------------------------------------------
+
+    async def _record_progress(self) -> None:
+        """Have the scheduler record what works tell, one at a time, the last of each."""
+        scheduler = running_scheduler.get(None)
+        self._recording = True
+        try:
+            while True:
+                while self._news:
+                    flight = next(iter(self._news))
+                    with self._telling_of(flight) as progress:
+                        if scheduler is None:  # whoever feeds us has no use for it
+                            continue
+                        running.set(flight.run)
+                        with contextlib.suppress(GokugenError):
+                            # The run has lost its task, or the hooks have decided that
+                            # this may be lost.
+                            await scheduler.progress(progress.fraction, progress.note)
+                self._has_news = trio.Event()
+                await self._has_news.wait()
+        finally:
+            self._recording = False
+            for flight in list(self._news):
+                with self._telling_of(flight):
+                    pass
+
+    @contextlib.contextmanager
+    def _telling_of(self, flight: Flight) -> Generator[Progress]:
+        """Its news, after which it is reported, if it has landed meanwhile."""
+        self._telling = flight
+        try:
+            yield self._news.pop(flight)
+        finally:
+            self._telling = None
+            if flight.ended is not None and flight not in self._news:
+                self._report(flight, flight.ended)
+
+
+class ExecutorDispatcher(InFlightDispatcher):
+    """Runs works in any `concurrent.futures.Executor`, thousands of them in flight.
+
+    A run that waits in the executor takes no thread and no Trio task. The executor is the
+    caller's, who shuts it down after the scheduler has ended.
+
+    Plain functions are called, async ones are run by a `trio.run` of their own. They see
+    nothing of the scheduler's context: `current_task` works, `current_scheduler` does not.
+
+    Works in threads are called as they are registered. In other processes they are found
+    by the import path of their registry, ``ExecutorDispatcher("myapp.works:works",
+    pool)``, which is imported there as here.
+
+    A run that the executor has not begun can be cancelled; so can an async work in a
+    thread. Else it goes on, and has ended when its work has: done if that returns, and
+    stopped if it raises.
+    """
+
+    def __init__(
+        self,
+        works: WorkRegistry | str,
+        executor: Executor,
+        *,
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> None:
+        """Make a dispatcher.
+
+        Args:
+          works: The registry, or its import path, ``module:name``.
+          executor: Where works run.
+          max_in_flight: How many runs may be with the executor at a time, those that wait
+            in its queue included.
+
+        Raises:
+          TypeError: the executor is none, or runs in other processes, and works were
+            not given by their import path.
+        """
+        super().__init__(works, max_in_flight)
+        self._lost: BaseException | None = None
+        self.executor = executor
+
+    @property
+    def executor(self) -> Executor:
+        """Where works run. May be replaced: what is in flight stays with the old one."""
+        return self._executor
+
+    @executor.setter
+    def executor(self, executor: Executor) -> None:
+        if not isinstance(executor, Executor):
+            raise TypeError(
+                f"executor: must be a concurrent.futures.Executor, not {shown(executor)}"
+            )
+        if self._path is None and _is_far(executor):
+            raise TypeError(
+                "works: must be the import path of the registry, 'module:name', as"
+                f" {type(executor).__name__} runs works elsewhere"
+            )
+        self._executor = executor
+        self._lost = None
+
+    def _free(self) -> int:
+        return super()._free() if self._lost is None else 0
+
+    async def _ready(self) -> None:
+        if self._lost is not None:
+            await trio.lowlevel.checkpoint()
+            raise ExecutorLostError(f"{self._lost}") from self._lost
+
+    def _launch(self, flight: Flight) -> None:
+        run = flight.run
+        key = self._key(flight)
+        try:
+            if self._path is None:
+                future = self._executor.submit(self._call, flight, key)
+            else:
+                future = self._executor.submit(call_by_path, key, self._path, run.to_json())
+        except RuntimeError as error:  # it has broken, or was shut down
+            self._lost = error
+            flight.void = True  # it may have been queued all the same
+            self._land(flight, Landed("refused"))
+        else:
+            flight.handle = future
+            future.add_done_callback(partial(self._done, flight))
+
+    def _call(self, flight: Flight, key: Key) -> Landed:
+        """In a thread of the executor's."""
+        if flight.void:
+            return Landed("refused")
+        work = self._works.get(flight.run.work_id)
+        return call_here(key, work, flight.run, partial(self._tell, flight))
+
+    def _done(self, flight: Flight, future: Future[Landed]) -> None:
+        """In whatever thread the executor calls it."""
+        if future.cancelled():
+            self._land(flight, Landed("refused"))
+            return
+        error = future.exception()
+        if isinstance(error, concurrent.futures.BrokenExecutor):
+            self._lost = error
+        self._land(flight, future.result() if error is None else error)
+
+    def _stop(self, flight: Flight) -> None:
+        future: Future[Landed] | None = flight.handle
+        if future is not None and not future.cancel() and self._path is None:
+            stop(self._key(flight))
+
+    def _key(self, flight: Flight) -> Key:
+        return f"{flight.run.id}-{flight.run.attempt}-{id(flight):x}"
+
+
+_FAR = frozenset(
+    {  # by name: to import them would bring multiprocessing along
+        "concurrent.futures.process.ProcessPoolExecutor",
+        "concurrent.futures.interpreter.InterpreterPoolExecutor",
+    }
+)
+
+
+def _is_far(executor: Executor) -> bool:
+    """Whether it surely calls elsewhere, where a registry as it is would not come."""
+    bases = type(executor).__mro__
+    return any(f"{base.__module__}.{base.__qualname__}" in _FAR for base in bases)
+
+
+def _not_started(stopped: Exception | None) -> Exception:
+    """The same reason, of a work that has not begun."""
+    if isinstance(stopped, DeadlineExceededError):
+        return DeadlineExceededError(stopped.deadline, started=False)
+    if isinstance(stopped, WorkStoppedError):
+        return WorkStoppedError(stopped.reason, started=False)
+    # It was the executor itself that has let it go.
+    return WorkStoppedError(StopReason.LOST_EXECUTOR, started=False)
+
+
+def _nobody() -> Exception:
+    return WorkLostError("it was stopped where it ran, and not from here")
+
+
+def _leaves(error: BaseException | None) -> bool:
+    """Whether it is none that a stop outweighs: a Ctrl-C, or the like."""
+    return error is not None and not isinstance(error, Exception)
+
+
+def _checked(max_in_flight: int) -> int:
+    if isinstance(max_in_flight, bool) or not isinstance(max_in_flight, int):
+        raise TypeError(f"max_in_flight: must be an int, not {shown(max_in_flight)}")
+    if max_in_flight < 1:
+        raise ValueError(f"max_in_flight: must be at least 1, not {shown(max_in_flight)}")
+    return max_in_flight
