@@ -27,7 +27,7 @@ import trio.testing
 from trio.testing import MockClock
 
 import trio_gokugen
-from trio_gokugen import Scheduler, TaskQuery, TaskState, sql
+from trio_gokugen import Scheduler, TaskQuery, TaskState, dask, sql
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -428,13 +428,16 @@ def test_the_tests_of_an_example_pass_on_their_own() -> None:
 
 def test_the_reference_has_every_public_name() -> None:
     """
-    `docs/api.md` lists what can be imported from the package and its `sql`, once each.
+    `docs/api.md` lists what can be imported from the package, its `sql` and its `dask`,
+    once each.
     """
     reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = re.findall(
         r"^\.\. auto(?:class|data|exception|function):: (\S+)", reference, re.MULTILINE
     )
-    names = [*trio_gokugen.__all__, *(f"trio_gokugen.sql.{n}" for n in sql.__all__)]
+    extras = [f"trio_gokugen.sql.{name}" for name in sql.__all__]
+    extras += [f"trio_gokugen.dask.{name}" for name in dask.__all__]
+    names = [*trio_gokugen.__all__, *extras]
     assert sorted(listed) == sorted(names)
 
 
