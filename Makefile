@@ -117,16 +117,16 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 	$(call install,$(VENV),--editable .[sql])
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable .[postgresql] --group test)
+	$(call install,$(VENV),--editable .[postgresql,process] --group test)
 
 $(VENV)/.check: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable .[postgresql] --group check)
+	$(call install,$(VENV),--editable .[postgresql,process] --group check)
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable .[postgresql] --group docs)
+	$(call install,$(VENV),--editable .[postgresql,process] --group docs)
 
 $(BENCH_VENV)/.bench: $(BENCH_VENV)/.made pyproject.toml
-	$(call install,$(BENCH_VENV),--editable .[postgresql] --group bench)
+	$(call install,$(BENCH_VENV),--editable .[postgresql,process] --group bench)
 
 # APScheduler 3 and 4 are one distribution: they can't share an environment.
 $(BENCH_APSCHEDULER3_VENV)/.bench: $(BENCH_APSCHEDULER3_VENV)/.made pyproject.toml

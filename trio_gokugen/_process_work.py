@@ -1,0 +1,72 @@
+"""What is called in a process, to run a work there.
+
+Over there its module is imported, and the function found by its name: nothing of the
+program's state is there. All that comes in is text, and what goes out is plain values.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import json
+import signal
+from typing import Any, Literal, TypeAlias
+
+from ._callables import find
+from ._current_task import running
+from ._results import Unkept, to_keep
+from ._taken_apart import Parts, taken_apart
+from ._task import Task
+
+Answer: TypeAlias = tuple[Literal["value", "unkept", "error", "exit"], Any]
+"""The value as JSON text, why it cannot be one, an exception taken apart, an exit code."""
+
+
+def begin() -> None:
+    """Do what a new process must do first, which ignores a Ctrl-C by now."""
+    if hasattr(signal, "pthread_sigmask"):  # pragma: no branch: not on Windows
+        # It was blocked until here, and must not be for what a work starts.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def be_ready() -> None:
+    """Do nothing: a process that has done it runs, and has imported what it must."""
+
+
+def run(module: str, path: str, task: str, *, retain: bool) -> Answer:
+    """Call the function that has this name with the task's `param`. Raises nothing."""
+    try:
+        value = contextvars.copy_context().run(_call, module, path, task)
+    except SystemExit as end:
+        return "exit", _exit_code(end)
+    except BaseException as error:  # noqa: BLE001 (it is the outcome)
+        return "error", _error(error)
+    kept = to_keep(value)
+    if not isinstance(kept, Unkept):
+        return "value", json.dumps(kept)
+    return ("unkept", kept.why) if retain else ("value", "null")
+
+
+def _call(module: str, path: str, task: str) -> Any:
+    run = Task.from_json(task)
+    running.set(run)
+    value = find(module, path)(**run.param)
+    if inspect.iscoroutine(value):
+        value.close()
+        raise TypeError(f"{path} returned a coroutine: register it as an async function")
+    return value
+
+
+def _error(error: BaseException) -> Parts:
+    # Who reads it wants to know where the work was, and not how it came to be called.
+    while error.__traceback__ is not None and (
+        error.__traceback__.tb_frame.f_globals.get("__name__") == __name__
+    ):
+        error.__traceback__ = error.__traceback__.tb_next
+    return taken_apart(error)
+
+
+def _exit_code(end: SystemExit) -> int:
+    if end.code is None:
+        return 0
+    return end.code if isinstance(end.code, int) else 1
