@@ -18,6 +18,8 @@ VENV := .venv
 # Two processes on two cores; each has servers of its own, so not as many as there may be cores.
 # A file stays in one of them: in a page, a block goes on with what the blocks before it have made.
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A comma in the arguments of a call would part them.
+EXTRAS := postgresql,process
 BENCH_VENV := .venv-bench
 BENCH_APSCHEDULER3_VENV := .venv-bench-apscheduler3
 PY := $(VENV)/bin/python
@@ -117,16 +119,16 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 	$(call install,$(VENV),--editable .[sql])
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable .[postgresql,process] --group test)
+	$(call install,$(VENV),--editable .[$(EXTRAS)] --group test)
 
 $(VENV)/.check: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable .[postgresql,process] --group check)
+	$(call install,$(VENV),--editable .[$(EXTRAS)] --group check)
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
-	$(call install,$(VENV),--editable .[postgresql,process] --group docs)
+	$(call install,$(VENV),--editable .[$(EXTRAS)] --group docs)
 
 $(BENCH_VENV)/.bench: $(BENCH_VENV)/.made pyproject.toml
-	$(call install,$(BENCH_VENV),--editable .[postgresql,process] --group bench)
+	$(call install,$(BENCH_VENV),--editable .[$(EXTRAS)] --group bench)
 
 # APScheduler 3 and 4 are one distribution: they can't share an environment.
 $(BENCH_APSCHEDULER3_VENV)/.bench: $(BENCH_APSCHEDULER3_VENV)/.made pyproject.toml

@@ -17,6 +17,7 @@ from trio_gokugen import (
     ConditionNotFoundError,
     DamagedFileError,
     DeadlineExceededError,
+    ForeignError,
     GokugenError,
     InvalidSchedulesError,
     InvalidTaskError,
@@ -38,6 +39,7 @@ from trio_gokugen import (
     StopReason,
     TaskExistsError,
     TaskNotFoundError,
+    WorkerDiedError,
     WorkExistsError,
     WorkNotFoundError,
     WorkStoppedError,
@@ -141,6 +143,19 @@ EVERY = {
     "leaked": (
         LeakedCancelledError(),
         "the work leaked a cancellation that is not its caller's",
+    ),
+    "died": (WorkerDiedError(3), "the process of the work has ended: exit code 3"),
+    "killed": (
+        WorkerDiedError(-9),
+        "the process of the work has ended: killed by SIGKILL",
+    ),
+    "killed in an unknown way": (
+        WorkerDiedError(-1000),
+        "the process of the work has ended: killed by signal 1000",
+    ),
+    "foreign": (
+        ForeignError(("shop.SoldOut", "builtins.Exception"), "no tea", "it has a socket"),
+        "shop.SoldOut: no tea (which could not come back: it has a socket)",
     ),
 }
 every_error = pytest.mark.parametrize(

@@ -462,7 +462,7 @@ class LeakedCancelledError(GokugenError):
 
 
 @attrs.frozen
-class WorkerDiedError(GokugenError, RuntimeError):
+class WorkerDiedError(GokugenError):
     """The process that ran the work has ended, and took the run with it.
 
     The other runs go on, and the next has another process. Look into the work, or at what
@@ -487,7 +487,7 @@ class WorkerDiedError(GokugenError, RuntimeError):
 
 
 @attrs.frozen
-class ForeignError(GokugenError, RuntimeError):
+class ForeignError(GokugenError):
     """A work in another process has raised what cannot come back as it is.
 
     Stands for it: a `Retry` that names its class wants this, too. To get the error itself,
@@ -504,4 +504,5 @@ class ForeignError(GokugenError, RuntimeError):
     """Why it could not come back."""
 
     def __str__(self) -> str:
-        return f"{self.kinds[0]}: {self.text} (which could not come back: {self.why})"
+        what = f"{self.kinds[0]}: {self.text}"
+        return printable(f"{what} (which could not come back: {self.why})")

@@ -1,25 +1,48 @@
 """What is called in a process, to run a work there.
 
 Over there its module is imported, and the function found by its name: nothing of the
-program's state is there. All that comes in is text, and what goes out is plain values.
+program's state is there. What comes in and goes out is made of Python's own values only.
 """
 
 from __future__ import annotations
 
 import contextvars
 import inspect
-import json
 import signal
 from typing import Any, Literal, TypeAlias
 
 from ._callables import find
 from ._current_task import running
+from ._json import fresh
 from ._results import Unkept, to_keep
 from ._taken_apart import Parts, taken_apart
-from ._task import Task
+from ._task import Task, TaskState, made_of
+
+Sent: TypeAlias = dict[str, Any] | str
+"""A task as it is sent: its fields, or all of it as JSON."""
 
 Answer: TypeAlias = tuple[Literal["value", "unkept", "error", "exit"], Any]
-"""The value as JSON text, why it cannot be one, an exception taken apart, an exit code."""
+"""A JSON value, why it cannot be one, an exception taken apart, or an exit code."""
+
+
+def to_send(run: Task) -> Sent:
+    """A task as it is sent."""
+    fields = vars(run).copy()
+    if fields.keys() & _OF_CLASSES:
+        return run.to_json()
+    # Much faster, and nothing else in there is an object of a class of ours.
+    fields["state"] = run.state.value
+    return fields
+
+
+_OF_CLASSES = frozenset(("retry", "errors", "progress"))
+
+
+def _received(sent: Sent) -> Task:
+    if isinstance(sent, str):
+        return Task.from_json(sent)
+    sent["state"] = TaskState(sent["state"])
+    return made_of(sent)
 
 
 def begin() -> None:
@@ -33,24 +56,24 @@ def be_ready() -> None:
     """Do nothing: a process that has done it runs, and has imported what it must."""
 
 
-def run(module: str, path: str, task: str, *, retain: bool) -> Answer:
+def run(module: str, path: str, sent: Sent) -> Answer:
     """Call the function that has this name with the task's `param`. Raises nothing."""
     try:
-        value = contextvars.copy_context().run(_call, module, path, task)
+        value = contextvars.copy_context().run(_call, module, path, sent)
     except SystemExit as end:
         return "exit", _exit_code(end)
     except BaseException as error:  # noqa: BLE001 (it is the outcome)
         return "error", _error(error)
+    if value is None:
+        return "value", None
     kept = to_keep(value)
-    if not isinstance(kept, Unkept):
-        return "value", json.dumps(kept)
-    return ("unkept", kept.why) if retain else ("value", "null")
+    return ("unkept", kept.why) if isinstance(kept, Unkept) else ("value", kept)
 
 
-def _call(module: str, path: str, task: str) -> Any:
-    run = Task.from_json(task)
-    running.set(run)
-    value = find(module, path)(**run.param)
+def _call(module: str, path: str, sent: Sent) -> Any:
+    task = _received(sent)
+    running.set(task)
+    value = find(module, path)(**fresh(task.param))
     if inspect.iscoroutine(value):
         value.close()
         raise TypeError(f"{path} returned a coroutine: register it as an async function")

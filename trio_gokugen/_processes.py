@@ -1,9 +1,11 @@
 """The processes of one dispatcher, on trio-parallel. Needs the extra ``process``.
 
 A process is spawned when there is none idle, so it shares nothing with the program, and
-serves many runs, one after the other. One whose run is cancelled is killed. Through its
-pipes goes the name of the function and the task, as JSON, and back the value, as JSON, or
-what `_taken_apart` makes of an exception: nothing that reading it could go wrong with.
+serves many runs, one after the other. One whose run is cancelled is killed.
+
+trio-parallel pickles what goes through its pipes. By that go the name of the function and
+the fields of the task, and back a JSON value or what `_taken_apart` makes of an exception:
+values of Python's own, of which none can fail to be read, or run any code as it is read.
 
 A new process is first given nothing to do. What goes wrong until it can do that is told
 apart from what goes wrong in a work, which has not begun by then.
@@ -12,10 +14,10 @@ apart from what goes wrong in a work, which has not begun by then.
 from __future__ import annotations
 
 import functools
-import json
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from multiprocessing import resource_tracker
 from typing import Any, cast
 
 import outcome
@@ -24,7 +26,7 @@ import trio_parallel as untyped  # type: ignore[import-untyped]  # pyright: igno
 from ._autojump import autojump_held
 from ._callables import check_address
 from ._errors import WorkerDiedError
-from ._process_work import Answer, be_ready, begin
+from ._process_work import Answer, be_ready, begin, to_send
 from ._process_work import run as run_there
 from ._results import Unkept
 from ._taken_apart import put_together
@@ -80,18 +82,16 @@ class Processes:
         If it is cancelled, the process is killed at once, and has ended before this raises.
         """
         module, path = check_address(work.function)
-        there = functools.partial(
-            run_there, module, path, run.to_json(), retain=work.retain
-        )
         try:
-            answer: Answer = await self._run(there)
+            answer: Answer = await self._run(run_there, module, path, to_send(run))
         except trio_parallel.BrokenWorkerError as broken:
             return outcome.Error(_died(broken))
         how, what = answer
         if how == "value":
-            return outcome.Value(json.loads(what))
+            return outcome.Value(what)
         if how == "unkept":
-            return outcome.Value(Unkept(what))
+            # Nobody asked for it, so it is no failure.
+            return outcome.Value(Unkept(what) if work.retain else None)
         if how == "exit":
             return outcome.Error(WorkerDiedError(what))
         error = put_together(what)
@@ -99,10 +99,11 @@ class Processes:
             return outcome.Error(error)
         raise error
 
-    async def _run(self, function: Callable[[], Any]) -> Any:
+    async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         with autojump_held():
             return await self._context.run_sync(
                 function,
+                *args,
                 kill_on_cancel=True,
                 limiter=nullcontext(),  # the dispatcher's has let it through
             )
@@ -144,6 +145,8 @@ def _with_quiet_start(make: Callable[..., Any], *args: Any) -> Any:
 def _start_blocked(process: Any) -> None:
     """Start a process, in whose place a thread calls this."""
     del process.start  # what was put in front of its own
+    # The first start does this, too, and lets the signal in again after it.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
