@@ -8,10 +8,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -27,7 +28,11 @@ from trio_gokugen import (
 )
 
 works: WorkRegistry = WorkRegistry()
-in_process: Any = works.register(process=True, retain=True)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def in_process(function: F) -> F:
+    return works.register(process=True, retain=True)(function)
 
 
 @in_process
@@ -102,6 +107,11 @@ def die_at_first() -> int:
     if current_task().attempt == 1:
         os._exit(3)
     return current_task().attempt
+
+
+def die_at_once() -> None:
+    """What a process does that does not come to run anything."""
+    os._exit(5)
 
 
 # -- what is raised ---------------------------------------------------------------------
@@ -247,6 +257,7 @@ def give(what: str) -> Any:
     return {
         "object": object(),
         "large": "x" * 100_000,
+        "many": ["刻" * 8_000] * 3,  # fewer characters than bytes
         "coroutine": coroutine() if what == "coroutine" else None,
         "unreadable": Unreadable(a=1),
     }[what]

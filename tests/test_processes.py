@@ -12,19 +12,21 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, time, timedelta, timezone
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import attrs
 import process_works
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import trio
 import trio.testing
 from leftovers import children, nothing_left
 from process_works import Plain, Raised, works
-from support import NOON, noon, same_everywhere
+from support import NOON, noon
 
 from trio_gokugen import (
     ForeignError,
@@ -38,6 +40,10 @@ from trio_gokugen import (
     TrioClock,
     WorkerPoolDispatcher,
     WorkRegistry,
+    _callables,
+    _current_task,
+    _process_work,
+    _processes,
     autojump_held,
     open_scheduler,
 )
@@ -109,6 +115,11 @@ async def told(started: str) -> int:
     return int(await in_thread(Path(started).read_text))
 
 
+def pid(result: object) -> int:
+    assert isinstance(result, int)
+    return result
+
+
 @asynccontextmanager
 async def open_pool(
     directory: Path, max_workers: int = 10, **limits: Any
@@ -133,24 +144,23 @@ async def test_works_run_in_processes_that_are_used_again(
     async with open_pool(tmp_path) as pool:
         first, second = [(await pool.run("where")).result for _ in range(2)]
         assert first == second
-        assert children() == {first}
+        assert children() == {pid(first)}
     assert children() == set()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [None, 1.5, "刻 \x00"[:1], [1, [True, {"a": None}]], {"b": 2**63 - 1}, "x" * 60_000],
-    ids=same_everywhere,
-)
+VALUES = [None, 1.5, "刻", [1, [True, {"a": None}]], {"b": 2**63 - 1}, "x" * 60_000]
+
+
 async def test_values_go_there_and_back(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, value: Any
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     """
     A work gets the values of its task's `param`, and what it returns is the result.
     """
     async with open_pool(tmp_path) as pool:
-        task = await pool.run("echo", value=value)
-        assert (task.state, task.result) == (TaskState.DONE, value)
+        for value in VALUES:
+            task = await pool.run("echo", value=value)
+            assert (task.state, task.result) == (TaskState.DONE, value)
         assert (await pool.run("echo", value=1, self="s")).result == [1, {"self": "s"}]
 
 
@@ -199,43 +209,40 @@ async def test_the_scheduler_is_not_there(
     assert task.err.startswith("RuntimeError: current_scheduler() is for use inside")
 
 
-@pytest.mark.parametrize(
-    ("work_id", "result"), [("static", "static"), ("of_class", "Plain")]
-)
 async def test_methods_of_classes_are_found(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, work_id: str, result: str
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     """
     A static method or one of a class has a name by which it is found.
     """
     async with open_pool(tmp_path) as pool:
-        assert (await pool.run(work_id)).result == result
+        assert (await pool.run("static")).result == "static"
+        assert (await pool.run("of_class")).result == "Plain"
 
 
-@pytest.mark.parametrize(
-    ("what", "why"),
-    [
-        ("object", "what the work returned cannot be kept: result: cannot be JSON: a"),
-        ("large", "what the work returned cannot be kept: it has more than 65536 bytes"),
-        ("unreadable", "its outcome cannot be told: ArithmeticError: not for you"),
-    ],
-)
+UNKEPT = {
+    "object": "what the work returned cannot be kept: result: cannot be JSON: a value of",
+    "large": "what the work returned cannot be kept: it has more than 65536 bytes as JSON",
+    "many": "what the work returned cannot be kept: it has more than 65536 bytes as JSON",
+    "unreadable": "its outcome cannot be told: ArithmeticError: not for you",
+}
+
+
 async def test_what_cannot_be_kept(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, what: str, why: str
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     """
     A result that cannot be kept fails the task as it does in a thread, if it was to be
     kept; if not, nobody needs it.
     """
     async with open_pool(tmp_path) as pool:
-        there = await pool.run("give_to_keep", what=what)
-        here = await pool.run("give_in_thread", what=what)
-        assert there.state is here.state is TaskState.FAILED
-        assert there.err is not None
-        assert here.err is not None
-        assert there.err.startswith(why)
-        assert here.err.startswith(why)
-        assert (await pool.run("give", what=what)).state is TaskState.DONE
+        for what, why in UNKEPT.items():
+            for work_id in ("give_to_keep", "give_in_thread"):
+                task = await pool.run(work_id, what=what)
+                assert task.state is TaskState.FAILED
+                assert task.err is not None
+                assert task.err.startswith(why)
+            assert (await pool.run("give", what=what)).state is TaskState.DONE
 
 
 async def test_a_coroutine_is_no_result(
@@ -269,13 +276,29 @@ async def test_the_clock_does_not_jump_over_a_process(
 # -- what is raised ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", Raised.whole)
 async def test_exceptions_come_back(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, which: str
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     """
     What a work raises comes back as it is, if it was made with plain values; and `err`
     tells where that was.
+    """
+    async with open_pool(tmp_path) as pool:
+        for which, error in Raised.whole.items():
+            task = await pool.run("fail", kind="whole", which=which)
+            assert task.state is TaskState.FAILED
+            assert task.err is not None
+            assert task.err.partition("\n\n")[0] == describe(error).partition("\n\n")[0]
+            assert "In its process:" in task.err
+            assert 'process_works.py", line' in task.err
+            assert "in fail" in task.err
+            assert "_process_work.py" not in task.err
+
+
+@pytest.mark.parametrize("which", Raised.whole)
+def test_exceptions_are_put_together(which: str) -> None:
+    """
+    An exception that was taken apart is the same when it is put together, but for a note.
     """
     error = Raised.whole[which]
     back = put_together(taken_apart(error))
@@ -284,15 +307,6 @@ async def test_exceptions_come_back(
     own = {k: v for k, v in vars(error).items() if k != "__notes__"}
     assert {k: v for k, v in vars(back).items() if k != "__notes__"} == own
     assert str(back) == str(error)
-    async with open_pool(tmp_path) as pool:
-        task = await pool.run("fail", kind="whole", which=which)
-    assert task.state is TaskState.FAILED
-    assert task.err is not None
-    assert task.err.partition("\n\n")[0] == describe(error).partition("\n\n")[0]
-    assert "In its process:" in task.err
-    assert 'process_works.py", line' in task.err
-    assert "in fail" in task.err
-    assert "_process_work.py" not in task.err
 
 
 def test_what_is_added_to_an_exception_stays() -> None:
@@ -331,28 +345,41 @@ def test_moments_come_back_as_moments(moment: datetime | time) -> None:
     assert back.args[1] == (moment if known else moment.replace(tzinfo=None))
 
 
-@pytest.mark.parametrize("which", Raised.lost)
 async def test_what_cannot_come_back_is_told(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, which: str
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     """
     What cannot be taken apart there, or put together here, fails the task with its own
     text, and why it could not come back; and its process goes on.
     """
-    error, why = Raised.lost[which]
     async with open_pool(tmp_path) as pool:
         process = (await pool.run("where")).result
-        task = await pool.run("fail", kind="lost", which=which)
+        for which, (error, why) in Raised.lost.items():
+            task = await pool.run("fail", kind="lost", which=which)
+            assert task.state is TaskState.FAILED
+            assert task.err is not None
+            head = task.err.partition("\n\n")[0]
+            kind = f"{type(error).__module__}.{type(error).__qualname__}"
+            text = str(error).partition(" at 0x")[0]  # there it is at another place
+            assert head.startswith(f"ForeignError: {kind}: {text}")
+            assert "(which could not come back: " in head
+            assert why in head
+            assert "in fail" in task.err
         assert (await pool.run("where")).result == process
-    assert task.state is TaskState.FAILED
-    assert task.err is not None
-    head = task.err.partition("\n\n")[0]
-    kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    text = str(error).partition(" at 0x")[0]  # there it is at another place
-    assert head.startswith(f"ForeignError: {kind}: {text}")
-    assert "(which could not come back: " in head
-    assert why in head
-    assert "in fail" in task.err
+
+
+@pytest.mark.parametrize("which", Raised.lost)
+def test_what_cannot_be_put_together(which: str) -> None:
+    """
+    In the place of an exception that cannot be made anew is one that tells of it.
+    """
+    error, why = Raised.lost[which]
+    back = put_together(taken_apart(error))
+    assert isinstance(back, ForeignError)
+    assert back.kinds[0] == f"{type(error).__module__}.{type(error).__qualname__}"
+    assert back.kinds[-1] == "builtins.object"
+    assert back.text == str(error)
+    assert why in back.why
 
 
 async def test_a_retry_knows_what_cannot_come_back(
@@ -459,15 +486,12 @@ async def test_a_process_may_be_killed_from_outside(
         assert task.err is not None
         assert "killed by SIGKILL" in task.err
         for _ in range(3):
-            idle = (await pool.run("where")).result
-            assert isinstance(idle, int)
+            idle = pid((await pool.run("where")).result)
             os.kill(idle, signal.SIGKILL)
             # Until it has ended, and is still the pool's to ask what became of it.
             await in_thread(os.waitid, os.P_PID, idle, os.WEXITED | os.WNOWAIT)
             assert (await pool.run("where")).result != idle
-        idle = (await pool.run("where")).result
-        assert isinstance(idle, int)
-        os.kill(idle, signal.SIGKILL)
+        os.kill(pid((await pool.run("where")).result), signal.SIGKILL)
 
 
 async def test_a_death_is_tried_again_as_any_failure(
@@ -493,6 +517,31 @@ async def test_a_process_that_does_not_end_is_killed_at_the_end(
         await pool.run("stay")
         assert len(children()) == 1
     assert children() == set()
+
+
+async def test_a_process_that_dies_as_it_starts_is_told(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If a process does not come so far as to run a work, its task fails, and is told that.
+    """
+    async with open_pool(tmp_path) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr("trio_gokugen._processes.be_ready", process_works.die_at_once)
+            task = await pool.run("where")
+        assert task.err is not None
+        assert "exit code 5" in task.err.splitlines()[0]
+        assert "It had not begun with the work" in task.err
+        assert (await pool.run("where")).state is TaskState.DONE
+
+
+async def test_what_was_not_opened_can_be_closed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A pool of processes in which nothing has run has nothing to close.
+    """
+    await _processes.Processes().aclose()
 
 
 # -- what is stopped --------------------------------------------------------------------
@@ -730,6 +779,89 @@ def test_limits_are_checked(argument: str, value: Any, error: type[Exception]) -
         WorkerPoolDispatcher(works, **{argument: value})
 
 
+# -- over there, seen from within -------------------------------------------------------
+
+
+def called_there(path: str, **param: Any) -> Any:
+    """What a process would answer to such a task."""
+    run = Task(
+        id="a",
+        work_id="w",
+        param=param,
+        scheduled_at=NOON,
+        created_at=NOON,
+        state=TaskState.DISPATCHED,
+        attempt=1,
+    )
+    return _process_work.run("process_works", path, _process_work.to_send(run))
+
+
+def test_a_value_is_answered() -> None:
+    """
+    The answer to a task is the value, as JSON has it, or why there is none.
+    """
+    assert called_there("echo") == ("value", None)
+    assert called_there("echo", value=(1, 2)) == ("value", [1, 2])
+    kind, why = called_there("give", what="object")
+    assert kind == "unkept"
+    assert "cannot be JSON" in why
+
+
+def test_an_error_is_answered() -> None:
+    """
+    The answer to a task may be an error, or that the process was to end.
+    """
+    kind, apart = called_there("give", what="coroutine")
+    assert kind == "error"
+    assert repr(put_together(apart)) == repr(
+        TypeError("give returned a coroutine: register it as an async function")
+    )
+    assert called_there("die", how="sys.exit") == ("exit", 4)
+    assert called_there("die", how="sys.exit of nothing") == ("exit", 0)
+    assert called_there("die", how="sys.exit with a text") == ("exit", 1)
+    with pytest.raises(LookupError):
+        _current_task.running.get()
+
+
+def test_a_task_with_all_that_there_may_be_is_sent() -> None:
+    """
+    A task that was sent is the same when it is received.
+    """
+    bare = Task(id="a", work_id="w", scheduled_at=NOON, created_at=NOON, key="k")
+    for task in (bare, attrs.evolve(bare, retry=Retry())):
+        assert _process_work._received(_process_work.to_send(task)) == task
+    assert _process_work.to_send(bare)["state"] == "scheduled"  # type: ignore[index]  # pyright: ignore[reportArgumentType]
+
+
+def test_a_new_process_lets_a_ctrl_c_in() -> None:
+    """
+    What is blocked while a process starts is not, once it has begun.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        _process_work.begin()
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert _process_work.be_ready() is None  # type: ignore[func-returns-value]
+
+
+async def test_a_scheduler_is_not_opened_while_a_process_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    A program that is run again in a process that it has started is stopped there.
+    """
+    process = multiprocessing.current_process()
+    monkeypatch.setattr(process, "_inheriting", True, raising=False)
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(RuntimeError, match="put its trio.run under if __name__"),
+        flatten_subgroups=True,
+    ):
+        async with open_scheduler(works):
+            pass
+
+
 # -- what can be registered -------------------------------------------------------------
 
 
@@ -791,7 +923,7 @@ def test_the_work_says_where_it_runs() -> None:
     assert (work.in_process, work.in_thread) == (True, True)
     assert not works.get("give_in_thread").in_process
     with pytest.raises(TypeError, match="process: must be a bool"):
-        works.register("x", process_works.where, process=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        works.register("x", process_works.where, process=1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
 # -- conformance ------------------------------------------------------------------------
@@ -813,6 +945,7 @@ class InProcesses:
         return condition
 
 
+@pytest.mark.long
 async def test_processes_keep_the_promises_of_a_dispatcher(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -925,14 +1058,64 @@ def test_what_is_no_file_is_told_so(tmp_path: Path, how: str) -> None:
     package = tmp_path / "package"
     package.mkdir()
     write_script(package, "", "__main__.py")
-    arguments = {
+    programs: dict[str, tuple[str | Path, ...]] = {
         "-c": ("-c", SCRIPT),
         "package": ("-m", "package"),
         "directory": (package,),
-    }[how]
-    done = run_program(*arguments, cwd=tmp_path)
+    }
+    done = run_program(*programs[how], cwd=tmp_path)
     assert done.stderr.splitlines()[-1].startswith("TypeError: function: it is in the pro")
     assert "put the function into a module" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("spec", "file", "found"),
+    [
+        (None, "script.py", True),
+        (None, None, False),
+        ("package.module", "x", True),
+        ("package.__main__", "x", False),
+        ("__main__", "x", False),
+    ],
+)
+def test_functions_of_the_program_itself(
+    monkeypatch: pytest.MonkeyPatch, spec: str | None, file: str | None, found: bool
+) -> None:
+    """
+    A function of the program's own file is taken if that is run in new processes, too.
+    """
+    main = ModuleType("__main__")
+    main.__spec__ = None if spec is None else ModuleSpec(spec, None)
+    main.__file__ = file
+    monkeypatch.setitem(sys.modules, "__main__", main)
+
+    def of_main() -> None: ...
+
+    of_main.__module__, of_main.__qualname__ = "__main__", "of_main"
+    vars(main)["of_main"] = of_main
+    registry = WorkRegistry()
+    if found:
+        registry.register("x", of_main, process=True)
+    else:
+        with pytest.raises(TypeError, match="put the function into a module"):
+            registry.register("x", of_main, process=True)
+
+
+def test_the_extra_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without trio-parallel a work in a process is refused as it is registered.
+    """
+    monkeypatch.setattr("trio_gokugen._work_registry.find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r"pip install .trio_gokugen\[process\]"):
+        WorkRegistry().register("x", process_works.where, process=True)
+
+
+def test_a_module_is_imported_to_find_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What is in a module that nobody has imported is found, too.
+    """
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    assert _callables.find("colorsys", "rgb_to_hsv").__name__ == "rgb_to_hsv"
 
 
 def test_without_the_extra(tmp_path: Path) -> None:

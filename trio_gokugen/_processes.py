@@ -132,7 +132,8 @@ def _died(broken: BaseException) -> WorkerDiedError:
 
 def _start_quietly(context: Any) -> None:
     own = cast("dict[str, Any]", vars(context))
-    if hasattr(signal, "pthread_sigmask") and "_worker_class" in own:  # pragma: no branch
+    there = hasattr(signal, "pthread_sigmask") and "_worker_class" in own
+    if there:  # pragma: no branch: not on Windows, nor with what trio-parallel may become
         own["_worker_class"] = functools.partial(_with_quiet_start, own["_worker_class"])
 
 
