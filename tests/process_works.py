@@ -308,12 +308,13 @@ works.register("static", Plain.static, process=True, retain=True)
 works.register("of_class", Plain.of_class, process=True, retain=True)
 
 
-def hidden() -> None:
+def hidden() -> int:
     """Its name stands for something else."""
+    return 0
 
 
 found_elsewhere = hidden
-hidden = where  # type: ignore[assignment]
+globals()["hidden"] = where
 
 
 def renamed(function: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import signal
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from ._callables import find
@@ -16,10 +17,10 @@ from ._current_task import running
 from ._json import fresh
 from ._results import Unkept, to_keep
 from ._taken_apart import Parts, taken_apart
-from ._task import Task, TaskState, made_of
+from ._task import MOMENTS, Task, TaskState, made_of
 
 Sent: TypeAlias = dict[str, Any] | str
-"""A task as it is sent: its fields, or all of it as JSON."""
+"""A task as it is sent: its fields as JSON values, or all of it as JSON text."""
 
 Answer: TypeAlias = tuple[Literal["value", "unkept", "error", "exit"], Any]
 """A JSON value, why it cannot be one, an exception taken apart, or an exit code."""
@@ -30,7 +31,10 @@ def to_send(run: Task) -> Sent:
     fields = vars(run).copy()
     if fields.keys() & _OF_CLASSES:
         return run.to_json()
-    # Much faster, and nothing else in there is an object of a class of ours.
+    # Much faster than all of it as JSON; and moments as text, than to pickle them.
+    for field in MOMENTS:
+        if fields[field] is not None:
+            fields[field] = fields[field].isoformat()
     fields["state"] = run.state.value
     return fields
 
@@ -41,6 +45,9 @@ _OF_CLASSES = frozenset(("retry", "errors", "progress"))
 def _received(sent: Sent) -> Task:
     if isinstance(sent, str):
         return Task.from_json(sent)
+    for field in MOMENTS:
+        if sent[field] is not None:
+            sent[field] = datetime.fromisoformat(sent[field])
     sent["state"] = TaskState(sent["state"])
     return made_of(sent)
 

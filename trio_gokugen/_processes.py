@@ -3,9 +3,9 @@
 A process is spawned when there is none idle, so it shares nothing with the program, and
 serves many runs, one after the other. One whose run is cancelled is killed.
 
-trio-parallel pickles what goes through its pipes. By that go the name of the function and
-the fields of the task, and back a JSON value or what `_taken_apart` makes of an exception:
-values of Python's own, of which none can fail to be read, or run any code as it is read.
+trio-parallel pickles what goes through its pipes. Here these are the name of the function
+and the task as JSON values, and back a JSON value, or what `_taken_apart` makes of an
+exception: values of Python's own, of which none can fail to be read, or run any code then.
 
 A new process is first given nothing to do. What goes wrong until it can do that is told
 apart from what goes wrong in a work, which has not begun by then.
