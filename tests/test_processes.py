@@ -710,11 +710,10 @@ async def test_the_time_out_begins_with_the_work(
     """
     async with open_pool(tmp_path, max_processes=1) as pool:
         await pool.start("first", "hold", go=True)
-        waiting = {
-            each: await pool.add(each, work_id, go=work_id == "hold_in_time")
-            for each, work_id in (("second", "hold_in_time"), ("third", "spin_in_time"))
-        }
-        await trio.testing.wait_all_tasks_blocked()
+        waiting = dict[str, str]()
+        for each, work_id in ("second", "hold_in_time"), ("third", "spin_in_time"):
+            waiting[each] = await pool.add(each, work_id, go=each == "second")
+            await trio.testing.wait_all_tasks_blocked()  # so they are in this order
         autojump_clock.jump(1_000)
         await trio.testing.wait_all_tasks_blocked()
         await pool.let_go("first")
