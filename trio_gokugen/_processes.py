@@ -14,6 +14,7 @@ apart from what goes wrong in a work, which has not begun by then.
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
@@ -115,6 +116,8 @@ class Processes:
         # It complains of idle ones that were killed, or did not end in time: they have now.
         with autojump_held(), suppress(trio_parallel.BrokenWorkerError):
             await self._opened.__aexit__(None, None, None)
+        # One that was killed may not have been joined, and keeps its pipes: this joins it.
+        multiprocessing.active_children()
 
 
 def _died(broken: BaseException) -> WorkerDiedError:
