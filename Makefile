@@ -19,7 +19,7 @@ VENV := .venv
 # A file stays in one of them: in a page, a block goes on with what the blocks before it have made.
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Not written out where it is used: its comma would be one of `call`.
-EXTRAS := dask,postgresql
+EXTRAS := dask,postgresql,process
 BENCH_VENV := .venv-bench
 BENCH_APSCHEDULER3_VENV := .venv-bench-apscheduler3
 PY := $(VENV)/bin/python

@@ -52,7 +52,7 @@ from trio_gokugen import (
 from trio_gokugen import _process_group as process_group
 from trio_gokugen import _run_command as run_command
 from trio_gokugen._command import LARGEST_LIMIT
-from trio_gokugen._outcomes import LONGEST_RESULT
+from trio_gokugen._results import LONGEST_RESULT
 from trio_gokugen._run_command import Output
 
 ECHO = "import json, sys; print(json.dumps(sys.argv[1:]))"

@@ -20,6 +20,7 @@ from trio_gokugen import (
     DamagedFileError,
     DeadlineExceededError,
     ExecutorLostError,
+    ForeignError,
     GokugenError,
     InvalidCommandError,
     InvalidCommandsError,
@@ -45,6 +46,7 @@ from trio_gokugen import (
     StopReason,
     TaskExistsError,
     TaskNotFoundError,
+    WorkerDiedError,
     WorkExistsError,
     WorkLostError,
     WorkNotFoundError,
@@ -187,6 +189,19 @@ EVERY = {
     "leaked": (
         LeakedCancelledError(),
         "the work leaked a cancellation that is not its caller's",
+    ),
+    "died": (WorkerDiedError(3), "the process of the work has ended: exit code 3"),
+    "killed": (
+        WorkerDiedError(-9),
+        "the process of the work has ended: killed by SIGKILL",
+    ),
+    "killed in an unknown way": (
+        WorkerDiedError(-1000),
+        "the process of the work has ended: killed by signal 1000",
+    ),
+    "foreign": (
+        ForeignError(("shop.SoldOut", "builtins.Exception"), "no tea", "it has a socket"),
+        "shop.SoldOut: no tea (which could not come back: it has a socket)",
     ),
 }
 every_error = pytest.mark.parametrize(

@@ -79,6 +79,25 @@ def test_hello_is_the_first_program_of_the_readme() -> None:
     assert blocks[0] == (EXAMPLES / "hello.py").read_text(encoding="utf-8")
 
 
+CPU = {
+    "count_primes {'below': 1000}: 168 found",
+    "count_primes {'below': 10000}: 1229 found",
+    "count_primes {'below': 100000}: 9592 found",
+    "never_end {}: WorkTimeoutError: the work was cancelled after its timeout of 0.5 s",
+    "crash {}: WorkerDiedError: the process of the work has ended: exit code 3",
+}
+
+
+def test_cpu_counts_primes_in_processes() -> None:
+    """
+    Works in processes return what they count, and one that never ends is killed, one that
+    crashes fails.
+    """
+    lines = run_script("cpu.py").splitlines()
+    assert len(lines) == len(CPU)
+    assert set(lines) == CPU
+
+
 def test_hooks_outlives_its_store() -> None:
     """
     While the store is down nothing is run or lost, and each task runs once.

@@ -17,7 +17,7 @@ def describe(error: BaseException) -> str:
     At most 8,000 characters: of a longer text, the beginning and the end.
     """
     head = _cut(f"{type(error).__qualname__}: {_message(error)}", MAX_MESSAGE)
-    frames = _cut(_traceback(error), MAX_LENGTH - MAX_MESSAGE - 100)
+    frames = _cut(traceback_of(error), MAX_LENGTH - MAX_MESSAGE - 100)
     return f"{head}\n\n{frames}"
 
 
@@ -26,7 +26,8 @@ def brief(text: str) -> str:
     return _cut(text, MAX_MESSAGE)
 
 
-def _traceback(error: BaseException) -> str:
+def traceback_of(error: BaseException) -> str:
+    """The innermost frames, with the errors that had come before."""
     try:
         summary = traceback.TracebackException.from_exception(
             error, limit=-MAX_FRAMES, compact=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import signal
 from typing import Any
 
 import attrs
@@ -607,3 +608,53 @@ class CannotSendError(GokugenError):
 
     def __str__(self) -> str:
         return printable(f"what the work left cannot be sent back: {self.what}")
+
+
+# -- what becomes of a work in a process ----------------------------------------------
+
+
+@attrs.frozen
+class WorkerDiedError(GokugenError):
+    """The process that ran the work has ended, and took the run with it.
+
+    The other runs go on, and the next has another process. Look into the work, or at what
+    has killed its process: the system does so if memory runs out. Tried again as after any
+    failure, if there is a `Retry`.
+    """
+
+    exit_code: int | None
+    """As the process left it: negative, of the signal that has killed it."""
+
+    def __str__(self) -> str:
+        return f"the process of the work has ended: {self._how}"
+
+    @property
+    def _how(self) -> str:
+        if self.exit_code is None or self.exit_code >= 0:
+            return f"exit code {self.exit_code}"
+        try:
+            return f"killed by {signal.Signals(-self.exit_code).name}"
+        except ValueError:
+            return f"killed by signal {-self.exit_code}"
+
+
+@attrs.frozen
+class ForeignError(GokugenError):
+    """A work in another process has raised what cannot come back as it is.
+
+    Stands for it: a `Retry` that names its class wants this, too. To get the error itself,
+    define its class in a module, and make it with plain values.
+    """
+
+    kinds: tuple[str, ...]
+    """The names of its class, and of all that this is derived from."""
+
+    text: str
+    """What it says."""
+
+    why: str
+    """Why it could not come back."""
+
+    def __str__(self) -> str:
+        what = f"{self.kinds[0]}: {self.text}"
+        return printable(f"{what} (which could not come back: {self.why})")

@@ -6,7 +6,6 @@ if the store could not write it, and must be the same then, but for the time.
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,13 +15,12 @@ from ._conditions import Skipped
 from ._describe import brief, describe
 from ._errors import (
     DeadlineExceededError,
-    InvalidTaskError,
     StopReason,
     WorkNotFoundError,
     WorkStoppedError,
 )
-from ._json import is_larger, json_value
 from ._lengths import later
+from ._results import Unkept, to_keep
 from ._retry import Discard, RetryAfter, Snooze, wish
 from ._task import Task
 from .abc import (
@@ -33,14 +31,6 @@ from .abc import (
     RevertTask,
     Work,
     WorkRegistry,
-)
-
-LONGEST_RESULT = 64 * 1024
-"""Bytes of a result that is kept, as JSON."""
-
-_TOO_LARGE = (
-    f"what the work returned cannot be kept: it has more than {LONGEST_RESULT} bytes as"
-    " JSON: keep it elsewhere, and return where it is"
 )
 
 
@@ -82,16 +72,9 @@ def _work_of(run: Task, works: WorkRegistry) -> Work | None:
 
 
 def _retaining(run: Task, now: datetime, value: Any) -> EndTask:
-    # Before it is copied: to go through millions of items would make everybody wait.
-    if is_larger(value, LONGEST_RESULT):
-        return EndTask(run, now, _TOO_LARGE)
-    try:
-        kept = json_value(value, "result")
-    except InvalidTaskError as error:
-        why = brief(f"what the work returned cannot be kept: {error}")
-        return EndTask(run, now, why)
-    if len(json.dumps(kept, ensure_ascii=False).encode()) > LONGEST_RESULT:
-        return EndTask(run, now, _TOO_LARGE)
+    kept = to_keep(value)
+    if isinstance(kept, Unkept):
+        return EndTask(run, now, kept.why)
     return EndTask(run, now, result=kept)
 
 

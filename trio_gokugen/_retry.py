@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeGuard, cast
 
 import attrs
 
-from ._errors import InvalidTaskError, shown
+from ._errors import ForeignError, InvalidTaskError, shown
 from ._json import JSON, int64, name
 from ._lengths import LONGEST, TICK, length
 from ._lengths import jitter as as_jitter
@@ -286,6 +286,8 @@ def _is_one(error: BaseException, names: tuple[str, ...]) -> bool:
     """Whether an error is of one of these classes; of a group, whether all in it are."""
     if any(_class_name(each) in names for each in type(error).__mro__):
         return True
+    if isinstance(error, ForeignError):
+        return any(each in names for each in error.kinds)
     if not isinstance(error, BaseExceptionGroup):
         return False
     group = cast("BaseExceptionGroup[BaseException]", error)

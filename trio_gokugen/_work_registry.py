@@ -7,9 +7,10 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, TypeVar, overload
 
-from ._callables import called, check_async, is_async
+from ._callables import address, called, check_address, check_async, is_async
 from ._combined_registry import Combinable
 from ._conditions import Condition
 from ._errors import (
@@ -31,9 +32,9 @@ C = TypeVar("C", bound=Condition)
 class WorkRegistry(Combinable):
     """The works of a program, by name.
 
-    Async functions run in the scheduler's nursery, other functions in a thread. Works
-    registered while a scheduler runs can be used at once; stored tasks that waited for
-    one are noticed the next time the scheduler looks for due tasks.
+    Async functions run in the scheduler's nursery, other functions in a thread, or in a
+    process. Works registered while a scheduler runs can be used at once; stored tasks that
+    waited for one are noticed the next time the scheduler looks for due tasks.
 
     Registries are joined by ``|``, as in ``works | commands``.
     """
@@ -55,6 +56,7 @@ class WorkRegistry(Combinable):
         at_most_once: bool = False,
         retry: Retry | None = None,
         retain: bool = False,
+        process: bool = False,
     ) -> Callable[[F], F]: ...
     @overload
     def register(
@@ -67,6 +69,7 @@ class WorkRegistry(Combinable):
         at_most_once: bool = False,
         retry: Retry | None = None,
         retain: bool = False,
+        process: bool = False,
     ) -> F: ...
 
     def register(
@@ -79,6 +82,7 @@ class WorkRegistry(Combinable):
         at_most_once: bool = False,
         retry: Retry | None = None,
         retain: bool = False,
+        process: bool = False,
     ) -> Any:
         """Register a function as a work.
 
@@ -96,14 +100,23 @@ class WorkRegistry(Combinable):
             `Retry` of its own. It does not, by default.
           retain: Keep what the work returns as the `result` of its task: any JSON value,
             of at most 64 KiB. The task fails if it cannot be kept.
+          process: Run a plain function in a process rather than in a thread, so that it
+            has a processor of its own, and is killed at once when it is cancelled or past
+            its deadline. It must be found there by its module and name, and shares
+            nothing with the program: it gets its `param`, and what it returns comes back
+            as JSON, if it can, what it raises if that was made with plain values. A
+            script must call `trio.run` under ``if __name__ == "__main__":``. Needs the
+            extra ``process``.
 
         Returns:
           The function as it was.
 
         Raises:
+          ModuleNotFoundError: with `process`, if the extra is missing.
           WorkExistsError: if the name is taken.
           TypeError: for a value of the wrong type, for what is not a function, cannot be
-            called by keywords alone, or has no name of its own and was given none.
+            called by keywords alone, or has no name of its own and was given none. With
+            `process` for an async function, and for what another process does not find.
           ValueError: for a timeout that is not a positive number of seconds.
         """
         if work_id is not None and not isinstance(work_id, str):
@@ -113,6 +126,9 @@ class WorkRegistry(Combinable):
         bounds = _seconds(timeout)
         _check_kind(at_most_once, bool, "at_most_once", "a bool")
         _check_kind(retain, bool, "retain", "a bool")
+        _check_kind(process, bool, "process", "a bool")
+        if process:
+            _check_extra()
         if retry is not None:
             _check_kind(retry, Retry, "retry", "a Retry")
 
@@ -124,9 +140,15 @@ class WorkRegistry(Combinable):
                 at_most_once=at_most_once,
                 retry=retry,
                 retain=retain,
+                in_process=process,
             )
 
-        return decorate if function is None else decorate(function)
+        if function is None:
+            return decorate
+        if process and callable(function) and not is_async(function):
+            # Not what is decorated: that gets its place only when it is returned.
+            check_address(function)
+        return decorate(function)
 
     @overload
     def condition(self, name: C, /) -> C: ...
@@ -206,6 +228,13 @@ class WorkRegistry(Combinable):
             called_in_the_end
         ):
             raise TypeError(f"function: {function!r} is a generator, which is never run")
+        if how["in_process"]:
+            if is_async(function):
+                raise TypeError(
+                    f"function: {shown(function)} is async, and a process runs plain"
+                    " functions: leave out process, or make it a plain one"
+                )
+            address(function)
         work = Work(
             name(work_id, "work_id"),
             function,
@@ -230,6 +259,14 @@ def _own_name(function: Callable[..., Any], argument: str) -> str:
 def _check_kind(value: object, kind: type, argument: str, what: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{argument}: must be {what}, not {shown(value)}")
+
+
+def _check_extra() -> None:
+    if find_spec("trio_parallel") is None:
+        raise ModuleNotFoundError(
+            'process=True needs trio-parallel: pip install "trio_gokugen[process]"',
+            name="trio_parallel",
+        )
 
 
 def _seconds(timeout: float | timedelta | None) -> float | None:

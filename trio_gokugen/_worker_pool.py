@@ -18,9 +18,11 @@ from __future__ import annotations
 import contextvars
 import functools
 import math
+import os
+import sys
 from collections.abc import Awaitable, Iterator
 from datetime import datetime
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import outcome
@@ -52,6 +54,9 @@ from .abc import (
     WorkRegistry,
 )
 
+if TYPE_CHECKING:
+    from ._processes import Processes
+
 
 @attrs.define(eq=False)
 class _Worker:
@@ -72,12 +77,28 @@ class _Worker:
     """When it was, on Trio's clock."""
 
     started: bool = True
-    """Whether the work has: not while a condition is asked."""
+    """Whether the work has: not while a condition is asked, or it waits for its turn."""
+
+    until_timeout: trio.CancelScope | None = None
+    """What cancels the run at its time-out, if it has one."""
 
     exceeded: Exception | None = None
     """The bound that was the first to cancel the run."""
 
     trio_task: trio.lowlevel.Task = attrs.field(init=False)
+
+    def wait(self) -> None:
+        """Note that the work waits for its turn: its time-out does not run yet."""
+        self.started = False
+        if self.until_timeout is not None and not self.until_timeout.cancel_called:
+            self.until_timeout.deadline = math.inf
+
+    def begin(self, work: Work) -> None:
+        """Note that it has got its turn, and begins."""
+        self.started = True
+        if self.until_timeout is not None:
+            assert work.timeout is not None
+            self.until_timeout.deadline = trio.current_time() + work.timeout
 
     def stop_waiting(self, _: object) -> trio.lowlevel.Abort:
         """What Trio calls to cancel its wait for a run."""
@@ -86,19 +107,58 @@ class _Worker:
 
 
 class WorkerPoolDispatcher:
-    """Runs works in the scheduler's own process.
+    """Runs works in Trio tasks, in threads, and in processes that it starts.
 
-    Async functions run as Trio tasks, others in threads. At most `max_workers` run at a
-    time. The number may be changed while running: work that runs is not disturbed, and
-    new work starts once there is room for it.
+    Async functions run as Trio tasks, others in threads, where `trio.from_thread` works.
+    One that is cancelled in a thread is waited for: it ends sooner if it calls
+    `trio.from_thread.check_cancelled` now and then. Works registered with `process` run in
+    processes, which are the pool's own: started when they are needed, kept for the next
+    work, and ended with the scheduler. One whose work is cancelled is killed at once; if
+    one dies, the run in it fails with a `WorkerDiedError`, and no other.
+
+    At most `max_workers` run at a time. The number may be changed while running: work
+    that runs is not disturbed, and new work starts once there is room for it.
+
+    Works in threads, and those in processes, may have a limit of their own below that. One
+    that waits there for its turn takes up a worker, and counts as running; it has not
+    started, its `timeout` not begun, and if it is cancelled it never starts.
+
+    Args:
+      works: What tasks can name.
+      max_workers: How many works may run at a time, of whatever kind.
+      max_processes: How many in processes: by default as many as there are processors for
+        this program, since more would only share these.
+      max_threads: How many in threads: by default as many as there are workers. No other
+        pool's threads are counted, nor those of `trio.to_thread`.
+
+    Raises:
+      TypeError: for a number that is not an int.
+      ValueError: for one below 1.
     """
 
-    def __init__(self, works: WorkRegistry, max_workers: int = 10) -> None:
+    def __init__(
+        self,
+        works: WorkRegistry,
+        max_workers: int = 10,
+        *,
+        max_processes: int | None = None,
+        max_threads: int | None = None,
+    ) -> None:
         self._works = works
-        self._max_workers = _checked(max_workers)
+        self._max_workers = _checked(max_workers, "max_workers")
         self._limiter = trio.CapacityLimiter(max_workers)
         # The pool is the limit; Trio's default of 40 threads would be a second one.
-        self._threads = trio.CapacityLimiter(math.inf)
+        self._unlimited = trio.CapacityLimiter(math.inf)
+        self._threads: trio.CapacityLimiter | None = None
+        if max_threads is not None:
+            self._threads = trio.CapacityLimiter(_checked(max_threads, "max_threads"))
+        if max_processes is None:
+            max_processes = _processors()
+        self._process_limiter = trio.CapacityLimiter(
+            _checked(max_processes, "max_processes")
+        )
+        self._processes: Processes | None = None
+        """None before the first work that needs one."""
         # A task that was taken back and claimed anew may have two.
         self._runs: dict[tuple[str, int], _Worker] = {}
         self._idle: dict[_Worker, None] = {}
@@ -114,7 +174,7 @@ class WorkerPoolDispatcher:
 
     @max_workers.setter
     def max_workers(self, value: int) -> None:
-        self._max_workers = _checked(value)
+        self._max_workers = _checked(value, "max_workers")
         self._limiter.total_tokens = value
 
     def statistics(self) -> DispatcherStatistics:
@@ -126,6 +186,7 @@ class WorkerPoolDispatcher:
         self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
     ) -> None:
         """Let workers live in the nursery until it is cancelled."""
+        _check_main_is_guarded()
         # Works may take their time to end, and their results are for their own scheduler.
         if self._ended == math.inf or self._runs:
             raise SchedulerAlreadyRunningError("dispatcher's scheduler")
@@ -200,6 +261,10 @@ class WorkerPoolDispatcher:
                         scope.deadline = self._clock.deadline_for(deadline)
         finally:
             self._ended = trio.current_time()
+            # The pool may be started anew before these have ended.
+            processes, self._processes = self._processes, None
+            if processes is not None:
+                await processes.aclose()
 
     # -- a worker's life --------------------------------------------------------------
 
@@ -257,6 +322,8 @@ class WorkerPoolDispatcher:
         """What a work returned or raised. Lets a `trio.Cancelled` and the like through."""
         if run.when is not None:
             return self._call_if_wanted(work, run)
+        if work.in_process:
+            return self._call_in_process(work, run)
         return self._call_in_thread(work, run) if work.in_thread else _call_async(work, run)
 
     async def _call_if_wanted(self, work: Work, run: Task) -> outcome.Outcome[Any]:
@@ -272,16 +339,43 @@ class WorkerPoolDispatcher:
 
     async def _call_in_thread(self, work: Work, run: Task) -> outcome.Outcome[Any]:
         try:
-            with autojump_held():
-                value = await trio.to_thread.run_sync(
-                    functools.partial(work.function, **fresh(run.param)),
-                    # True would let the thread go on, and its task be run again meanwhile.
-                    abandon_on_cancel=False,
-                    limiter=self._threads,
-                )
+            if self._threads is None:
+                return await self._in_thread(work, run)
+            worker = self._runs[run.id, run.attempt]
+            worker.wait()
+            async with self._threads:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                worker.begin(work)
+                return await self._in_thread(work, run)
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             return _raised(error)
+
+    async def _in_thread(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+        with autojump_held():
+            value = await trio.to_thread.run_sync(
+                functools.partial(work.function, **fresh(run.param)),
+                # True would let the thread go on, and its task be run again meanwhile.
+                abandon_on_cancel=False,
+                limiter=self._unlimited,
+            )
         return outcome.Value(value)
+
+    async def _call_in_process(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+        worker = self._runs[run.id, run.attempt]
+        worker.wait()
+        try:
+            async with self._process_limiter:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                if self._processes is None:
+                    from ._processes import Processes  # noqa: PLC0415 (of an extra)
+
+                    self._processes = Processes()
+                await self._processes.make_ready()
+                await trio.lowlevel.checkpoint_if_cancelled()
+                worker.begin(work)
+                return await self._processes.call(work, run)
+        except Exception as error:  # noqa: BLE001 (it is the outcome)
+            return _raised(error)
 
     async def _call_bounded(
         self, work: Work, run: Task, worker: _Worker
@@ -298,6 +392,7 @@ class WorkerPoolDispatcher:
         until_timeout = trio.CancelScope()
         if work.timeout is not None:
             until_timeout.deadline = trio.current_time() + work.timeout
+            worker.until_timeout = until_timeout
         result: outcome.Outcome[Any] | None = None
         left: BaseException | None = None
         try:
@@ -314,7 +409,8 @@ class WorkerPoolDispatcher:
             fired = [s for s in (until_deadline, until_timeout) if s.cancel_called]
             first = min(fired, key=lambda scope: scope.deadline, default=None)
             if first is not None and first.deadline <= min(worker.stopped_at, self._ended):
-                worker.exceeded = _exceeded(work, run, by_timeout=first is until_timeout)
+                by_timeout = first is until_timeout
+                worker.exceeded = _exceeded(work, run, worker, by_timeout=by_timeout)
                 worker.exceeded.__cause__ = (
                     result.error if isinstance(result, outcome.Error) else left
                 )
@@ -326,7 +422,7 @@ class WorkerPoolDispatcher:
         return result
 
     def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
-        worker.run = worker.exceeded = None
+        worker.run = worker.exceeded = worker.until_timeout = None
         worker.started = True
         del self._runs[run.id, run.attempt]
         if worker.has_token:
@@ -334,12 +430,30 @@ class WorkerPoolDispatcher:
         self._results.send_nowait(TaskResult(run, result))
 
 
-def _checked(max_workers: int) -> int:
-    if isinstance(max_workers, bool) or not isinstance(max_workers, int):
-        raise TypeError(f"max_workers: must be an int, not {shown(max_workers)}")
-    if max_workers < 1:
-        raise ValueError(f"max_workers: must be at least 1, not {shown(max_workers)}")
-    return max_workers
+def _checked(value: int, argument: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument}: must be an int, not {shown(value)}")
+    if value < 1:
+        raise ValueError(f"{argument}: must be at least 1, not {shown(value)}")
+    return value
+
+
+def _check_main_is_guarded() -> None:
+    """Stop a script that is run anew in each process that it starts."""
+    module = sys.modules.get("multiprocessing.process")
+    # What `multiprocessing` itself looks at before it starts a process.
+    if module is not None and getattr(module.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "this process was started to run works, and runs the whole script again:"
+            ' put its trio.run under if __name__ == "__main__":'
+        )
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # pragma: no cover: only Windows and macOS get here
 
 
 # A Ctrl-C that comes in here has interrupted the work, whose own frame is one below.
@@ -368,12 +482,12 @@ async def _failed(error: Exception) -> outcome.Outcome[Any]:
     return outcome.Error(error)
 
 
-def _exceeded(work: Work, run: Task, *, by_timeout: bool) -> Exception:
+def _exceeded(work: Work, run: Task, worker: _Worker, *, by_timeout: bool) -> Exception:
     if by_timeout:
         assert work.timeout is not None
         return WorkTimeoutError(work.timeout)
     assert run.deadline is not None
-    return DeadlineExceededError(run.deadline.isoformat(), started=True)
+    return DeadlineExceededError(run.deadline.isoformat(), started=worker.started)
 
 
 def _open_scopes(trio_task: trio.lowlevel.Task) -> object:

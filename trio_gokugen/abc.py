@@ -477,6 +477,13 @@ class Work:
     in_thread: bool = False
     """A plain function, to be called in a thread."""
 
+    in_process: bool = False
+    """One that is to be called in another process rather than in a thread.
+
+    It is found there by its module and its qualified name. A dispatcher that has no
+    processes may call it in a thread.
+    """
+
     timeout: float | None = None
     """Seconds that one attempt may take."""
 

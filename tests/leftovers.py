@@ -1,0 +1,61 @@
+"""What a test may leave behind: no process, no thread, no open file, no temporary file."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+
+def children() -> set[int]:
+    """The processes below this one, but for one that is `multiprocessing`'s own.
+
+    It starts a process that tracks shared memory and the like, together with the first
+    that it spawns, and that ends with the program. Nothing of ours is in it.
+    """
+    tracker: Any = vars(resource_tracker)["_resource_tracker"]
+    found = psutil.Process().children(recursive=True)
+    return {child.pid for child in found if child.pid != tracker._pid}
+
+
+def threads() -> set[str]:
+    """The threads at work. Trio keeps idle ones for a while, to be used again."""
+    names = {thread.name for thread in threading.enumerate()}
+    return {name for name in names if not name.startswith("Trio thread ")}
+
+
+def files() -> dict[str, str]:
+    """The open files, pipes and sockets, by their numbers."""
+    gc.collect()
+    found: dict[str, str] = {}
+    for each in os.listdir("/proc/self/fd"):  # noqa: PTH208 (what it lists with is gone then)
+        try:
+            found[each] = os.readlink(f"/proc/self/fd/{each}")  # noqa: PTH115
+        except FileNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def nothing_left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Fail unless what there is after the block was there before it."""
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    # It has a pipe of its own, which stays.
+    resource_tracker.ensure_running()
+    before = children(), threads(), files()
+    yield
+    after = children(), threads(), files()
+    for now, then in zip(after, before, strict=True):
+        assert now == then, f"{now} instead of {then}"
+    assert list(directory.iterdir()) == []

@@ -1,0 +1,331 @@
+"""Works for tests that run them in processes: functions of a module."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from trio_gokugen import (
+    Discard,
+    InvalidTaskError,
+    Retry,
+    Snooze,
+    WorkRegistry,
+    current_scheduler,
+    current_task,
+    fixed,
+)
+
+works: WorkRegistry = WorkRegistry()
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def in_process(function: F) -> F:
+    return works.register(process=True, retain=True)(function)
+
+
+@in_process
+def where() -> int:
+    return os.getpid()
+
+
+@in_process
+def echo(value: Any = None, **more: Any) -> Any:
+    return [value, more] if more else value
+
+
+@in_process
+def change(items: list[Any]) -> int:
+    items[0]["deep"] = "changed"
+    items.append(current_task().param)
+    return len(items)
+
+
+@in_process
+def task_there() -> str:
+    return current_task().to_json()
+
+
+@in_process
+def scheduler_there() -> None:
+    current_scheduler()
+
+
+@in_process
+def hold(started: str, go: str) -> int:
+    """Tell that it runs, then wait to be let go."""
+    Path(started).write_text(str(os.getpid()))
+    Path(go).read_text()
+    return os.getpid()
+
+
+def spin(started: str) -> None:
+    """Tell that it runs, then never end, and never let anybody in."""
+    Path(started).write_text(str(os.getpid()))
+    while True:
+        pass
+
+
+works.register("spin", spin, process=True)
+works.register("spin_in_time", spin, process=True, timeout=5)
+works.register("spin_once", spin, process=True, at_most_once=True)
+works.register("hold_in_time", hold, process=True, retain=True, timeout=5)
+works.register("hold_once", hold, process=True, at_most_once=True)
+
+
+# -- what dies --------------------------------------------------------------------------
+
+
+@in_process
+def die(how: str) -> None:
+    if how == "exit":
+        os._exit(3)
+    if how == "sys.exit":
+        sys.exit(4)
+    if how == "sys.exit of nothing":
+        sys.exit()
+    if how == "sys.exit with a text":
+        sys.exit("no more")
+    if how == "segfault":
+        ctypes.string_at(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@works.register(process=True, retain=True, retry=Retry(2, wait=fixed(1)))
+def die_at_first() -> int:
+    if current_task().attempt == 1:
+        os._exit(3)
+    return current_task().attempt
+
+
+def die_at_once() -> None:
+    """What a process does that does not come to run anything."""
+    os._exit(5)
+
+
+# -- what is raised ---------------------------------------------------------------------
+
+
+class OwnError(Exception):
+    """It can be taken apart, and put together."""
+
+    def __init__(self, text: str, *more: Any) -> None:
+        super().__init__(text, *more)
+        self.code = 7
+
+
+class UnmakeableError(Exception):
+    """Its arguments are not what it is made with: not to be pickled, either."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+class OnlyThereError(LookupError):
+    """In the parent it cannot be made."""
+
+    def __init__(self, pid: int) -> None:
+        if pid != os.getpid():
+            raise ArithmeticError("not here")
+        super().__init__(pid)
+
+    def __str__(self) -> str:
+        return "only over there"
+
+
+class UnreducibleError(Exception):
+    def __reduce_ex__(self, protocol: Any, /) -> Any:
+        raise ArithmeticError("not me")
+
+
+class ImpostorError(Exception):
+    def __reduce__(self) -> Any:
+        return OwnError, ("somebody else",)
+
+
+class NothingError(Exception):
+    def __reduce__(self) -> Any:
+        return str, ("no exception",)
+
+
+class ContainerError(Exception):
+    def __reduce__(self) -> Any:
+        return type(self), (), None, iter([1])
+
+
+def local_error() -> Exception:
+    class LocalError(Exception):
+        pass
+
+    return LocalError("made here")
+
+
+def deep() -> list[Any]:
+    found: list[Any] = []
+    for _ in range(50):
+        found = [found]
+    return found
+
+
+TOKYO = ZoneInfo("Asia/Tokyo")
+NOTED = OwnError("noted")
+NOTED.add_note("look here")
+
+
+class Raised:
+    """Errors that come back as they are, and others."""
+
+    whole: ClassVar[dict[str, BaseException]] = {
+        "plain": ValueError("no luck"),
+        "own": OwnError("own", 1, None, True, 2.5, b"b", ("t", [1, {2}, frozenset("a")])),
+        "values": OwnError("v", Decimal("1.5"), UUID(int=7), timedelta(1), {"a": (1,)}, 1j),
+        "moments": OwnError("m", datetime(2030, 1, 1, tzinfo=UTC), datetime(2030, 1, 1)),
+        "errors": OwnError("e", KeyError("inner"), ValueError),
+        "system": FileNotFoundError(2, "no such file", "here"),
+        "group": ExceptionGroup("two", [ValueError(1), ExceptionGroup("g", [OSError(2)])]),
+        "library": InvalidTaskError("param", "is odd"),
+        "noted": NOTED,
+    }
+    lost: ClassVar[dict[str, tuple[BaseException, str]]] = {
+        "unmakeable": (UnmakeableError(1, 2), "it cannot be put together: TypeError"),
+        "unreducible": (UnreducibleError("x"), "it cannot be taken apart: ArithmeticError"),
+        "local": (local_error(), "is not found by its name"),
+        "lock": (OwnError("locked", threading.Lock()), "made with a value of type lock"),
+        "deep": (OwnError("deep", deep()), "nests too deep"),
+        "impostor": (ImpostorError("x"), "it came out as something else"),
+        "nothing": (NothingError("x"), "gave no exception"),
+        "container": (ContainerError("x"), "it is a container"),
+        "group": (ExceptionGroup("g", [local_error()]), "is not found by its name"),
+    }
+
+
+@in_process
+def fail(kind: str, which: str) -> None:
+    raise Raised.whole[which] if kind == "whole" else Raised.lost[which][0]
+
+
+@works.register(process=True, retry=Retry(2, wait=fixed(1), retry_on=LookupError))
+def fail_only_there() -> None:
+    raise OnlyThereError(os.getpid())
+
+
+@works.register(process=True, retain=True)
+def wish(what: str) -> int:
+    attempt = current_task().attempt
+    if attempt == 1 and what == "snooze":
+        raise Snooze(30)
+    if attempt == 1 and what == "snooze until":
+        raise Snooze(
+            at=current_task().scheduled_at.astimezone(TOKYO) + timedelta(seconds=30)
+        )
+    if attempt == 1 and what == "after":
+        raise Retry.after(30)
+    if what == "discard":
+        raise Discard("not worth it")
+    return attempt
+
+
+@in_process
+def leave() -> None:
+    raise KeyboardInterrupt
+
+
+# -- what is returned -------------------------------------------------------------------
+
+
+async def coroutine() -> None:
+    """What no process awaits."""
+
+
+class Unreadable(dict[str, Any]):
+    def items(self) -> Any:
+        raise ArithmeticError("not for you")
+
+
+def give(what: str) -> Any:
+    return {
+        "object": object(),
+        "large": "x" * 100_000,
+        "many": ["刻" * 8_000] * 3,  # fewer characters than bytes
+        "coroutine": coroutine() if what == "coroutine" else None,
+        "unreadable": Unreadable(a=1),
+    }[what]
+
+
+works.register("give", give, process=True)
+works.register("give_to_keep", give, process=True, retain=True)
+works.register("give_in_thread", give, retain=True)
+
+
+@in_process
+def signals() -> list[str]:
+    """Whether a Ctrl-C would get through to this process, and to what it starts."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return [str(ignored), str(signal.SIGINT in blocked)]
+
+
+@in_process
+def nap() -> None:
+    time.sleep(0.01)
+
+
+@in_process
+def stay() -> None:
+    """Keep this process from ending by itself."""
+    threading.Thread(target=threading.Event().wait).start()
+
+
+# -- what another process does not find -------------------------------------------------
+
+
+class Plain:
+    def method(self) -> None: ...
+
+    def __call__(self) -> None: ...
+
+    @staticmethod
+    def static() -> str:
+        return "static"
+
+    @classmethod
+    def of_class(cls) -> str:
+        return cls.__name__
+
+
+works.register("static", Plain.static, process=True, retain=True)
+works.register("of_class", Plain.of_class, process=True, retain=True)
+
+
+def hidden() -> int:
+    """Its name stands for something else."""
+    return 0
+
+
+found_elsewhere = hidden
+globals()["hidden"] = where
+
+
+def renamed(function: Any) -> Any:
+    """A decorator that puts something in the place of what is registered."""
+
+    def inner() -> None:
+        function()
+
+    return inner
+
+
+@renamed
+@works.register(process=True)
+def wrapped_afterwards() -> None: ...
