@@ -95,7 +95,7 @@ def cluster() -> Iterator[Any]:
         n_workers=WORKERS,
         threads_per_worker=1,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
     ) as opened:
         yield opened
 

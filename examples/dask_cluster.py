@@ -76,7 +76,7 @@ def start_cluster(directory: str) -> Any:
         n_workers=2,
         threads_per_worker=1,
         host="127.0.0.1",
-        dashboard_address=":0",
+        dashboard_address="127.0.0.1:0",
         local_directory=directory,
         silence_logs=logging.CRITICAL,
     )

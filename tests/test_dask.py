@@ -77,7 +77,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any]:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         local_directory=str(tmp_path_factory.mktemp("dask")),
     ) as opened:
         yield opened
@@ -432,6 +432,8 @@ class Processes:
         return self._start(
             "dask_scheduler",
             *("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"),
+            # Its web server runs all the same, and would listen to everybody.
+            *("--dashboard-address", "127.0.0.1:0"),
         )
 
     def start_worker(self) -> subprocess.Popen[bytes]:
@@ -439,6 +441,7 @@ class Processes:
             "dask_worker",
             self.address,
             *("--no-nanny", "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"),
+            *("--dashboard-address", "127.0.0.1:0"),
         )
 
 
