@@ -129,3 +129,32 @@ def tell(until: str) -> None:
 
 
 not_here = WorkRegistry() if "GOKUGEN_TEST_HERE" in os.environ else None
+
+
+class FrozenError(Exception):
+    """Nothing can be put on it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+@works.register
+def raise_frozen() -> None:
+    raise FrozenError("as it is")
+
+
+@works.register(retry=Retry(3, wait=fixed(1)))
+def discard_with_more() -> None:
+    wish: Any = Discard("gone for good")
+    wish.response = threading.Lock()
+    raise wish
+
+
+@works.register
+def give_much() -> bytes:
+    return b"x" * 1_000_000
+
+
+@works.register
+async def sleep(seconds: float) -> None:
+    await trio.sleep(seconds)

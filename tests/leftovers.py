@@ -15,16 +15,30 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+_others: set[int] = set()
+"""The processes that were here before the test: a server of other tests', and its own."""
+
 
 def children() -> set[int]:
-    """The processes below this one, but for one that is `multiprocessing`'s own.
+    """The processes below this one, but for those of other tests, and for one more.
 
-    It starts a process that tracks shared memory and the like, together with the first
-    that it spawns, and that ends with the program. Nothing of ours is in it.
+    `multiprocessing` starts a process that tracks shared memory and the like, together
+    with the first that it spawns, and that ends with the program. Nothing of ours is in it.
     """
     tracker: Any = vars(resource_tracker)["_resource_tracker"]
-    found = psutil.Process().children(recursive=True)
-    return {child.pid for child in found if child.pid != tracker._pid}
+    found: set[int] = set()
+    for child in psutil.Process().children():
+        if child.pid not in {tracker._pid, *_others}:
+            found |= {child.pid, *(each.pid for each in below(child))}
+    return found
+
+
+def below(process: psutil.Process) -> list[psutil.Process]:
+    """All processes below another, which may end meanwhile."""
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def threads() -> set[str]:
@@ -53,6 +67,8 @@ def nothing_left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
     # It has a pipe of its own, which stays.
     resource_tracker.ensure_running()
+    _others.clear()
+    _others.update(children())
     before = children(), threads(), files()
     yield
     after = children(), threads(), files()

@@ -81,7 +81,7 @@ def nothing_left() -> Generator[None]:
         # The one that multiprocessing starts for all of them stays.
         return {
             child
-            for child in psutil.Process().children(recursive=True)
+            for child in psutil.Process().children()
             if "resource_tracker" not in " ".join(child.cmdline())
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -15,7 +16,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import NOON, TroubledRepository, at, open_bench
+from support import NOON, TroubledRepository, at, open_bench, stored
 
 from trio_gokugen import (
     JSON,
@@ -37,6 +38,7 @@ from trio_gokugen import (
     TrioClock,
     WorkerPoolDispatcher,
     WorkRegistry,
+    current_scheduler,
     current_task,
     open_scheduler,
 )
@@ -53,6 +55,8 @@ from trio_gokugen.abc import (
 )
 from trio_gokugen.sql import open_sql_repository
 from trio_gokugen.testing import check_dispatcher
+
+mood: contextvars.ContextVar[str] = contextvars.ContextVar("mood", default="calm")
 
 
 class Steps(trio.abc.Instrument):
@@ -76,10 +80,15 @@ async def steps_in(seconds: float) -> int:
 
 async def test_it_is_a_dispatcher(autojump_clock: trio.testing.MockClock) -> None:
     """
-    It keeps a dispatcher's promises: with workers of its own, and with a dispatcher in
-    place of them.
+    It keeps a dispatcher's promises with workers of its own.
     """
     await check_dispatcher(lambda works, size: PoolsDispatcher(works, default=size))
+
+
+async def test_it_is_one_by_another(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    So it does with a dispatcher in place of workers.
+    """
     await check_dispatcher(
         lambda works, size: PoolsDispatcher(
             works, default=Pool(WorkerPoolDispatcher(works, size))
@@ -741,6 +750,120 @@ async def test_it_serves_one_scheduler_at_a_time(
     assert len(log) == 2
 
 
+async def test_a_pool_that_is_added_sees_the_scheduler(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Works of a pool that is added while others run see the scheduler's context, and nothing
+    of whoever has added it.
+    """
+    works = WorkRegistry()
+    seen: list[tuple[str, Scheduler]] = []
+
+    @works.register
+    async def mine() -> None:
+        seen.append((mood.get(), current_scheduler()))
+
+    dispatcher = PoolsDispatcher(works, {"p": Pool(1, works=["other"])})
+    async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+        await trio.sleep(1)
+        mood.set("of whoever adds it")
+        dispatcher.add("q", Pool(1, works=["mine"]))
+        await scheduler.add_task("mine", after=1)
+        await scheduler.drain()
+    assert seen == [("calm", scheduler)]
+
+
+def test_it_may_be_used_in_another_trio_run() -> None:
+    """
+    A rate is counted anew in another Trio run, whose clock is another.
+    """
+    works, log = note_works(["mine"])
+    dispatcher = PoolsDispatcher(works, default=Pool(1, rate=Rate(1, per=1000)))
+
+    async def main() -> None:
+        async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+            await scheduler.add_task("mine", after=5)
+            await scheduler.drain()
+
+    for start in 1e6, 0.0:
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        clock.jump(start)
+        trio.run(main, clock=clock)
+    assert [when for _, when in log] == [1e6 + 5, 5.0]
+
+
+async def test_one_that_is_refused_disturbs_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    After a second scheduler was refused, the first goes on: pools can be added, and an
+    error is got over.
+    """
+    works, log = note_works(["mine", "other"])
+    dispatcher = PoolsDispatcher(works, {"p": Pool(1, works=["mine"])})
+    repository, _ = failing_claims(0)
+
+    async def retry(error: Exception, _: HookAction) -> HookAction:
+        return HookAction.RETRY
+
+    hooks = PartialHooks(on_dispatch_error=retry)
+    async with open_scheduler(works, repository, dispatcher, hooks=hooks) as scheduler:
+        with pytest.raises(SchedulerAlreadyRunningError):
+            await Scheduler(works, HeapRepository(), dispatcher).run()
+        dispatcher.add("q", Pool(1, works=["other"]))
+        for work_id in "mine", "other":
+            await scheduler.add_task(work_id, after=1)
+        await scheduler.drain()
+        failing = failing_claims(1)[0].before_apply
+        repository.before_apply = failing
+        await scheduler.add_task("other", after=1)
+        await scheduler.drain()
+    assert len(log) == 3
+
+
+async def test_a_task_of_a_new_work_is_claimed_when_it_is_told_of(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If somebody else tells of a task of a work that was registered since, the default pool
+    looks again, though it sleeps by the works of then.
+    """
+    works, log = note_works(["mine"])
+    repository = Told()
+    dispatcher = PoolsDispatcher(works, {"p": Pool(1, works=["mine"])})
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, repository, dispatcher, clock=clock):
+        await trio.sleep(5)
+        works.register("later", works.get("mine").function)
+        await repository.store.add([stored("theirs", "later")])  # of which nobody hears
+        repository.tell("later")
+        await trio.sleep(5)
+    assert log == [("theirs", 5.0)]
+
+
+class Told(HeapRepository):
+    """Hears of others' tasks."""
+
+    tell: Callable[[str], None]
+
+    async def serve(self, claim: Callable[[str], None]) -> None:
+        self.tell = claim
+        await trio.sleep_forever()
+
+
+def test_a_pool_of_pools_has_no_limits_of_its_own() -> None:
+    """
+    Pools within a pool would each count for themselves, so limits are theirs.
+    """
+    works = WorkRegistry()
+    for limits in {"rate": Rate(1, 1)}, {"limits": [KeyLimit(1, param="a")]}:
+        inner = PoolsDispatcher(works, {"p": Pool(1, works=["a"])})
+        pool: Any = AnyPool(inner, **limits)
+        with pytest.raises(ValueError, match="'default' has pools in it"):
+            PoolsDispatcher(works, default=pool)
+
+
 async def test_pools_on_a_database(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
@@ -809,6 +932,16 @@ AnyDispatcher: Any = PoolsDispatcher
             lambda works: PoolsDispatcher(works, default=Pool(1, works=["a"])),
             ValueError,
             "default: is for the works that no other pool has",
+        ),
+        (
+            lambda works: PoolsDispatcher(works, default=True),
+            TypeError,
+            "default: must be a Pool or a number, not True",
+        ),
+        (
+            lambda works: AnyDispatcher(works, [Pool(1)]),
+            TypeError,
+            "pools: must be Pools by name, not",
         ),
         (
             lambda works: PoolsDispatcher(works, {"p": Pool(1)}),
@@ -883,7 +1016,6 @@ async def test_tasks_of_no_work_are_left(autojump_clock: trio.testing.MockClock)
     A pool may name works that are not registered: their tasks wait for them.
     """
     repository = HeapRepository()
-    dispatcher = None
     async with open_bench(repository) as (scheduler, bench):
         await scheduler.add_tasks([TaskParam(id="a", work_id="note", scheduled_at=NOON)])
         await scheduler.drain()

@@ -1243,11 +1243,3 @@ def test_processes_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     program.kill()
     program.communicate(timeout=PATIENCE)
     assert not psutil.wait_procs(idle, timeout=PATIENCE)[1]
-
-
-def test_the_tracker_is_the_only_one_left() -> None:
-    """
-    What these tests do not count is the process of `multiprocessing`'s own, and no other.
-    """
-    assert {each.pid for each in multiprocessing.active_children()} == set()
-    assert len(psutil.Process().children()) <= 1

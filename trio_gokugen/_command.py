@@ -209,7 +209,7 @@ class Command:
     """The directory that it is started in; by default that of this process."""
 
     env: Mapping[str, str] = attrs.field(
-        factory=dict[str, str], converter=_env, hash=False, kw_only=True
+        factory=dict[str, str], converter=_env, hash=False, kw_only=True, repr=False
     )
     """Its environment, beside what it inherits."""
 
@@ -218,7 +218,9 @@ class Command:
     )
     """The variables that it inherits from this process, if they are set: no others."""
 
-    stdin: str | None = attrs.field(default=None, converter=_stdin, kw_only=True)
+    stdin: str | None = attrs.field(
+        default=None, converter=_stdin, kw_only=True, repr=False
+    )
     """What it can read, in UTF-8; nothing by default.
 
     Here a parameter may be anything: an object or a list is filled in as JSON, too.

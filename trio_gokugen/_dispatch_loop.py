@@ -44,6 +44,9 @@ IGNORED_PAUSE = 1.0
 WITHHELD_PAUSE = 0.05
 """Seconds, the longest before another look at a due task that somebody else holds."""
 
+MANY = 1_000
+"""So many filters are remembered at most."""
+
 LOOK_FOR_UNKNOWN = 30.0
 """Seconds, how often stored tasks of unknown works are looked for."""
 
@@ -146,6 +149,8 @@ class DispatchLoop:
             raise
         likely_more = 0 < limit <= len(claimed.tasks)
         if likely_more:
+            if len(self._likely_more) > MANY:
+                self._likely_more.clear()  # of filters that nobody asks by any more
             self._likely_more.add(only)
         # Where a write costs much, the next claim is worth waiting for.
         shared = self._repository.lease < math.inf
@@ -212,7 +217,10 @@ class DispatchLoop:
         """Claim without a look before: somebody knows that a task of the work is due."""
         if work_id in self._works.work_ids:
             for scope, asleep in self._sleepers.items():
-                if asleep.only.work_ids is None or work_id in asleep.only.work_ids:
+                works = asleep.only.work_ids
+                # One that sleeps by the works of then may want this one, too.
+                is_stale = asleep.work_ids is not self._works.work_ids
+                if works is None or work_id in works or is_stale:
                     scope.cancel()
 
     def notice_new_works(self) -> None:
@@ -228,8 +236,12 @@ class DispatchLoop:
         """Count tasks that another version of the program must have left, and say so."""
         if trio.current_time() < self._look_at:
             return
-        pending = await self._repository.count_pending()
-        self._look_at = trio.current_time() + LOOK_FOR_UNKNOWN
+        before, self._look_at = self._look_at, trio.current_time() + LOOK_FOR_UNKNOWN
+        try:
+            pending = await self._repository.count_pending()
+        except BaseException:
+            self._look_at = before
+            raise
         known = self._works.work_ids
         unknown = {w: count for w, count in pending.items() if w not in known}
         for work_id in unknown.keys() - self._ledger.unknown_works.keys():

@@ -13,7 +13,6 @@ import importlib
 import pickle
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ import attrs
 import trio
 
 from ._current_task import running
+from ._describe import traceback_of
 from ._errors import (
     CannotSendError,
     LeakedCancelledError,
@@ -31,6 +31,7 @@ from ._errors import (
     shown,
 )
 from ._json import fresh
+from ._retry import bare, wish
 from ._task import Progress, Task
 from .abc import Work, WorkRegistry
 
@@ -173,7 +174,7 @@ def _call(key: Key, work: Work, run: Task, tell: Tell | None) -> Landed:
     running.set(run)
     _tell.set(tell)
     try:
-        if work.in_thread:
+        if work.in_thread or work.in_process:
             return _call_plain(key, work, run)
         if not trio.lowlevel.in_trio_run():
             return _run_async(key, work, run)
@@ -205,6 +206,7 @@ async def _call_async(key: Key, work: Work, run: Task) -> Landed:
     token = trio.lowlevel.current_trio_token()
     until_stopped = trio.CancelScope()
     until_timeout = trio.CancelScope()
+    left: BaseException | None = None
     with _lock:
         if key in _stopped:
             return Landed("refused")
@@ -213,7 +215,11 @@ async def _call_async(key: Key, work: Work, run: Task) -> Landed:
         if work.timeout is not None:
             until_timeout.deadline = trio.current_time() + work.timeout
         with until_stopped, until_timeout:
-            return Landed("value", await work.function(**fresh(run.param)))
+            try:
+                return Landed("value", await work.function(**fresh(run.param)))
+            except BaseException as error:
+                left = error  # it may tell where the work was, and what it had done
+                raise
     except Exception as error:
         if until_timeout.cancel_called:
             raise _timed_out(work) from error
@@ -222,7 +228,7 @@ async def _call_async(key: Key, work: Work, run: Task) -> Landed:
         with _lock:
             del _under_way[key]
     if until_timeout.cancelled_caught:
-        raise _timed_out(work)
+        raise _timed_out(work) from left
     return Landed("stopped")
 
 
@@ -289,13 +295,16 @@ def _sendable(landed: Landed, *, retain: bool) -> Landed:
 
 
 def _sendable_error(error: BaseException) -> Landed:
-    told = "".join(traceback.format_exception(error))[-_LONGEST_TRACEBACK:]
+    told = traceback_of(error)[-_LONGEST_TRACEBACK:]
     packed = _packed(error)
     why = _unsendable(packed)
     if why is not None:
         # Where Dask is, what has led to an error is pickled with it. It has been told.
         error.__cause__ = error.__context__ = error.__traceback__ = None
         why = _unsendable(packed)
+    wanted = wish(error)
+    if why is not None and wanted is not None:
+        packed, why = bare(wanted), None
     if why is None:
         return Landed("error", packed, told)
     return Landed("error", CannotSendError(f"{shown(error)}: {why}\n\n{told}"))

@@ -18,7 +18,7 @@ from collections.abc import Generator
 from concurrent.futures import Executor, Future
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import outcome
@@ -32,6 +32,7 @@ from ._errors import (
     DeadlineExceededError,
     ExecutorLostError,
     GokugenError,
+    LeakedCancelledError,
     SchedulerAlreadyRunningError,
     StopReason,
     WorkLostError,
@@ -241,11 +242,12 @@ class InFlightDispatcher:
             if timeout is not None and until_timeout.cancelled_caught:
                 failed = WorkTimeoutError(timeout)
         except BaseException as error:
-            if BaseExceptionGroup("", [error]).split(trio.Cancelled)[0] is not None:
+            if trio.current_effective_deadline() == -math.inf and _has_cancelled(error):
                 self._stop_for(flight, WorkStoppedError(StopReason.SHUTDOWN))
                 self._report(flight, outcome.Error(_not_started(flight.stopped)))
                 raise
-            failed = error  # it is the outcome
+            # It is the outcome; and a cancellation that is nobody's, a fault of its own.
+            failed = LeakedCancelledError() if _has_cancelled(error) else error
         flight.scope = None
         if flight.stopped is not None and not _leaves(failed):
             stopped = _not_started(flight.stopped)
@@ -324,14 +326,18 @@ class InFlightDispatcher:
         """In Trio: take what other threads have brought."""
         while self._told:
             flight, progress = self._told.popleft()
-            if self._recording:
+            # A thread that a work has left behind may tell when nobody asks any more.
+            if self._recording and self._is_aloft(flight) and flight.ended is None:
                 self._news[flight] = progress
                 self._has_news.set()
         while self._landed:
             flight, landed = self._landed.popleft()
             self._aloft -= 1
             flight.handle = None
-            flight.ended = self._outcome(flight, landed)
+            try:
+                flight.ended = self._outcome(flight, landed)
+            except Exception as error:  # noqa: BLE001 (of a class that won't be changed)
+                flight.ended = outcome.Error(error)
             if flight is not self._telling and flight not in self._news:
                 self._report(flight, flight.ended)
         if not self._aloft:
@@ -349,16 +355,18 @@ class InFlightDispatcher:
         """What is reported of a run. A value stands, whoever had stopped it meanwhile."""
         stopped = flight.stopped
         if isinstance(landed, BaseException):
-            return outcome.Error(landed)
-        if landed.left == "value":
+            error = landed
+        elif landed.left == "value":
             return outcome.Value(landed.payload)
-        if landed.left == "refused":
+        elif landed.left == "refused":
             return outcome.Error(_not_started(stopped))
-        if landed.left == "stopped":
+        elif landed.left == "stopped":
             return outcome.Error(_nobody() if stopped is None else stopped)
-        error = unpacked(landed.payload)
-        if landed.traceback:
-            error.__cause__ = RemoteTraceback(landed.traceback)
+        else:
+            error = unpacked(landed.payload)
+            if landed.traceback:
+                with contextlib.suppress(AttributeError):  # of a frozen class
+                    error.__cause__ = RemoteTraceback(landed.traceback)
         if stopped is not None and not _leaves(error):
             stopped.__cause__, error = error, stopped
         return outcome.Error(error)
@@ -483,7 +491,7 @@ class ExecutorDispatcher(InFlightDispatcher):
             self._land(flight, Landed("refused"))
         else:
             flight.handle = future
-            future.add_done_callback(partial(self._done, flight))
+            future.add_done_callback(partial(self._done, flight, self._executor))
 
     def _call(self, flight: Flight, key: Key) -> Landed:
         """In a thread of the executor's."""
@@ -492,19 +500,20 @@ class ExecutorDispatcher(InFlightDispatcher):
         work = self._works.get(flight.run.work_id)
         return call_here(key, work, flight.run, partial(self._tell, flight))
 
-    def _done(self, flight: Flight, future: Future[Landed]) -> None:
+    def _done(self, flight: Flight, executor: Executor, future: Future[Landed]) -> None:
         """In whatever thread the executor calls it."""
         if future.cancelled():
             self._land(flight, Landed("refused"))
             return
         error = future.exception()
-        if isinstance(error, concurrent.futures.BrokenExecutor):
+        broken = isinstance(error, concurrent.futures.BrokenExecutor)
+        if broken and executor is self._executor:  # it may have been replaced since
             self._lost = error
         self._land(flight, future.result() if error is None else error)
 
     def _stop(self, flight: Flight) -> None:
         future: Future[Landed] | None = flight.handle
-        if future is not None and not future.cancel() and self._path is None:
+        if future is not None and not future.cancel() and not _is_far(self._executor):
             stop(self._key(flight))
 
     def _key(self, flight: Flight) -> Key:
@@ -537,6 +546,14 @@ def _not_started(stopped: Exception | None) -> Exception:
 
 def _nobody() -> Exception:
     return WorkLostError("it was stopped where it ran, and not from here")
+
+
+def _has_cancelled(error: BaseException) -> bool:
+    """Whether it is a cancellation of Trio's, or a group with one in it."""
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return any(map(_has_cancelled, group.exceptions))
+    return isinstance(error, trio.Cancelled)
 
 
 def _leaves(error: BaseException | None) -> bool:

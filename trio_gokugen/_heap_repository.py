@@ -628,10 +628,11 @@ class HeapStore(BulkRepository):
 
     def _heads_aside(self, heap: _Heap, work_id: str, only: TaskFilter) -> list[_Head]:
         """The first entries of what was put aside that the filter accepts now."""
-        full = {(room.limit, value) for room in only.rooms for value in room.full()}
+        rooms = {room.limit: room for room in only.rooms}
         heads: list[_Head] = []
         for lane, entries in [*heap.lanes.items()]:
-            if lane in full:
+            limit, value = lane
+            if limit in rooms and rooms[limit].is_full(value):
                 continue
             entry = self._first(heap, entries, only)
             if entry is None:

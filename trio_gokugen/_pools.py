@@ -10,6 +10,8 @@ worker free: so whatever waits for a full pool is not looked at.
 
 from __future__ import annotations
 
+import contextvars
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import timedelta
@@ -25,6 +27,8 @@ from ._errors import (
     InvalidTaskError,
     PoolExistsError,
     PoolNotFoundError,
+    RepositoryError,
+    SchedulerAlreadyRunningError,
     StopReason,
     shown,
 )
@@ -46,6 +50,10 @@ from .abc import (
     TaskResult,
     WorkRegistry,
 )
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 30.0
+"""Seconds before a pool is asked again whose dispatcher has failed."""
 
 DEFAULT = "default"
 """The name of the pool for the works that no other pool has."""
@@ -153,6 +161,12 @@ class _Lane:
     started: bool = False
     """Whether the dispatcher is open for business."""
 
+    failures: int = 0
+    """How often in a row its dispatcher has failed."""
+
+    waits_until: float = -math.inf
+    """On Trio's clock: until then it leaves the others in peace, having failed."""
+
     only: TaskFilter = ANY_TASK
     known: frozenset[str] | None = None
     """For the pool of all other works: the names of which its filter was made."""
@@ -173,9 +187,18 @@ class _Lane:
         return self.rate.limit - len(self.starts)
 
     async def wait_for_room(self) -> None:
+        if self.waits_until > trio.current_time():
+            await trio.sleep_until(self.waits_until)
         while self.room() == 0:
             assert self.rate is not None
             await trio.sleep_until(self.starts[0] + self.rate.per)
+
+    def failed(self, error: Exception) -> None:
+        """Its dispatcher has failed: each time, wait longer before it is asked again."""
+        if not isinstance(error, RepositoryError):  # else it was the store, for all of them
+            pause = min(FIRST_PAUSE * 2**self.failures, LONGEST_PAUSE)
+            self.waits_until = trio.current_time() + pause
+            self.failures += 1
 
     def start(self, run: Task, start: Start) -> None:
         """Start a run, and count it."""
@@ -207,8 +230,10 @@ class _Counted:
     results: ResultChannel
 
     def send_nowait(self, value: TaskResult, /) -> None:
-        self.lane.ended(value.run)
-        self.results.send_nowait(value)
+        try:
+            self.lane.ended(value.run)
+        finally:
+            self.results.send_nowait(value)
 
 
 @attrs.define(eq=False)
@@ -218,9 +243,13 @@ class _Dispatching:
     fetch: Fetch
     nursery: trio.Nursery
 
+    context: contextvars.Context
+    """That of the scheduler, whoever adds a pool."""
+
     def feed(self, feeding: Callable[[str, Fetch], Awaitable[None]], name: str) -> None:
         """Have a pool fetch."""
-        self.nursery.start_soon(feeding, name, self.fetch, name=f"pool {name!r}")
+        start_soon = partial(self.nursery.start_soon, name=f"pool {name!r}")
+        self.context.copy().run(start_soon, feeding, name, self.fetch)
 
 
 class PoolsDispatcher:
@@ -259,6 +288,10 @@ class PoolsDispatcher:
         self._works = works
         self._lanes: dict[str, _Lane] = {}
         self._dispatching: _Dispatching | None = None
+        self._serving = False
+        self._token: trio.lowlevel.TrioToken | None = None
+        if not isinstance(default, int | Pool) or isinstance(default, bool):
+            raise TypeError(f"default: must be a Pool or a number, not {shown(default)}")
         pool = default if isinstance(default, Pool) else Pool(default)
         if pool.works:
             raise ValueError(
@@ -266,6 +299,8 @@ class PoolsDispatcher:
             )
         self._put(DEFAULT, pool, None)
         if pools is not None:
+            if not isinstance(pools, Mapping):
+                raise TypeError(f"pools: must be Pools by name, not {shown(pools)}")
             for name, each in pools.items():
                 self.add(name, each)
 
@@ -279,7 +314,8 @@ class PoolsDispatcher:
     def add(self, name: str, pool: Pool) -> None:
         """Add a pool. What is due for it starts at once.
 
-        Its works are no longer run by the default pool, but for what runs there now.
+        Its works are no longer run by the default pool, but for what runs there now, or
+        is about to.
 
         Raises:
           PoolExistsError: there is one of this name, or another pool names one of its
@@ -303,7 +339,7 @@ class PoolsDispatcher:
             self._dispatching.feed(self._feed, name)
 
     def resize(self, name: str, workers: int) -> None:
-        """Have a pool run so many works at a time. What runs is not disturbed.
+        """Have a pool of workers run so many at a time. What runs is not disturbed.
 
         Raises:
           PoolNotFoundError: there is none of this name.
@@ -319,6 +355,8 @@ class PoolsDispatcher:
 
     def pause(self, name: str) -> bool:
         """Start nothing more in a pool until it is resumed. What runs goes on.
+
+        So does what has been claimed, and is about to start.
 
         Returns:
           Whether it was not paused before.
@@ -359,6 +397,11 @@ class PoolsDispatcher:
             workers = WorkerPoolDispatcher(self._works, workers)
         elif any(lane.dispatcher is workers for lane in self._lanes.values()):
             raise ValueError(f"workers: the pool {name!r} must have its own dispatcher")
+        elif isinstance(workers, PoolsDispatcher) and (pool.rate or pool.limits):
+            # Its pools fetch side by side, and each would count for itself.
+            raise ValueError(
+                f"workers: the pool {name!r} has pools in it: set rate and limits on these"
+            )
         rooms = tuple(KeyRoom(limit) for limit in pool.limits)
         lane = _Lane(workers, works, pool.rate, rooms, pool.paused)
         if works is not None or rooms:
@@ -371,11 +414,31 @@ class PoolsDispatcher:
         self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
     ) -> None:
         """Open every pool."""
+        if self._serving:
+            raise SchedulerAlreadyRunningError("dispatcher's scheduler")
         self._nursery, self._results, self._clock = nursery, results, clock
+        self._context = contextvars.copy_context()
+        token = trio.lowlevel.current_trio_token()
         for lane in self._lanes.values():
             lane.started = False
-        for lane in self._lanes.values():
+            if token is not self._token:
+                lane.starts.clear()  # by a clock that is no more
+                lane.waits_until = -math.inf
+        self._token = token
+        await nursery.start(self._serve)
+        for lane in [*self._lanes.values()]:
             await self._open(lane)
+
+    async def _serve(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Belong to the scheduler until it ends."""
+        self._serving = True
+        task_status.started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._serving = False
 
     async def _open(self, lane: _Lane) -> None:
         results = _Counted(lane, self._results) if lane.rooms else self._results
@@ -393,17 +456,19 @@ class PoolsDispatcher:
             return
         try:
             async with trio.open_nursery() as nursery:
-                self._dispatching = _Dispatching(fetch, nursery)
+                self._dispatching = _Dispatching(fetch, nursery, self._context)
                 for name in self._lanes:
                     self._dispatching.feed(self._feed, name)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._dispatching = None  # a pool that is added now waits for the next
         except BaseExceptionGroup as group:
             errors = group.split(trio.Cancelled)[1]
             if not isinstance(errors, ExceptionGroup):
                 raise
             # If we were cancelled, too, we shall be told so again.
             raise _first(cast("ExceptionGroup[Exception]", errors)) from None
-        finally:
-            self._dispatching = None
 
     @trio.lowlevel.enable_ki_protection
     async def _feed(self, name: str, fetch: Fetch) -> None:
@@ -412,7 +477,12 @@ class PoolsDispatcher:
         if not lane.started:
             await self._open(lane)
         while True:
-            await self._fetch_once(lane, fetch)
+            try:
+                await self._fetch_once(lane, fetch)
+            except Exception as error:
+                lane.failed(error)
+                raise
+            lane.failures = 0
 
     async def _fetch_once(self, lane: _Lane, fetch: Fetch) -> None:
         with trio.CancelScope() as lane.scope:

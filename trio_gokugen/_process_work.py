@@ -16,6 +16,7 @@ from ._callables import find
 from ._current_task import running
 from ._json import fresh
 from ._results import Unkept, to_keep
+from ._retry import bare, wish
 from ._taken_apart import Parts, taken_apart
 from ._task import MOMENTS, Task, TaskState, made_of
 
@@ -93,7 +94,11 @@ def _error(error: BaseException) -> Parts:
         error.__traceback__.tb_frame.f_globals.get("__name__") == __name__
     ):
         error.__traceback__ = error.__traceback__.tb_next
-    return taken_apart(error)
+    apart = taken_apart(error)
+    wanted = wish(error)
+    if apart[3] is None and wanted is not None:
+        return taken_apart(bare(wanted))  # what it says matters, not what is put on it
+    return apart
 
 
 def _exit_code(end: SystemExit) -> int:

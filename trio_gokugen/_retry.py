@@ -327,6 +327,15 @@ def wish(error: BaseException) -> RetryAfter | Snooze | Discard | None:
     return None
 
 
+def bare(wished: RetryAfter | Snooze | Discard) -> RetryAfter | Snooze | Discard:
+    """The same wish, without whatever else was put on the exception."""
+    if isinstance(wished, RetryAfter):
+        return RetryAfter(wished.wait)
+    if isinstance(wished, Snooze):
+        return Snooze(wished.wait, wished.at)
+    return Discard(str(wished))
+
+
 def _alone(error: BaseException) -> Iterator[BaseException]:
     """The error and, while it is a group of one, what is in it."""
     yield error

@@ -58,9 +58,9 @@ class Program:
     """What is to be run."""
 
     argv: Sequence[str]
-    env: Mapping[str, str]
+    env: Mapping[str, str] = attrs.field(repr=False)  # it may have secrets
     cwd: str | None
-    stdin: str | None
+    stdin: str | None = attrs.field(repr=False)
     grace: float
     output_limit: int
 
@@ -134,7 +134,12 @@ class _Reader:
             while True:
                 await trio.lowlevel.wait_readable(self._selector)
                 for key, _ in self._selector.select(0):
-                    key.data.add(os.read(key.fd, CHUNK))
+                    _read(key.fd, key.data)
+
+
+def _read(fd: int, output: Output, most: int = CHUNK) -> None:
+    with contextlib.suppress(BlockingIOError):
+        output.add(os.read(fd, most))
 
 
 _reader: trio.lowlevel.RunVar[_Reader] = trio.lowlevel.RunVar("trio_gokugen_reader")
@@ -155,6 +160,7 @@ def _pipe_to(output: Output) -> Generator[int]:
     """A pipe to an output: what a process writes in it is read. Gives the end to write."""
     reader = _reader_of_this_run()
     read, write = os.pipe()
+    os.set_blocking(read, False)  # the process may take back what it has written
     try:
         reader.add(read, output)
         try:
@@ -166,7 +172,7 @@ def _pipe_to(output: Output) -> Generator[int]:
             left = array("i", [0])
             fcntl.ioctl(read, termios.FIONREAD, left)
             if left[0]:
-                output.add(os.read(read, left[0]))
+                _read(read, output, left[0])
     finally:
         os.close(read)
         os.close(write)

@@ -65,9 +65,15 @@ def put_together(apart: Parts) -> BaseException:
                 error, why = None, "it came out as something else"
         except Exception as broken:  # noqa: BLE001 (it is told in place of the error)
             error, why = None, f"it cannot be put together: {_short(broken)}"
+    note = f"In its process:\n{frames}"
+    if error is not None:
+        try:
+            error.add_note(note)
+        except Exception as broken:  # noqa: BLE001 (of a frozen class)
+            error, why = None, f"it takes no note: {_short(broken)}"
     if error is None:
         error = ForeignError(kinds, told, why)
-    error.add_note(f"In its process:\n{frames}")
+        error.add_note(note)
     return error
 
 

@@ -123,11 +123,14 @@ def schedules_ahead(ongoing: Ongoing, operation: ClaimTasks) -> set[str]:
 def first(ongoing: Ongoing, only: TaskFilter) -> Task | None:
     """The first pending task, due or not."""
     asking = _Asking(ongoing, only)
-    while rows := asking.rows(ongoing.say.first, {"at": LAST, "limit": 1}):
-        task = task_of(rows[0])
-        # One that cannot be read is not counted by what it may have been.
-        if is_unreadable(rows[0], task) or asking.accepts(task):
-            return task
+    limit = 1
+    while rows := asking.rows(ongoing.say.first, {"at": LAST, "limit": limit}):
+        for row in rows:
+            task = task_of(row)
+            # One that cannot be read is not counted by what it may have been.
+            if is_unreadable(row, task) or asking.accepts(task):
+                return task
+        limit = min(10 * limit, CHUNK)
     return None
 
 

@@ -1,0 +1,274 @@
+"""Corners of works in executors: what comes late, what cannot be changed, what leaves."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor as Processes
+from typing import Any
+
+import executor_works
+import pytest
+import trio
+import trio.testing
+from support import NOON
+
+from trio_gokugen import (
+    Command,
+    CommandRegistry,
+    ExecutorDispatcher,
+    ExecutorLostError,
+    HookAction,
+    PartialHooks,
+    Pool,
+    PoolsDispatcher,
+    TaskState,
+    TrioClock,
+    WorkRegistry,
+    open_scheduler,
+    report_progress,
+)
+from trio_gokugen.abc import Work
+
+WORKS = "executor_works:works"
+
+
+async def test_progress_that_is_told_after_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A thread that a work has left behind may tell how far it is: nobody listens any more.
+    """
+    works = WorkRegistry()
+    told = trio.Event()
+    go_on = threading.Event()
+
+    @works.register
+    async def leave_a_thread() -> None:
+        def later() -> None:
+            go_on.wait()
+            report_progress(1)
+            token.run_sync_soon(told.set)
+
+        with trio.move_on_after(0.01):
+            await trio.to_thread.run_sync(later, abandon_on_cancel=True)
+
+    token = trio.lowlevel.current_trio_token()
+    with ThreadPoolExecutor(1) as pool:
+        async with open_scheduler(
+            works, dispatcher=ExecutorDispatcher(works, pool)
+        ) as scheduler:
+            task = await scheduler.add_task("leave_a_thread", after=0)
+            assert (await scheduler.wait(task.id)).state is TaskState.DONE
+            go_on.set()
+            await told.wait()
+            again = await scheduler.add_task("leave_a_thread", after=0)
+            assert (await scheduler.wait(again.id)).state is TaskState.DONE
+
+
+@pytest.mark.parametrize(
+    ("work_id", "err", "retries"),
+    [
+        ("raise_frozen", "FrozenError: as it is", 0),
+        ("discard_with_more", "Discard: gone for good", 0),
+    ],
+)
+async def test_what_is_raised_elsewhere_fails_its_task(
+    autojump_clock: trio.testing.MockClock, work_id: str, err: str, retries: int
+) -> None:
+    """
+    Whatever a work raises in another process, its task has failed, and nothing else.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with Processes(1, mp_context=spawn) as pool:
+        dispatcher = ExecutorDispatcher(WORKS, pool)
+        async with open_scheduler(executor_works.works, dispatcher=dispatcher) as scheduler:
+            task = await scheduler.add_task(work_id, after=0)
+            ended = await scheduler.wait(task.id)
+            other = await scheduler.add_task("give_much", after=0)
+            assert (await scheduler.wait(other.id)).state is TaskState.DONE
+    assert ended.state is TaskState.FAILED
+    assert (ended.err or "").startswith(err)
+    assert ended.retries == retries
+
+
+class Breaking(Executor):
+    """Whose futures break when they are told to."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        self.futures.append(future)
+        return future
+
+
+async def test_a_run_that_was_stopped_stays_stopped(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If its executor breaks after a run was interrupted, the task is cancelled, and has not
+    failed.
+    """
+    works = executor_works.works
+    executor = Breaking()
+    async with open_scheduler(
+        works,
+        dispatcher=ExecutorDispatcher(works, executor),
+        hooks=PartialHooks(on_dispatch_error=ignore),
+    ) as scheduler:
+        task = await scheduler.add_task("nothing", after=0)
+        while not executor.futures:
+            await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.interrupt, task.id)
+            for _ in range(10):
+                await trio.lowlevel.checkpoint()
+            executor.futures[0].set_exception(BrokenExecutor("gone"))
+        assert (await scheduler.get(task.id)).state is TaskState.CANCELLED
+
+
+async def ignore(error: Exception, action: HookAction) -> HookAction:
+    return HookAction.IGNORE if isinstance(error, ExecutorLostError) else action
+
+
+async def test_what_breaks_late_does_not_harm_its_successor(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A broken executor may fail its futures one after the other: one that has taken its
+    place is not taken for broken.
+    """
+    works = executor_works.works
+    first = Breaking()
+    asked: list[Exception] = []
+    with ThreadPoolExecutor(1) as second:
+        dispatcher = ExecutorDispatcher(works, first)
+
+        async def replace(error: Exception, action: HookAction) -> HookAction:
+            asked.append(error)
+            dispatcher.executor = second
+            return HookAction.RETRY
+
+        async with open_scheduler(
+            works,
+            dispatcher=dispatcher,
+            hooks=PartialHooks(on_dispatch_error=replace),
+        ) as scheduler:
+            tasks = [await scheduler.add_task("nothing", after=0) for _ in range(2)]
+            while len(first.futures) < 2:
+                await trio.lowlevel.checkpoint()
+            first.futures[0].set_exception(BrokenExecutor("gone"))
+            await scheduler.wait(tasks[0].id)
+            last = await scheduler.add_task("nothing", after=0)
+            assert (await scheduler.wait(last.id)).state is TaskState.DONE
+            first.futures[1].set_exception(BrokenExecutor("gone"))
+            await scheduler.wait(tasks[1].id)
+            last = await scheduler.add_task("nothing", after=0)
+            assert (await scheduler.wait(last.id)).state is TaskState.DONE
+    assert len(asked) == 1
+
+
+async def test_async_works_of_a_path_are_stopped_in_threads(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    An async work that was found by its path is cancelled, too, if it runs in this process.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        async with open_scheduler(
+            executor_works.works, dispatcher=ExecutorDispatcher(WORKS, pool)
+        ) as scheduler:
+            task = await scheduler.add_task("sleep", {"seconds": 1e6}, after=0)
+            while not scheduler.statistics().running:
+                await trio.lowlevel.checkpoint()
+            assert (await scheduler.interrupt(task.id)).state is TaskState.CANCELLED
+
+
+class OneWork:
+    """A registry of somebody's own."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.work_ids = frozenset({work.work_id})
+
+    def get(self, work_id: str) -> Work:
+        return self.work
+
+    def get_condition(self, name: str) -> Any:
+        raise LookupError
+
+
+async def test_a_work_for_a_process_runs_where_there_is_none(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A work that is said to be for a process, and nothing else, is called as it is.
+    """
+    works = OneWork(Work("one", lambda: 1, in_process=True, retain=True))
+    with ThreadPoolExecutor(1) as pool:
+        async with open_scheduler(
+            works, dispatcher=ExecutorDispatcher(works, pool)
+        ) as scheduler:
+            task = await scheduler.add_task("one", after=0)
+            assert (await scheduler.wait(task.id)).result == 1
+
+
+async def test_a_command_that_takes_too_long_tells_what_it_wrote(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A command in an executor that exceeds its timeout fails with what it had written.
+    """
+    argv = ["sh", "-c", "echo so far; sleep 60"]
+    commands = CommandRegistry({"slow": Command(argv, timeout=0.2, grace=5)})
+    with ThreadPoolExecutor(1) as pool:
+        dispatcher = PoolsDispatcher(
+            commands, default=Pool(ExecutorDispatcher(commands, pool))
+        )
+        async with open_scheduler(commands, dispatcher=dispatcher) as scheduler:
+            task = await scheduler.add_task("slow", after=0)
+            ended = await scheduler.wait(task.id)
+    assert ended.state is TaskState.FAILED
+    assert "WorkTimeoutError" in (ended.err or "")
+    assert "so far" in (ended.err or "")
+
+
+@pytest.mark.parametrize("action", [HookAction.RETRY, HookAction.IGNORE])
+async def test_a_lost_executor_does_not_keep_other_pools(
+    autojump_clock: trio.testing.MockClock, action: HookAction
+) -> None:
+    """
+    While a pool has lost its executor, the others run what is due; and nothing spins.
+    """
+    works = executor_works.works
+    with ThreadPoolExecutor(1) as lost:
+        pass
+    asked = 0
+
+    async def hook(error: Exception, _: HookAction) -> HookAction:
+        nonlocal asked
+        asked += 1
+        return action
+
+    dispatcher = PoolsDispatcher(
+        works, {"far": Pool(ExecutorDispatcher(works, lost), works={"nothing"})}
+    )
+    clock = TrioClock(NOON, trio.current_time())
+    async with open_scheduler(
+        works,
+        dispatcher=dispatcher,
+        clock=clock,
+        hooks=PartialHooks(on_dispatch_error=hook),
+        grace=0,
+    ) as scheduler:
+        await scheduler.add_task("nothing", after=0)
+        near = [
+            await scheduler.add_task("sleep", {"seconds": 1}, after=n) for n in range(20)
+        ]
+        for task in near:
+            assert (await scheduler.wait(task.id)).state is TaskState.DONE
+    assert 2 <= asked <= 20
