@@ -15,7 +15,7 @@ import time
 from collections.abc import Generator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -1180,6 +1180,34 @@ def test_what_the_system_tells_of_a_group(
     assert process_group._states(77) == {b"S", b"R", b"Z"}
     assert process_group._states(88) == {b"X"}
     assert process_group._states(99) == set()
+
+
+def test_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    A system that does not tell of processes is not asked.
+    """
+    monkeypatch.setattr(process_group, "_PROC", tmp_path)
+    assert process_group._states(77) is None
+
+
+def test_those_who_have_become_ours_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    Of a group whose leader has ended, all that have ended are waited for, one by one.
+    """
+    waited: list[int] = []
+    answers = [(11, 0), (12, 0), (0, 0)]
+
+    def waitpid(pid: int, options: int) -> tuple[int, int]:
+        waited.append(pid)
+        return answers.pop(0)
+
+    leader: Any = SimpleNamespace(pid=10, poll=lambda: 0)
+    monkeypatch.setattr(process_group, "_is_used", lambda pid: False)
+    monkeypatch.setattr(os, "waitpid", waitpid)
+    process_group.reap(leader)
+    assert waited == [-10] * 3
 
 
 async def test_without_proc_it_works_as_well(

@@ -17,18 +17,30 @@ from support import NOON
 from trio_gokugen import (
     Command,
     CommandRegistry,
+    Discard,
     ExecutorDispatcher,
     ExecutorLostError,
+    ForeignError,
     HookAction,
+    Interval,
     PartialHooks,
     Pool,
     PoolsDispatcher,
+    Retry,
+    Schedule,
+    Snooze,
+    Task,
+    TaskQuery,
     TaskState,
     TrioClock,
     WorkRegistry,
+    _process_work,
     open_scheduler,
     report_progress,
 )
+from trio_gokugen._executor_calls import Landed, call_by_path
+from trio_gokugen._retry import bare
+from trio_gokugen._taken_apart import put_together, taken_apart
 from trio_gokugen.abc import Work
 
 WORKS = "executor_works:works"
@@ -186,6 +198,104 @@ async def test_async_works_of_a_path_are_stopped_in_threads(
             while not scheduler.statistics().running:
                 await trio.lowlevel.checkpoint()
             assert (await scheduler.interrupt(task.id)).state is TaskState.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("which", "err"),
+    [("leaks", "LeakedCancelledError: "), ("several", "ExceptionGroup: ")],
+)
+async def test_what_a_condition_raises_fails_its_task(
+    autojump_clock: trio.testing.MockClock, which: str, err: str
+) -> None:
+    """
+    A condition that leaks a cancellation, or raises a group, fails its task and no more.
+    """
+    works = WorkRegistry()
+    works.register("nothing", executor_works.nothing)
+
+    @works.condition
+    async def odd(schedule: Schedule, last: Task | None) -> bool:
+        if which == "several":
+            raise ExceptionGroup("several", [ValueError("one")])
+        leaked: BaseException | None = None
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as cancelled:
+                leaked = cancelled
+        assert leaked is not None
+        raise leaked
+
+    with ThreadPoolExecutor(1) as pool:
+        async with open_scheduler(
+            works, dispatcher=ExecutorDispatcher(works, pool), clock=TrioClock(NOON, 0.0)
+        ) as scheduler:
+            await scheduler.add_schedule(
+                "s", Interval(10, anchor=NOON), "nothing", when="odd"
+            )
+            await trio.sleep(15)
+            await scheduler.remove_schedule("s")
+            [failed] = await scheduler.find(TaskQuery(states={TaskState.FAILED}))
+            assert (failed.err or "").startswith(err)
+            task = await scheduler.add_task("nothing", after=0)
+            assert (await scheduler.wait(task.id)).state is TaskState.DONE
+
+
+class StubbornError(Exception):
+    """Takes no cause, and says so in its own way."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError(f"no {name} here")
+
+
+async def test_an_error_that_takes_no_cause(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    An error that cannot be told as it came fails its task by what has come instead.
+    """
+    works = executor_works.works
+    executor = Breaking()
+    async with open_scheduler(
+        works, dispatcher=ExecutorDispatcher(works, executor)
+    ) as scheduler:
+        task = await scheduler.add_task("nothing", after=0)
+        while not executor.futures:
+            await trio.lowlevel.checkpoint()
+        executor.futures[0].set_result(Landed("error", StubbornError(), "told"))
+        ended = await scheduler.wait(task.id)
+    assert (ended.err or "").startswith("TypeError: no __cause__ here")
+
+
+def test_wishes_are_told_without_what_is_put_on_them() -> None:
+    """
+    What a work wants is known elsewhere, whatever else it has put on the exception.
+    """
+    run = Task(id="t", work_id="discard_with_more", scheduled_at=NOON, created_at=NOON)
+    landed = call_by_path("x", WORKS, run.to_json())
+    assert isinstance(landed.payload, Discard)
+    assert str(landed.payload) == "gone for good"
+    how, what = _process_work.run(
+        "executor_works", "discard_with_more", _process_work.to_send(run)
+    )
+    assert how == "error"
+    back = put_together(what)
+    assert isinstance(back, Discard)
+    assert str(back) == "gone for good"
+    for wished in Snooze(5), Snooze(at=NOON), Retry.after(3):
+        assert vars(bare(wished)) == vars(wished)
+        assert type(bare(wished)) is type(wished)
+
+
+def test_what_takes_no_note_comes_back_as_something_else() -> None:
+    """
+    An exception of a frozen class is told by one that takes the traceback along.
+    """
+    back = put_together(taken_apart(executor_works.FrozenError("as it is")))
+    assert isinstance(back, ForeignError)
+    assert back.text == "as it is"
+    assert "it takes no note: AttributeError" in str(back)
 
 
 class OneWork:

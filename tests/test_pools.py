@@ -38,6 +38,7 @@ from trio_gokugen import (
     TrioClock,
     WorkerPoolDispatcher,
     WorkRegistry,
+    _dispatch_loop,
     current_scheduler,
     current_task,
     open_scheduler,
@@ -48,6 +49,7 @@ from trio_gokugen.abc import (
     Fetch,
     Free,
     HookAction,
+    KeyRoom,
     Operation,
     Start,
     TaskFilter,
@@ -835,11 +837,14 @@ async def test_a_task_of_a_new_work_is_claimed_when_it_is_told_of(
     clock = TrioClock(NOON, 0.0)
     async with open_scheduler(works, repository, dispatcher, clock=clock):
         await trio.sleep(5)
+        await repository.store.add([stored("first", "mine")])  # of which nobody hears
+        repository.tell("mine")
+        await trio.sleep(5)
         works.register("later", works.get("mine").function)
-        await repository.store.add([stored("theirs", "later")])  # of which nobody hears
+        await repository.store.add([stored("theirs", "later")])
         repository.tell("later")
         await trio.sleep(5)
-    assert log == [("theirs", 5.0)]
+    assert log == [("first", 5.0), ("theirs", 10.0)]
 
 
 class Told(HeapRepository):
@@ -862,6 +867,43 @@ def test_a_pool_of_pools_has_no_limits_of_its_own() -> None:
         pool: Any = AnyPool(inner, **limits)
         with pytest.raises(ValueError, match="'default' has pools in it"):
             PoolsDispatcher(works, default=pool)
+
+
+async def test_filters_are_not_remembered_for_ever(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Which pools are likely to find more is forgotten if it is of very many; nothing is lost.
+    """
+    monkeypatch.setattr(_dispatch_loop, "MANY", 0)
+    names = ["a", "b", "c"]
+    works, log = note_works(names)
+    dispatcher = PoolsDispatcher(works, {name: Pool(1, works=[name]) for name in names})
+    async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+        await scheduler.add_tasks(
+            [at(0, f"{name}{n}", name) for name in names for n in range(3)]
+        )
+        await scheduler.drain()
+    assert len(log) == 9
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_values_that_a_database_does_not_know(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, others: int
+) -> None:
+    """
+    What SQLite cannot be asked for is looked for row by row, however many must wait.
+    """
+    name = 'so "called"'
+    tasks = [stored(f"x{n}", param={name: "x"}) for n in range(30)]
+    tasks += [stored(f"y{n}", param={name: "y"}) for n in range(others)]
+    only = TaskFilter(rooms=(KeyRoom(KeyLimit(1, param=name), {'"x"': 1}),))
+    async with open_sql_repository(f"sqlite:///{tmp_path / 'tasks.db'}") as repository:
+        await repository.add(tasks)
+        first = await repository.get_next(only)
+        assert (first is not None and first.id) == ("y0" if others else False)
+        claimed = await repository.claim(99, NOON, only)
+        assert [task.id for task in claimed.tasks] == ["y0"] * others
 
 
 async def test_pools_on_a_database(
