@@ -19,6 +19,7 @@ from ._errors import (
     CommandFailedError,
     InvalidCommandError,
     InvalidTaskError,
+    quoted,
     shown,
 )
 from ._json import JSON
@@ -314,10 +315,10 @@ class Command:
         in_argv = frozenset[str]().union(*(each.names for each in self._arguments))
         in_stdin = frozenset[str]() if self._input is None else self._input.names
         if missing := (in_argv | in_stdin) - param.keys():
-            raise InvalidTaskError("param", f"lacks {_listed(missing)}")
+            raise InvalidTaskError("param", f"lacks {quoted(missing)}")
         if left_over := param.keys() - in_argv - in_stdin:
             raise InvalidTaskError(
-                "param", f"has {_listed(left_over)}, which the command does not take"
+                "param", f"has {quoted(left_over)}, which the command does not take"
             )
         for name in in_argv:
             value = param[name]
@@ -406,7 +407,3 @@ def _found(program: str, env: Mapping[str, str], cwd: str | None) -> str | None:
     folders = (base / each for each in os.get_exec_path(dict(env)))
     found = (shutil.which(program, path=str(each)) for each in folders)
     return next(filter(None, found), None)
-
-
-def _listed(names: frozenset[str] | set[str]) -> str:
-    return ", ".join(repr(each) for each in sorted(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import signal
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -53,6 +54,11 @@ def shown(value: object) -> str:
     except Exception as error:  # noqa: BLE001 (digits of a huge number, or the user's own)
         return f"<{type(value).__name__}, which cannot be shown: {type(error).__name__}>"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names as a message lists them."""
+    return ", ".join(repr(each) for each in sorted(names))
 
 
 # -- what is wrong with the request -------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import attrs
 
-from ._errors import InvalidTaskError, shown
+from ._errors import InvalidTaskError
+from ._json import at_least_one
 from ._json import name as as_name
 from ._task import Task
 
@@ -32,10 +33,7 @@ class KeyLimit:
     """The name of the value in the tasks' `meta`. Give one of the two."""
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int):
-            raise InvalidTaskError("limit", f"must be an int, not {shown(self.limit)}")
-        if self.limit < 1:
-            raise InvalidTaskError("limit", f"must be at least 1, not {shown(self.limit)}")
+        at_least_one(self.limit, "limit")
         if (self.param is None) == (self.meta is None):
             raise InvalidTaskError("param", "or meta must be given, and not both")
         as_name(self.name, "param" if self.meta is None else "meta")

@@ -32,6 +32,7 @@ from ._errors import (
     StopReason,
     shown,
 )
+from ._json import at_least_one
 from ._json import name as as_name
 from ._key_limits import KeyLimit, KeyRoom
 from ._lengths import length
@@ -76,10 +77,7 @@ class Rate:
     """Seconds, or a timedelta."""
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int):
-            raise InvalidTaskError("limit", f"must be an int, not {shown(self.limit)}")
-        if self.limit < 1:
-            raise InvalidTaskError("limit", f"must be at least 1, not {shown(self.limit)}")
+        at_least_one(self.limit, "limit")
         if not self.per:
             raise InvalidTaskError("per", "must be more than nothing")
 
@@ -186,7 +184,8 @@ class _Lane:
             self.starts.popleft()
         return self.rate.limit - len(self.starts)
 
-    async def wait_for_room(self) -> None:
+    async def wait_for_turn(self) -> None:
+        """Return when its rate lets one start, and it has waited enough after a failure."""
         if self.waits_until > trio.current_time():
             await trio.sleep_until(self.waits_until)
         while self.room() == 0:
@@ -488,7 +487,7 @@ class PoolsDispatcher:
         with trio.CancelScope() as lane.scope:
             if lane.paused:
                 await trio.sleep_forever()
-            await lane.wait_for_room()
+            await lane.wait_for_turn()
             await lane.dispatcher.dispatch(self._fetch_for(lane, fetch))
 
     def _fetch_for(self, lane: _Lane, fetch: Fetch) -> Fetch:

@@ -19,6 +19,7 @@ from ._errors import (
     InvalidTaskError,
     WorkExistsError,
     WorkNotFoundError,
+    quoted,
     shown,
 )
 from ._json import name
@@ -306,14 +307,10 @@ def _param_check(function: Callable[..., Any]) -> Callable[[Mapping[str, Any]], 
 
     def check(param: Mapping[str, Any]) -> None:
         if missing := required - param.keys():
-            raise InvalidTaskError("param", f"lacks {_listed(missing)}")
+            raise InvalidTaskError("param", f"lacks {quoted(missing)}")
         if not takes_any and (unexpected := param.keys() - accepted):
             raise InvalidTaskError(
-                "param", f"has {_listed(unexpected)}, which the work does not take"
+                "param", f"has {quoted(unexpected)}, which the work does not take"
             )
 
     return check
-
-
-def _listed(names: frozenset[str] | set[str]) -> str:
-    return ", ".join(repr(each) for each in sorted(names))
