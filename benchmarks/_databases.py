@@ -152,6 +152,6 @@ class Texts:
             return Text(str(compiled), compiled.params, compiled.positiontup)
 
         self.add = text(statements.add, COLUMNS)
-        self.claim = text(statements.claim.of_one_work)
+        self.claim = text(statements.claim.of_one)
         self.claim_rows = text(statements.claim_rows)
         self.end_runs = text(statements.end_runs)

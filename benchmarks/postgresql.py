@@ -141,7 +141,13 @@ def bare_runs(connection: psycopg.Connection[Any], texts: Texts) -> None:
 
 def bare_claim(cursor: psycopg.Cursor[Any], texts: Texts) -> list[Sequence[Any]]:
     how = texts.claim.with_(
-        work="noop", at=datetime.now(UTC), limit=GROUP, once=[], name="bare", lease=LEASE
+        named="",
+        work="noop",
+        at=datetime.now(UTC),
+        limit=GROUP,
+        once=[],
+        name="bare",
+        lease=LEASE,
     )
     return cursor.execute(texts.claim.text.encode(), how).fetchall()
 

@@ -118,7 +118,7 @@ def bare_lives(connection: sqlite3.Connection, texts: Texts, count: int) -> None
 
 def bare_claim(connection: sqlite3.Connection, texts: Texts) -> list[Sequence[object]]:
     now = microseconds()
-    due = texts.claim.with_(work="noop", at=now, limit=GROUP)
+    due = texts.claim.with_(named="", work="noop", at=now, limit=GROUP)
     rows = connection.execute(texts.claim.text, due).fetchall()
     if rows:
         numbers = json.dumps([row[0] for row in rows])

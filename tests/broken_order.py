@@ -10,7 +10,7 @@ import attrs
 from broken import breaks
 from stores import ListStore
 
-from trio_gokugen import Task, TaskQuery, TaskState, TaskUpdate
+from trio_gokugen import UNCHANGED, Task, TaskQuery, TaskState, TaskUpdate
 from trio_gokugen._query import find_order
 from trio_gokugen.abc import ANY_TASK, ENDED, Claimed, RecoverAction, TaskFilter
 
@@ -113,6 +113,32 @@ class TellsOfTheNextOnce(ListStore):
 class TakesNoWorksForAny(ListStore):
     def pending(self, only: TaskFilter) -> list[Task]:
         return super().pending(only if only.work_ids else ANY_TASK)
+
+
+@breaks("claim_respects_the_pools", "a_task_changes_its_pool")
+class KnowsNoPools(ListStore):
+    def pending(self, only: TaskFilter) -> list[Task]:
+        return super().pending(attrs.evolve(only, pools=None))
+
+
+@breaks("claim_respects_the_pools")
+class TakesNamedByTheirWork(ListStore):
+    """A task of a work that is for these pools, too, if it names another."""
+
+    def pending(self, only: TaskFilter) -> list[Task]:
+        works = None if only.pools is None else only.pools.works
+        mine = {task.id for task in super().pending(only)}
+        return [
+            task
+            for task in super().pending(attrs.evolve(only, pools=None))
+            if task.id in mine or (works is not None and task.work_id in works)
+        ]
+
+
+@breaks("a_task_changes_its_pool")
+class KeepsThePool(ListStore):
+    def do_update(self, task_id: str, update: TaskUpdate) -> tuple[Task, bool]:
+        return super().do_update(task_id, attrs.evolve(update, pool=UNCHANGED))
 
 
 @breaks("claim_respects_the_rooms")
@@ -239,6 +265,12 @@ class FindsAllIfNoIdIsGiven(Searching):
 class FindsTasksOfAnySchedule(Searching):
     def changed(self, query: TaskQuery) -> TaskQuery:
         return attrs.evolve(query, schedule_ids=None)
+
+
+@breaks("find_by_pools")
+class FindsTasksOfAnyPool(Searching):
+    def changed(self, query: TaskQuery) -> TaskQuery:
+        return attrs.evolve(query, pools=None)
 
 
 @breaks("find_by_work_ids")

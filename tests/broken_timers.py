@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+import attrs
 import trio
 from broken import breaks, times_badly
 from stores import SlowlyReadStore
@@ -122,6 +123,12 @@ class CannotBeCancelled(HeapRepository):
 class TellsOfAnyWork(HeapRepository):
     async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
         return await super().wait_until_due()
+
+
+@breaks("the_timer_respects_the_pools")
+class TellsOfAnyPool(HeapRepository):
+    async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
+        return await super().wait_until_due(attrs.evolve(only, pools=None))
 
 
 @times_badly("the_timer_hears_of_room")

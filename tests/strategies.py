@@ -86,6 +86,7 @@ def tasks(draw: st.DrawFn) -> Task:
         result=draw(st.none() | json_values.filter(bool)),
         progress=draw(st.none() | progresses),
         when=draw(st.none() | names),
+        pool=draw(st.none() | names),
     )
 
 

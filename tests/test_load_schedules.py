@@ -219,6 +219,7 @@ WRONG_TOML = {
     "overlap": (HEAD + 'overlap = "x"', (4, "overlap: must be one of 'skip'")),
     "after": (HEAD + "after = 1", (4, "after: must be one of 'start', 'end', not 1")),
     "when": (HEAD + "when = 1", (4, "when: must be a string")),
+    "pool": (HEAD + "pool = 1", (4, "pool: must be a string")),
     "paused": (HEAD + "paused = 1", (4, "paused: must be true or false, not 1")),
     "no trigger": ('\n[schedules.s]\nwork_id="w"', (2, "trigger: there must be one of")),
     "two triggers": (HEAD + 'cron = "@daily"', (3, "every: there must be one of cron, ev")),
@@ -720,7 +721,7 @@ arguments = st.sampled_from(
     [
         *("work_id", "cron", "tz", "dst", "every", "anchor", "trigger", "param", "meta"),
         *("priority", "deadline_after", "jitter", "late", "overlap", "after", "paused"),
-        "when",
+        *("when", "pool"),
     ]
 )
 

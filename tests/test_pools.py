@@ -578,7 +578,7 @@ async def test_a_claim_is_only_for_who_has_room(
             if isinstance(each, ClaimTasks)
         ]
         assert len(claims) == 3
-        assert all(each.only.work_ids == frozenset({"other"}) for each in claims)
+        assert all(each.only.unnamed == frozenset({"other"}) for each in claims)
 
 
 async def test_what_runs_in_a_pool_can_be_interrupted(
@@ -984,11 +984,6 @@ AnyDispatcher: Any = PoolsDispatcher
             lambda works: AnyDispatcher(works, [Pool(1)]),
             TypeError,
             "pools: must be Pools by name, not",
-        ),
-        (
-            lambda works: PoolsDispatcher(works, {"p": Pool(1)}),
-            ValueError,
-            "works: the pool 'p' must name the works it is for",
         ),
         (
             lambda works: AnyDispatcher(works, {"p": 3}),

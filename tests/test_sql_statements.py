@@ -25,6 +25,7 @@ from trio_gokugen.abc import (
     ClaimTasks,
     DeleteEnded,
     EndTask,
+    OfPools,
     OnSchedule,
     PauseSchedule,
     PutSchedule,
@@ -56,10 +57,13 @@ def live(transaction: Transaction) -> None:
         a_task("3", "b"),
         a_task("4", "b"),
         a_task("5", "c"),
+        *(attrs.evolve(a_task(f"named {n}"), pool="p") for n in range(2)),
     ]
     transaction.apply([AddTasks(new)])
     one = TaskFilter(frozenset({"a"}), frozenset({"a"}))
-    for only in TaskFilter(), TaskFilter(WORKS), one:
+    named = OfPools(frozenset({"p"}), frozenset({"unheard of"}))
+    of_pool, unnamed = TaskFilter(pools=named), TaskFilter(WORKS, pools=OfPools())
+    for only in TaskFilter(), TaskFilter(WORKS), one, of_pool, unnamed:
         transaction.first(only)
         [claimed] = transaction.apply([ClaimTasks(1, NOW, only)])
         [run] = claimed.unwrap().tasks
@@ -118,7 +122,11 @@ def what_is_said(engine: Engine) -> dict[str, Any]:
         running = TaskQuery(states={TaskState.DISPATCHED})
         of_schedule = TaskQuery(schedule_ids={"s"})
         pending_of = TaskQuery(schedule_ids={"s"}, states={TaskState.SCHEDULED})
-        for query in TaskQuery(), running, TaskQuery(ids={"0"}), of_schedule, pending_of:
+        of_pool = TaskQuery(pools={"p"}, states={TaskState.SCHEDULED})
+        of_both = attrs.evolve(of_pool, work_ids=WORKS)
+        named = TaskQuery(ids={"0"})
+        queries = TaskQuery(), running, named, of_schedule, pending_of, of_pool, of_both
+        for query in queries:
             statement, given = search(core.dialect, connection, query, 1, a_task("0"))
             connection.execute(statement, given)
     assert len(said) > 15

@@ -282,6 +282,7 @@ BAD: dict[Callable[..., object], dict[str, list[Any]]] = {
         "created_at": [None],
         "key": BAD_NAMES[1:],
         "when": BAD_NAMES[1:],
+        "pool": BAD_NAMES[1:],
         "retry": [3, "often", Retry, Retry(retry_on=lambda error: True)],
         "retries": BAD_COUNTS,
         "errors": [None, 7, "none", {}, [7], [{"attempt": 1}]],
@@ -290,6 +291,7 @@ BAD: dict[Callable[..., object], dict[str, list[Any]]] = {
     },
     an_update: {
         "work_id": BAD_NAMES,
+        "pool": BAD_NAMES[1:],
         "scheduled_at": [None],
         "param": BAD_OBJECTS,
         "priority": BAD_INTEGERS,
@@ -462,6 +464,7 @@ OTHERS: dict[str, Any] = {
     "result": 9,
     "progress": Progress(fraction=0.9, at=NOON),
     "when": "x",
+    "pool": "x",
 }
 
 
@@ -602,7 +605,7 @@ def test_json_is_one_line_for_everybody(task: Task) -> None:
     assert "\n" not in text
     assert "\r" not in text
     fields = json.loads(text.encode())
-    rare = {"key", "retry", "retries", "errors", "result", "progress", "when"}
+    rare = {"key", "retry", "retries", "errors", "result", "progress", "when", "pool"}
     assert fields.keys() | rare == attrs.fields_dict(Task).keys()
     assert all(getattr(task, each) for each in fields.keys() & rare)
     assert fields["state"] == task.state.value
@@ -676,6 +679,7 @@ BAD_JSON: dict[str, list[Any]] = {
     "": [1],
     "key": [7, "", "nul\0"],
     "when": [7, ""],
+    "pool": [7, "", "nul\0"],
     "retry": [7, [], {}, "often", {"max_attempts": 0}],
     "retries": [None, True, -1, 2**63],
     "errors": [None, 7, {}, "none", [7], [{}], [{"attempt": 1}], [BAD_ERROR]],

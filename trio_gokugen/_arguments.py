@@ -30,6 +30,7 @@ def new_param(
     id: str | None,
     key: str | None = None,
     retry: Retry | None = None,
+    pool: str | None = None,
 ) -> TaskParam:
     if at is None and after is None:
         raise InvalidTaskError("at", "is missing: give a moment, at, or seconds, after")
@@ -47,6 +48,7 @@ def new_param(
         id=id,
         key=key,
         retry=retry,
+        pool=pool,
     )
 
 

@@ -8,7 +8,12 @@ from contextlib import asynccontextmanager
 import trio
 
 from ._engine import Engine
-from ._errors import InvalidTaskError, SchedulerNotRunningError, WorkNotFoundError
+from ._errors import (
+    InvalidTaskError,
+    PoolNotFoundError,
+    SchedulerNotRunningError,
+    WorkNotFoundError,
+)
 from ._json import JSON
 from .abc import Dispatcher, TaskRepository, WorkRegistry
 
@@ -40,6 +45,10 @@ class Calls:
     def _check_condition(self, name: str | None) -> None:
         if name is not None:
             self._works.get_condition(name)
+
+    def _check_pool(self, name: str | None) -> None:
+        if name is not None and name not in self._dispatcher.statistics().pools:
+            raise PoolNotFoundError(name)
 
     @asynccontextmanager
     async def _turn(self, kind: str, id: str) -> AsyncGenerator[Callable[[], None]]:

@@ -30,6 +30,7 @@ from .abc import (
     Free,
     HookAction,
     LoopHooks,
+    OfPools,
     Start,
     TaskFilter,
     TaskRepository,
@@ -94,6 +95,7 @@ class DispatchLoop:
 
         self._withheld: dict[TaskFilter, _Withheld] = {}
         self._filter = ANY_TASK
+        self._unnamed = ANY_TASK
         self._sleepers: dict[trio.CancelScope, _Asleep] = {}
         self._refused = False
         self._decided: Exception | None = None
@@ -181,7 +183,11 @@ class DispatchLoop:
         if self._filter.work_ids is not work_ids:
             once = frozenset(each for each in work_ids if self._at_most_once(each))
             self._filter = TaskFilter(work_ids, once)
-        return self._filter if only is ANY_TASK else self._filter & only
+            # Who has no pools leaves tasks that name one to others.
+            self._unnamed = TaskFilter(work_ids, once, pools=OfPools())
+        if only is ANY_TASK:
+            return self._unnamed
+        return (self._unnamed if only.pools is None else self._filter) & only
 
     def _at_most_once(self, work_id: str) -> bool:
         try:
@@ -214,10 +220,13 @@ class DispatchLoop:
         return None
 
     def claim_now(self, work_id: str) -> None:
-        """Claim without a look before: somebody knows that a task of the work is due."""
+        """Claim without a look before: somebody knows that a task of the work is due.
+
+        One that names no pool.
+        """
         if work_id in self._works.work_ids:
             for scope, asleep in self._sleepers.items():
-                works = asleep.only.work_ids
+                works = asleep.only.unnamed
                 # One that sleeps by the works of then may want this one, too.
                 is_stale = asleep.work_ids is not self._works.work_ids
                 if works is None or work_id in works or is_stale:

@@ -8,8 +8,9 @@ new entry for the dict, so a heap's entry is alive exactly while the dict holds 
 entry. Dead ones are left where they are, until they reach the head or outnumber the
 living, and the heap is made anew (lazy deletion).
 
-There is a heap for each work, since whoever asks for the next task names the works it can
-run, and must not have to look through those that it cannot.
+There is a heap for each work, or for each pool and work if tasks name a pool, since whoever
+asks for the next task names the works and pools that it is for, and must not have to look
+through all others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import heapq
 import itertools
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -81,15 +82,17 @@ _Lane: TypeAlias = tuple[KeyLimit, str]
 
 
 class _Heap:
-    """The pending tasks of one work: at least one, or the heap is not kept.
+    """The pending tasks of one work and pool: at least one, or the heap is not kept.
 
     Those that were met while there was no room for more of their value are put aside, by
     this value: so nobody meets them again before there is room.
     """
 
-    __slots__ = ("dead", "entries", "lanes", "limits")
+    __slots__ = ("dead", "entries", "lanes", "limits", "pool", "work_id")
 
-    def __init__(self) -> None:
+    def __init__(self, pool: str | None, work_id: str) -> None:
+        self.pool = pool
+        self.work_id = work_id
         self.entries: list[_Entry] = []
         self.lanes: dict[_Lane, list[_Entry]] = {}
         self.limits: dict[KeyLimit, None] = {}
@@ -117,8 +120,8 @@ class _Heap:
         heapq.heappush(self.lanes.setdefault(lane, []), entry)
 
 
-_Head: TypeAlias = tuple[_Entry, str, list[_Entry]]
-"""An entry, its work, and the heap it is the first of."""
+_Head: TypeAlias = tuple[_Entry, _Heap, list[_Entry]]
+"""An entry, its heap, and those entries of this that it is the first of."""
 
 
 class HeapStore(BulkRepository):
@@ -135,7 +138,12 @@ class HeapStore(BulkRepository):
             raise ValueError(f"keep_ended must not be negative, not {shown(keep_ended)}")
         self._keep_ended = keep_ended
         self._entries: dict[str, _Entry] = {}
-        self._heaps: dict[str, _Heap] = {}
+        self._unnamed: dict[str, _Heap] = {}
+        """By work, the heaps of tasks that name no pool."""
+
+        self._named: dict[str, dict[str, _Heap]] = {}
+        """By pool and work, those of tasks that do."""
+
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._sequence = itertools.count()
         self._carry_out: dict[type[Operation], Callable[[Any], Any]] = {
@@ -194,7 +202,11 @@ class HeapStore(BulkRepository):
 
     async def count_pending(self) -> Mapping[str, int]:
         await trio.lowlevel.checkpoint()
-        return {work_id: len(heap) for work_id, heap in self._heaps.items() if len(heap)}
+        pending: dict[str, int] = {}
+        for heap in self._heaps():
+            if len(heap):
+                pending[heap.work_id] = pending.get(heap.work_id, 0) + len(heap)
+        return pending
 
     async def get_schedule(self, schedule_id: str) -> Schedule:
         await trio.lowlevel.checkpoint()
@@ -325,19 +337,20 @@ class HeapStore(BulkRepository):
         heapq.heapify(heads)
         made = 0
         while heads and len(tasks) < limit and len(expired) < _SLICE:
-            entry, work_id, source = heads[0]
+            entry, heap, source = heads[0]
             if entry[0] > at:
                 break
             if only.rooms and not only.accepts(entry[4]):
                 # What was taken since has filled it.
-                self._replace_first(heads, self._head(self._heaps[work_id], work_id, only))
+                self._replace_first(heads, self._head(heap, only))
                 continue
             heapq.heappop(source)
+            at_most_once = heap.work_id in once
             if entry[4].schedule_id is None:
-                task = _transitions.dispatched(entry[4], at, at_most_once=work_id in once)
+                task = _transitions.dispatched(entry[4], at, at_most_once=at_most_once)
                 self._replace(entry, task)
             else:
-                task = self._take(entry, at, claimed, at_most_once=work_id in once)
+                task = self._take(entry, at, claimed, at_most_once=at_most_once)
             if task.state is _DISPATCHED:
                 tasks.append(task)
                 if only.rooms:
@@ -345,11 +358,12 @@ class HeapStore(BulkRepository):
             elif task.state is not _SCHEDULED:
                 expired.append(task)
                 self._keep(task.id)
-            self._replace_first(heads, self._head(self._heaps[work_id], work_id, only))
+            self._replace_first(heads, self._head(heap, only))
             if len(claimed.made) > made:
                 made = len(claimed.made)
-                if claimed.made[-1].work_id != work_id:
-                    # A user has given the occurrence another work than its schedule has.
+                next_ = claimed.made[-1]
+                if (next_.pool, next_.work_id) != (heap.pool, heap.work_id):
+                    # A user has given the occurrence another one than its schedule has.
                     heads = self._heads(only)
                     heapq.heapify(heads)
         return claimed
@@ -548,9 +562,12 @@ class HeapStore(BulkRepository):
         entry = (task.scheduled_at, -task.priority, sequence, version, task)
         self._entries[task.id] = entry
         if task.state is TaskState.SCHEDULED:
-            heap = self._heaps.get(task.work_id)
+            heaps = self._unnamed
+            if task.pool is not None:
+                heaps = self._named.setdefault(task.pool, {})
+            heap = heaps.get(task.work_id)
             if heap is None:
-                heap = self._heaps[task.work_id] = _Heap()
+                heap = heaps[task.work_id] = _Heap(task.pool, task.work_id)
             if heap.lanes:
                 heap.push(entry)
             else:
@@ -563,12 +580,13 @@ class HeapStore(BulkRepository):
 
     def _bury(self, entry: _Entry) -> None:
         """Count as dead a pending entry that has been replaced."""
-        work_id = entry[4].work_id
-        heap = self._heaps[work_id]
+        task = entry[4]
+        heaps = self._unnamed if task.pool is None else self._named[task.pool]
+        heap = heaps[task.work_id]
         heap.dead += 1
         size = len(heap) + heap.dead
         if heap.dead == size:
-            del self._heaps[work_id]
+            self._drop(heap)
         elif heap.dead > _FEW and heap.dead * 2 > size:
             entries, everywhere = self._entries, [heap.entries, *heap.lanes.values()]
             heap.entries = [
@@ -577,6 +595,20 @@ class HeapStore(BulkRepository):
             heapq.heapify(heap.entries)
             heap.lanes = {}
             heap.dead = 0
+
+    def _heaps(self) -> Iterator[_Heap]:
+        for heaps in (self._unnamed, *self._named.values()):
+            yield from heaps.values()
+
+    def _drop(self, heap: _Heap) -> None:
+        """Forget a heap in which no pending task is left."""
+        if heap.pool is None:
+            del self._unnamed[heap.work_id]
+            return
+        heaps = self._named[heap.pool]
+        del heaps[heap.work_id]
+        if not heaps:
+            del self._named[heap.pool]
 
     def _keep(self, task_id: str) -> None:
         """Keep an ended task for a while, and forget the oldest of too many."""
@@ -603,30 +635,33 @@ class HeapStore(BulkRepository):
         return _end(self._entries[task_id][4])
 
     def _heads(self, only: TaskFilter) -> list[_Head]:
-        """The first entry of each work that the filter accepts, in no order."""
-        heaps = self._heaps
-        work_ids = heaps.keys() if only.work_ids is None else only.work_ids
-        heads = (self._head(heaps[each], each, only) for each in work_ids if each in heaps)
+        """The first entry of each heap that the filter accepts, in no order."""
+        heads = [self._head(heap, only) for heap in _of(self._unnamed, only.unnamed)]
+        if self._named:
+            names = self._named.keys() if only.pools is None else only.pools.names
+            for name in names:
+                heaps = _of(self._named.get(name, {}), only.work_ids)
+                heads += [self._head(heap, only) for heap in heaps]
         return [head for head in heads if head is not None]
 
-    def _head(self, heap: _Heap, work_id: str, only: TaskFilter) -> _Head | None:
+    def _head(self, heap: _Heap, only: TaskFilter) -> _Head | None:
         """The first living entry that the filter accepts; none if there is none."""
         entries = heap.entries
         if not heap.lanes and not only.rooms:  # as it is for most
             while entries:
                 entry = entries[0]
                 if self._entries.get(entry[4].id) is entry:
-                    return entry, work_id, entries
+                    return entry, heap, entries
                 heapq.heappop(entries)
                 heap.dead -= 1
             return None
-        heads = self._heads_aside(heap, work_id, only)
+        heads = self._heads_aside(heap, only)
         first = self._first(heap, entries, only)
         if first is not None:
-            heads.append((first, work_id, entries))
+            heads.append((first, heap, entries))
         return min(heads) if heads else None
 
-    def _heads_aside(self, heap: _Heap, work_id: str, only: TaskFilter) -> list[_Head]:
+    def _heads_aside(self, heap: _Heap, only: TaskFilter) -> list[_Head]:
         """The first entries of what was put aside that the filter accepts now."""
         rooms = {room.limit: room for room in only.rooms}
         heads: list[_Head] = []
@@ -638,7 +673,7 @@ class HeapStore(BulkRepository):
             if entry is None:
                 del heap.lanes[lane]
             else:
-                heads.append((entry, work_id, entries))
+                heads.append((entry, heap, entries))
         return heads
 
     def _first(self, heap: _Heap, entries: list[_Entry], only: TaskFilter) -> _Entry | None:
@@ -656,13 +691,20 @@ class HeapStore(BulkRepository):
         return None
 
     def _replace_first(self, heads: list[_Head], head: _Head | None) -> None:
-        """Have the work of the first head be stood for by its next one, if it has one."""
+        """Have the heap of the first head be stood for by its next one, if it has one."""
         if head is not None:
             heapq.heapreplace(heads, head)
             return
-        _, work_id, _ = heapq.heappop(heads)
-        if not len(self._heaps[work_id]):
-            del self._heaps[work_id]
+        _, heap, _ = heapq.heappop(heads)
+        if not len(heap):
+            self._drop(heap)
+
+
+def _of(heaps: Mapping[str, _Heap], work_ids: frozenset[str] | None) -> list[_Heap]:
+    """The heaps of these works, or all."""
+    if work_ids is None:
+        return [*heaps.values()]
+    return [heaps[each] for each in work_ids if each in heaps]
 
 
 def _full_lane(task: Task, only: TaskFilter) -> _Lane | None:

@@ -41,6 +41,36 @@ class RecoverAction(enum.Enum):
 
 
 @attrs.frozen
+class OfPools:
+    """Which tasks are for somebody, by the pools that they name."""
+
+    names: frozenset[str] = frozenset()
+    """Tasks that name one of these pools."""
+
+    works: frozenset[str] | None = None
+    """And those that name none, if they are of these works; `None` for any."""
+
+    def accepts(self, task: Task) -> bool:
+        """Whether it is for them."""
+        if task.pool is not None:
+            return task.pool in self.names
+        return self.works is None or task.work_id in self.works
+
+    def __and__(self, other: OfPools) -> OfPools:
+        return OfPools(self.names & other.names, _both(self.works, other.works))
+
+
+_Names: TypeAlias = frozenset[str] | None
+
+
+def _both(one: _Names, other: _Names) -> _Names:
+    """What is in both sets, where none is the set of all."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+@attrs.frozen
 class TaskFilter:
     """Which pending tasks somebody is ready to take."""
 
@@ -53,9 +83,21 @@ class TaskFilter:
     rooms: tuple[KeyRoom, ...] = ()
     """Only tasks for which each of these has room; it changes as runs begin and end."""
 
+    pools: OfPools | None = None
+    """Only tasks that are for these pools; `None` for any."""
+
+    @property
+    def unnamed(self) -> frozenset[str] | None:
+        """The works of which those tasks are taken that name no pool; `None` for any."""
+        return (
+            self.work_ids if self.pools is None else _both(self.work_ids, self.pools.works)
+        )
+
     def accepts(self, task: Task) -> bool:
         """Whether somebody is ready to take the task, now."""
         if self.work_ids is not None and task.work_id not in self.work_ids:
+            return False
+        if self.pools is not None and not self.pools.accepts(task):
             return False
         return not self.rooms or all(room.admits(task) for room in self.rooms)
 
@@ -71,13 +113,14 @@ class TaskFilter:
             room.begin(task)
 
     def __and__(self, other: TaskFilter) -> TaskFilter:
-        work_ids, theirs = self.work_ids, other.work_ids
-        if work_ids is None:
-            work_ids = theirs
-        elif theirs is not None:
-            work_ids &= theirs
+        pools, theirs = self.pools, other.pools
+        if pools is None or theirs is None:
+            pools = theirs if pools is None else pools
+        else:
+            pools &= theirs
+        work_ids = _both(self.work_ids, other.work_ids)
         once = self.at_most_once | other.at_most_once
-        return TaskFilter(work_ids, once, self.rooms + other.rooms)
+        return TaskFilter(work_ids, once, self.rooms + other.rooms, pools)
 
 
 ANY_TASK = TaskFilter()

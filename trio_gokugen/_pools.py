@@ -6,6 +6,8 @@ worker free: so whatever waits for a full pool is not looked at.
     dispatch ─┬─▶ pool "mail"     waits for a worker, for its rate, for a task ──▶ claim
               ├─▶ pool "reports"  ...
               └─▶ pool "default"  whatever work no other pool has
+
+A task runs in the pool that it names; if it names none, in that of its work.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from .abc import (
     DispatcherStatistics,
     Fetch,
     Free,
+    OfPools,
     ResultChannel,
     Start,
     TaskFilter,
@@ -57,7 +60,7 @@ LONGEST_PAUSE = 30.0
 """Seconds before a pool is asked again whose dispatcher has failed."""
 
 DEFAULT = "default"
-"""The name of the pool for the works that no other pool has."""
+"""The name of the pool for the works that no other pool has, which tasks cannot name."""
 
 
 def _period(value: float | timedelta) -> float:
@@ -110,7 +113,10 @@ class Pool:
     """How many works run at a time; or where they run, a dispatcher of its own."""
 
     works: frozenset[str] = attrs.field(default=frozenset(), converter=_work_ids)
-    """The names of the works that run here, which may be registered later."""
+    """The names of the works that run here, which may be registered later.
+
+    Of tasks that name no pool. Those that name this one run here, whatever their work.
+    """
 
     rate: Rate | None = None
     """How often runs start, at most. However often, by default."""
@@ -152,6 +158,7 @@ class _Lane:
     """A pool, and what it has started of late."""
 
     dispatcher: Dispatcher
+    name: str
     works: frozenset[str] | None
     rate: Rate | None
     rooms: tuple[KeyRoom, ...]
@@ -167,7 +174,8 @@ class _Lane:
 
     only: TaskFilter = ANY_TASK
     known: frozenset[str] | None = None
-    """For the pool of all other works: the names of which its filter was made."""
+    names: frozenset[str] = frozenset()
+    """The registered works, and the pools that tasks can name, of which that was made."""
 
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Around its wait for whatever it waits for now."""
@@ -255,7 +263,8 @@ class PoolsDispatcher:
     """Runs works in several pools, each with workers of its own.
 
     A pool that is full, paused or bound by its rate keeps no other pool waiting, however
-    many tasks wait for it. Works that no pool names run in the pool ``"default"``.
+    many tasks wait for it. Works that no pool names run in the pool ``"default"``. A task
+    may name another pool than that of its work.
 
     ::
 
@@ -326,8 +335,6 @@ class PoolsDispatcher:
             raise TypeError(f"pools: {name!r} must be a Pool, not {shown(pool)}")
         if name in self._lanes:
             raise PoolExistsError(name)
-        if not pool.works:
-            raise ValueError(f"works: the pool {name!r} must name the works it is for")
         for other, lane in self._lanes.items():
             if both := sorted(pool.works & (lane.works or frozenset())):
                 raise PoolExistsError(other, both[0])
@@ -402,10 +409,7 @@ class PoolsDispatcher:
                 f"workers: the pool {name!r} has pools in it: set rate and limits on these"
             )
         rooms = tuple(KeyRoom(limit) for limit in pool.limits)
-        lane = _Lane(workers, works, pool.rate, rooms, pool.paused)
-        if works is not None or rooms:
-            lane.only = TaskFilter(works, rooms=rooms)
-        self._lanes[name] = lane
+        self._lanes[name] = _Lane(workers, name, works, pool.rate, rooms, pool.paused)
 
     # -- what the scheduler calls -----------------------------------------------------
 
@@ -507,12 +511,15 @@ class PoolsDispatcher:
         return fetch_some
 
     def _filter_of(self, lane: _Lane) -> TaskFilter:
-        known = self._works.work_ids
-        if lane.works is None and lane.known is not known:
+        names, known = _names(lane), self._works.work_ids
+        if lane.known is known and lane.names == names:
+            return lane.only
+        lane.known, lane.names = known, names
+        works = lane.works
+        if works is None:
             named = [each.works for each in self._lanes.values() if each.works is not None]
-            if named:
-                lane.only = TaskFilter(known.difference(*named), rooms=lane.rooms)
-            lane.known = known
+            works = known.difference(*named) if named else None
+        lane.only = TaskFilter(rooms=lane.rooms, pools=OfPools(names, works))
         return lane.only
 
     def cancel(self, run: Task, reason: StopReason) -> bool:
@@ -522,9 +529,19 @@ class PoolsDispatcher:
     def statistics(self) -> DispatcherStatistics:
         """The workers of all pools, and what they run."""
         each = [lane.dispatcher.statistics() for lane in self._lanes.values()]
+        pools = [_names(lane) for lane in self._lanes.values()]
         return DispatcherStatistics(
-            sum(one.max_workers for one in each), sum(one.running for one in each)
+            sum(one.max_workers for one in each),
+            sum(one.running for one in each),
+            frozenset[str]().union(*pools),
         )
+
+
+def _names(lane: _Lane) -> frozenset[str]:
+    """The names by which tasks choose a pool: its own, or those of the pools in it."""
+    if isinstance(lane.dispatcher, PoolsDispatcher):
+        return lane.dispatcher.statistics().pools
+    return frozenset() if lane.works is None else frozenset({lane.name})
 
 
 def _statistics(lane: _Lane) -> PoolStatistics:

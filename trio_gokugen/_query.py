@@ -78,6 +78,9 @@ class TaskQuery:
     work_ids: Collection[str] | None = None
     schedule_ids: Collection[str] | None = None
     keys: Collection[str] | None = None
+    pools: Collection[str] | None = None
+    """The pools that tasks name."""
+
     scheduled_at: Moments | None = None
     created_at: Moments | None = None
     deadline: Moments | None = None
@@ -103,6 +106,7 @@ class TaskQuery:
         keep(self, "work_ids", _texts)
         keep(self, "schedule_ids", _texts)
         keep(self, "keys", _texts)
+        keep(self, "pools", _texts)
         keep(self, "priority", _priority)
         keep(self, "meta", json_object)
 
@@ -114,6 +118,7 @@ class TaskQuery:
             and (self.work_ids is None or task.work_id in self.work_ids)
             and (self.schedule_ids is None or task.schedule_id in self.schedule_ids)
             and (self.keys is None or task.key in self.keys)
+            and (self.pools is None or task.pool in self.pools)
             and all(
                 _within(getattr(task, field), between)
                 for field in _QUERIED

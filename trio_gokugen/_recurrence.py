@@ -485,8 +485,8 @@ def _like(schedule: Schedule) -> Task:
             "meta": schedule.meta,
             "priority": schedule.priority,
         }
-        if schedule.when is not None:
-            common["when"] = schedule.when
+        rare = {"when": schedule.when, "pool": schedule.pool}
+        common |= {field: value for field, value in rare.items() if value is not None}
         like = schedule.__dict__["_like"] = evolve(_BLANK, common)
     return like
 

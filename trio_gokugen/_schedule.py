@@ -151,6 +151,9 @@ class Schedule:
     when: str | None = None
     """The condition that is asked before an occurrence runs."""
 
+    pool: str | None = None
+    """The pool its occurrences run in; by default the one that is for their work."""
+
     paused: bool = False
 
     created_at: datetime
@@ -292,6 +295,7 @@ DEFINITION = (
     "overlap",
     "after",
     "when",
+    "pool",
 )
 """The fields that a user says, and may change."""
 
@@ -312,6 +316,7 @@ _CHECKS: dict[str, Any] = {
     "meta": json_object,
     "priority": int64,
     "when": name_or_none,
+    "pool": name_or_none,
     "paused": truth,
     "created_at": as_utc,
     "next_at": as_utc_or_none,
@@ -341,6 +346,7 @@ class ScheduleUpdate:
     overlap: Maybe[Overlap] = UNCHANGED
     after: Maybe[After] = UNCHANGED
     when: Maybe[str | None] = UNCHANGED
+    pool: Maybe[str | None] = UNCHANGED
 
     def __attrs_post_init__(self) -> None:
         if self.trigger is not UNCHANGED:

@@ -42,6 +42,7 @@ from .abc import (
     Dispatcher,
     Listener,
     LoopHooks,
+    OfPools,
     RecoverAction,
     TaskFilter,
     TaskRepository,
@@ -201,8 +202,9 @@ class Scheduler(Tasks, Schedules):
     async def drain(self) -> None:
         """Wait until nothing is pending or running, here or in another scheduler.
 
-        Tasks whose work is not registered here do not count: they would never run. Of a
-        schedule there is always something pending, unless it is paused.
+        Tasks whose work is not registered here do not count, nor do those that name a pool
+        that is not here: they would never run. Of a schedule there is always something
+        pending, unless it is paused.
         """
         engine = self._running()
         ledger, queue = engine.ledger, engine.updates.queue
@@ -218,8 +220,7 @@ class Scheduler(Tasks, Schedules):
             await ledger.wait_until(at_rest)
             self._running()
             version = ledger.version
-            known = TaskFilter(self._works.work_ids)
-            pending = await self._repository.get_next(known)
+            pending = await self._repository.get_next(self._ours())
             self._running()
             # What was read counts only if nothing went on before it, nor meanwhile.
             if version == ledger.version and at_rest():
@@ -241,7 +242,12 @@ class Scheduler(Tasks, Schedules):
         if await self._repository.find(running, 1):
             return True
         # What was put back between the two looks.
-        return await self._repository.get_next(TaskFilter(work_ids)) is not None
+        return await self._repository.get_next(self._ours()) is not None
+
+    def _ours(self) -> TaskFilter:
+        """The tasks that may run here."""
+        pools = OfPools(self._dispatcher.statistics().pools)
+        return TaskFilter(self._works.work_ids, pools=pools)
 
     # -- watching ---------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from ._errors import (
     ConditionNotFoundError,
     InvalidTaskError,
     NoSchedulesError,
+    PoolNotFoundError,
     SchedulesRefusedError,
     WorkNotFoundError,
     shown,
@@ -58,6 +59,7 @@ class Schedules(Calls):
         overlap: Overlap = "skip",
         after: After = "start",
         when: str | None = None,
+        pool: str | None = None,
         paused: bool = False,
     ) -> Schedule:
         """Have a work run again and again.
@@ -84,6 +86,7 @@ class Schedules(Calls):
             other; or let it ``"replace"`` the other, which is cancelled.
           after: ``"end"``: an interval is counted from the end of each occurrence.
           when: Name of a registered condition, which is asked before an occurrence runs.
+          pool: The pool occurrences run in, instead of the one that is for their work.
           paused: A new schedule does nothing before it is resumed.
 
         Returns:
@@ -92,6 +95,7 @@ class Schedules(Calls):
         Raises:
           InvalidTaskError, InvalidTriggerError: a value cannot be used; `field` names it.
           WorkNotFoundError, ConditionNotFoundError: no such one is registered.
+          PoolNotFoundError: the dispatcher has no such pool.
           NoSchedulesError: the repository keeps none.
         """
         engine = self._running()
@@ -112,11 +116,13 @@ class Schedules(Calls):
             overlap=overlap,
             after=after,
             when=when,
+            pool=pool,
             paused=paused,
             created_at=engine.clock.now(),
         )
         self._check(schedule.work_id, schedule.param)
         self._check_condition(schedule.when)
+        self._check_pool(schedule.pool)
         return _there(await self._say(lambda now: PutSchedule(schedule, now)))
 
     async def add_schedules(self, schedules: Iterable[Schedule]) -> list[Schedule]:
@@ -163,6 +169,7 @@ class Schedules(Calls):
         overlap: Maybe[Overlap] = UNCHANGED,
         after: Maybe[After] = UNCHANGED,
         when: Maybe[str | None] = UNCHANGED,
+        pool: Maybe[str | None] = UNCHANGED,
     ) -> Schedule:
         """Change a schedule, and its next occurrence. What is not given stays.
 
@@ -171,6 +178,7 @@ class Schedules(Calls):
         Raises:
           InvalidTaskError, InvalidTriggerError: a value cannot be used; `field` names it.
           WorkNotFoundError, ConditionNotFoundError: no such one is registered.
+          PoolNotFoundError: the dispatcher has no such pool.
           ScheduleNotFoundError: there is no such schedule.
         """
         self._running()
@@ -187,6 +195,7 @@ class Schedules(Calls):
             overlap=overlap,
             after=after,
             when=when,
+            pool=pool,
         )
 
         def said(now: datetime) -> UpdateSchedule:
@@ -200,6 +209,8 @@ class Schedules(Calls):
                 self._check(new.work_id, new.param)
             if new.when != before.when:
                 self._check_condition(new.when)
+            if new.pool != before.pool:
+                self._check_pool(new.pool)
             return _there(await self._say(said, end_turn))
 
     async def remove_schedule(self, id: str) -> bool:
@@ -292,7 +303,13 @@ class Schedules(Calls):
             try:
                 self._check(schedule.work_id, schedule.param)
                 self._check_condition(schedule.when)
-            except (InvalidTaskError, WorkNotFoundError, ConditionNotFoundError) as error:
+                self._check_pool(schedule.pool)
+            except (
+                InvalidTaskError,
+                WorkNotFoundError,
+                ConditionNotFoundError,
+                PoolNotFoundError,
+            ) as error:
                 yield schedule.id, str(error)
 
     async def _say(

@@ -163,6 +163,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "overlap": _as_it_is,
     "after": _as_it_is,
     "when": _as_it_is,
+    "pool": _as_it_is,
     "paused": _paused,
 }
 """What makes of a value the one that a schedule has, or refuses it."""

@@ -173,6 +173,7 @@ _CHECKS: Mapping[str, Callable[[Any, str], object]] = {
     "done_at": as_utc_or_none,
     "key": name_or_none,
     "when": name_or_none,
+    "pool": name_or_none,
     "retry": _retry,
     "retries": count,
     "errors": _errors,
@@ -244,11 +245,15 @@ class TaskParam:
     retry: Retry | None = None
     """Whether it is tried again if it fails; by default as its work says."""
 
+    pool: str | None = None
+    """The pool it runs in; by default the one that is for its work."""
+
     def __attrs_post_init__(self) -> None:
         for field, check in _PARAM_CHECKS:
             keep(self, field, check)
-        if self.key is not None:
-            keep(self, "key", name)
+        for field in ("key", "pool"):
+            if getattr(self, field) is not None:
+                keep(self, field, name)
         if self.retry is not None:
             keep(self, "retry", _retry)
         check_deadline(self.scheduled_at, self.deadline)
@@ -257,7 +262,7 @@ class TaskParam:
 _PARAM_CHECKS = tuple(
     (field.name, _CHECKS[field.name] if field.name != "id" else name_or_none)
     for field in attrs.fields(TaskParam)
-    if field.name not in {"key", "retry"}  # which few have
+    if field.name not in {"key", "retry", "pool"}  # which few have
 )
 
 
@@ -393,6 +398,9 @@ class Task:
     when: str | None = None
     """The condition that is asked before its work runs."""
 
+    pool: str | None = None
+    """The pool it runs in; by default the one that is for its work."""
+
     def __attrs_post_init__(self) -> None:
         for field in _IN_ORDER:
             keep(self, field, _CHECKS[field])
@@ -451,6 +459,7 @@ _SPARSE: Mapping[str, Any] = {
     "result": None,
     "progress": None,
     "when": None,
+    "pool": None,
 }
 """Fields that few tasks have, and what they are if they are not there.
 
@@ -580,7 +589,7 @@ def new_task(param: TaskParam, task_id: str, created_at: datetime) -> Task:
             "deadline": param.deadline,
         },
     )
-    rare = {"key": param.key, "retry": param.retry}
+    rare = {"key": param.key, "retry": param.retry, "pool": param.pool}
     given = {field: value for field, value in rare.items() if value is not None}
     return evolve(task, given) if given else task
 
@@ -590,8 +599,8 @@ def new_task(param: TaskParam, task_id: str, created_at: datetime) -> Task:
 class TaskUpdate:
     """What is to change of a scheduled task.
 
-    A field left `UNCHANGED` stays as it is; `None` clears a deadline, and empties
-    `param` or `meta`.
+    A field left `UNCHANGED` stays as it is; `None` clears a deadline, empties `param` or
+    `meta`, and leaves the pool to the work.
     """
 
     work_id: Maybe[str] = UNCHANGED
@@ -600,6 +609,7 @@ class TaskUpdate:
     priority: Maybe[int] = UNCHANGED
     deadline: Maybe[datetime | None] = UNCHANGED
     meta: Maybe[Mapping[str, JSON] | None] = attrs.field(default=UNCHANGED, hash=False)
+    pool: Maybe[str | None] = UNCHANGED
 
     def __attrs_post_init__(self) -> None:
         for field, value in self.__dict__.items():

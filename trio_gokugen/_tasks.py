@@ -72,6 +72,7 @@ class Tasks(Calls):
         key: str | None = None,
         if_exists: IfExists = "raise",
         retry: Retry | None = None,
+        pool: str | None = None,
         mutate: Mutator | None = None,
     ) -> Task:
         """Have a work run at a moment, or after some time.
@@ -91,6 +92,7 @@ class Tasks(Calls):
             that one, and add none; or ``"replace"`` what is to be done and when by what is
             given here, as one does to wait until things have calmed down.
           retry: Whether it is tried again if it fails, instead of what its work says.
+          pool: The pool it runs in, instead of the one that is for its work.
           mutate: Makes of the new task another, and is told the moment: what `randomised`
             gives, or a function of your own.
 
@@ -100,6 +102,7 @@ class Tasks(Calls):
         Raises:
           InvalidTaskError: a value cannot be used; `field` names it.
           WorkNotFoundError: no such work is registered.
+          PoolNotFoundError: the dispatcher has no such pool.
           TaskExistsError: a task of this id is there.
           KeyExistsError: a task of this key is there that has not ended.
           AlreadyDispatchedError: that task was to be replaced, and runs already.
@@ -107,12 +110,13 @@ class Tasks(Calls):
         engine = self._running()
         now = engine.clock.now()
         new = new_param(
-            now, work_id, param, at, after, priority, deadline, meta, id, key, retry
+            now, work_id, param, at, after, priority, deadline, meta, id, key, retry, pool
         )
         check_if_exists(if_exists)
         new = mutated(new, mutate, now)
         check_key(new, if_exists)
         self._check(new.work_id, new.param)
+        self._check_pool(new.pool)
         [task] = await self._add(engine, [new], if_exists)
         return task
 
@@ -136,6 +140,7 @@ class Tasks(Calls):
 
         Raises:
           InvalidTaskError, WorkNotFoundError: as `add_task`; `index` tells which.
+          PoolNotFoundError: as `add_task`.
           TaskExistsError: an id is taken, or given twice.
           KeyExistsError: a key is.
           AlreadyDispatchedError: a task that was to be replaced runs already.
@@ -153,6 +158,7 @@ class Tasks(Calls):
                 )
             param = mutated(given, mutate, now, index)
             self._check(param.work_id, param.param, index)
+            self._check_pool(param.pool)
             new.append(param)
         return await self._add(engine, new, if_exists)
 
@@ -178,6 +184,7 @@ class Tasks(Calls):
         priority: Maybe[int] = UNCHANGED,
         deadline: Maybe[datetime | None] = UNCHANGED,
         meta: Maybe[Mapping[str, JSON] | None] = UNCHANGED,
+        pool: Maybe[str | None] = UNCHANGED,
     ) -> bool:
         """Change a task that has not been dispatched. What is not given stays.
 
@@ -188,6 +195,7 @@ class Tasks(Calls):
         Raises:
           InvalidTaskError: a value cannot be used, or does not go with the others.
           WorkNotFoundError: no such work is registered.
+          PoolNotFoundError: the dispatcher has no such pool.
           TaskNotFoundError, AlreadyDispatchedError, AlreadyCancelledError,
           AlreadyDoneError: it can no longer be changed.
         """
@@ -200,7 +208,10 @@ class Tasks(Calls):
             priority=priority,
             deadline=deadline,
             meta=meta,
+            pool=pool,
         )
+        if update.pool is not UNCHANGED:
+            self._check_pool(update.pool)
 
         def operation(now: datetime) -> UpdateTask:
             return UpdateTask(task_id, update, now)

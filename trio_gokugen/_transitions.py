@@ -184,6 +184,7 @@ _REPLACED = (
     "scheduled_at",
     "deadline",
     "retry",
+    "pool",
 )
 
 

@@ -38,6 +38,7 @@ from ._operations import (
     Free,
     IfExists,
     NoteProgress,
+    OfPools,
     OnSchedule,
     Operation,
     RecoverAction,
@@ -94,6 +95,7 @@ __all__ = [
     "Listener",
     "LoopHooks",
     "NoteProgress",
+    "OfPools",
     "OnSchedule",
     "Operation",
     "PauseSchedule",
@@ -571,6 +573,9 @@ class DispatcherStatistics:
 
     max_workers: float
     running: int
+
+    pools: frozenset[str] = frozenset()
+    """The names of the pools that tasks can choose."""
 
 
 class Dispatcher(Protocol):

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import Row
+from sqlalchemy import Row, Select
 
 from trio_gokugen import _transitions
 from trio_gokugen._task import Task, TaskState
 from trio_gokugen.abc import Claimed, ClaimTasks, TaskFilter
 
+from ._dialects import Lane
 from ._ongoing import CHUNK, Key, Ongoing
 from ._rows import is_unreadable, task_of
 from ._statements import FirstPending
@@ -138,23 +139,42 @@ def _due(
     ongoing: Ongoing, ask: FirstPending, only: TaskFilter, parameters: Mapping[str, Any]
 ) -> Sequence[Row[Any]]:
     """The rows of the first pending tasks that a filter accepts."""
-    works = _works(ongoing, only)
-    if not works:
+    lanes = _lanes(ongoing, only)
+    if not lanes:
         return []
     unknown = ongoing.dialect.listed(ongoing.unknown.ids())
     parameters = {"unknown": unknown, **parameters}
-    if len(works) == 1:
-        return ongoing.execute(ask.of_one_work, {"work": works[0], **parameters}).all()
-    listed = {"works": ongoing.dialect.listed(works), **parameters}
+    if len(lanes) == 1:
+        [(pool, work)] = lanes
+        one = {"named": pool, "work": work, **parameters}
+        return ongoing.execute(ask.of_one, one).all()
+    listed = {**ongoing.dialect.listed_lanes(lanes), **parameters}
     rows = ongoing.execute(ask.of_many, listed).all()
     if not rows and ask.past_locked is not None:
         rows = ongoing.execute(ask.past_locked, listed).all()
     return rows
 
 
-def _works(ongoing: Ongoing, only: TaskFilter) -> list[str]:
-    """The works that a filter accepts and that may have pending tasks."""
-    if only.work_ids is not None:
-        return sorted(only.work_ids)
-    works = ongoing.execute(ongoing.say.pending_works, {}).scalars()
-    return [each for each in works if isinstance(each, str)]  # others are damaged
+def _lanes(ongoing: Ongoing, only: TaskFilter) -> list[Lane]:
+    """The lanes that a filter accepts and that may have pending tasks."""
+    pools, works = only.pools, only.unnamed
+    if pools is None:
+        return _pending(ongoing, only, ongoing.say.pending_lanes, {})
+    lanes = [] if works is None else [("", work) for work in sorted(works)]
+    names = sorted(pools.names) if works is not None else ["", *sorted(pools.names)]
+    if names:
+        listed = {"names": ongoing.dialect.listed(names)}
+        lanes += _pending(ongoing, only, ongoing.say.lanes_of_pools, listed)
+    return lanes
+
+
+def _pending(
+    ongoing: Ongoing, only: TaskFilter, ask: Select[Any], parameters: Mapping[str, Any]
+) -> list[Lane]:
+    """The lanes that a statement finds, of works that a filter accepts."""
+    return [
+        (pool, work)
+        for pool, work in ongoing.execute(ask, parameters)
+        if isinstance(pool, str) and isinstance(work, str)  # others are damaged
+        if only.work_ids is None or work in only.work_ids
+    ]

@@ -156,7 +156,10 @@ class SQLCore(BulkRepository):
     async def count_pending(self) -> Mapping[str, int]:
         def count(connection: Connection) -> dict[str, int]:
             rows = connection.execute(self._statements.count_pending)
-            return {row[0]: row[1] for row in rows}
+            pending: dict[str, int] = {}
+            for _, work_id, number in rows:
+                pending[work_id] = pending.get(work_id, 0) + number
+            return pending
 
         return await self._read("counting tasks", count)
 

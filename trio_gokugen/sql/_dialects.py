@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
@@ -41,6 +41,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
 from trio_gokugen._json import JSON
+from trio_gokugen._task import Task
 
 from ._failures import given_back
 from ._rows import COLUMNS
@@ -51,6 +52,15 @@ PENDING = TASK.c.state == literal_column("'scheduled'")
 RUNNING = TASK.c.state == literal_column("'dispatched'")
 AT: BindParameter[datetime] = bindparam("at", type_=Moment)
 LIMIT: BindParameter[int] = bindparam("limit", type_=BigInteger)
+
+
+Lane: TypeAlias = tuple[str, str]
+"""A pool and a work; the pool is empty for tasks that name none."""
+
+
+def lane_of(task: Task) -> Lane:
+    """The pool and the work of a task."""
+    return task.pool or "", task.work_id
 
 
 def dispatch_order(rows: FromClause = TASK) -> tuple[ColumnElement[Any], ...]:
@@ -101,15 +111,15 @@ class Dialect(ABC):
 
     @abstractmethod
     def seal(
-        self, connection: Connection, appeared: Mapping[str, datetime], sender: str
+        self, connection: Connection, appeared: Mapping[Lane, datetime], sender: str
     ) -> str | None:
         """The last word before a commit.
 
         Args:
           connection: In the transaction.
-          appeared: By work, the first moment for which tasks have become pending. If
-            that is soon, or the first of all for this work, others are told with the
-            commit.
+          appeared: By pool and work, the first moment for which tasks have become
+            pending. If that is soon, or the first of all for these, others are told with
+            the commit.
           sender: Who it is that tells them.
 
         Returns:
@@ -137,7 +147,7 @@ class Dialect(ABC):
         """A part of a transaction that may fail, and leave the rest as it was."""
 
     @abstractmethod
-    def notify(self, connection: Connection, appeared: Mapping[str, datetime]) -> bool:
+    def notify(self, connection: Connection, appeared: Mapping[Lane, datetime]) -> bool:
         """Have all others look again once the transaction is committed, if possible.
 
         Args:
@@ -169,19 +179,27 @@ class Dialect(ABC):
         """A list, given by `listed`, as a table with one column, ``value``."""
 
     @abstractmethod
+    def listed_lanes(self, lanes: Collection[Lane]) -> dict[str, Any]:
+        """A list of lanes as parameters."""
+
+    @abstractmethod
+    def lanes(self) -> FromClause:
+        """That list as a table, with the columns ``pool`` and ``work_id``."""
+
+    @abstractmethod
     def of_each(self, values: FromClause, first: Select[Any]) -> Select[Any]:
-        """The first rows for each of some values, without order.
+        """The first rows for each row of another table, without order.
 
         Args:
-          values: A table with a column ``value``.
-          first: Selects `COLUMNS` of `TASK` for one of the values, which it names by that
-            column; in an order, and limited.
+          values: That table.
+          first: Selects `COLUMNS` of `TASK` for one row of it, whose columns it names; in
+            an order, and limited.
         """
 
     def heads(
         self, *, locked: bool, besides: Sequence[ColumnElement[bool]] = ()
     ) -> Select[Any]:
-        """The first pending tasks of the listed ``works``, at most ``limit``.
+        """The first pending tasks of the listed lanes, at most ``limit``.
 
         Those until ``at``; `locked`, nobody else can take them meanwhile.
 
@@ -189,9 +207,9 @@ class Dialect(ABC):
           locked: See above.
           besides: What else is asked of them.
         """
-        works = self.rows_of("works", Text())
-        due = self.due(works.c.value, locked=locked, besides=besides)
-        heads = self.of_each(works, due).subquery("heads")
+        lanes = self.lanes()
+        due = self.due(lanes, locked=locked, besides=besides)
+        heads = self.of_each(lanes, due).subquery("heads")
         return select(heads).order_by(*dispatch_order(heads)).limit(LIMIT)
 
     def heads_past_locked(
@@ -205,27 +223,37 @@ class Dialect(ABC):
         del besides
         return None
 
-    def heads_of_one_work(
+    def heads_of_one(
         self, *, locked: bool, besides: Sequence[ColumnElement[bool]] = ()
     ) -> Select[Any]:
-        """The same of the one ``work``."""
-        return self.due(bindparam("work", type_=Text), locked=locked, besides=besides)
+        """The same of one lane: of the pool ``named``, and ``work``."""
+        return self.due(None, locked=locked, besides=besides)
 
     def due(
         self,
-        work_id: ColumnElement[str],
+        lane: FromClause | None,
         *,
         locked: bool,
         besides: Sequence[ColumnElement[bool]] = (),
     ) -> Select[Any]:
-        """The first pending tasks of a work until ``at``, at most ``limit``.
+        """The first pending tasks of a lane until ``at``, at most ``limit``.
 
         But for those of the schedules that are listed as ``unknown``.
+
+        Args:
+          lane: What has its ``pool`` and ``work_id``; without it, these are parameters.
+          locked: Whether nobody else can take them meanwhile.
+          besides: What else is asked of them.
         """
+        pool: ColumnElement[str] = bindparam("named", type_=Text)
+        work_id: ColumnElement[str] = bindparam("work", type_=Text)
+        if lane is not None:
+            pool, work_id = lane.c.pool, lane.c.work_id
         of_schedule = TASK.c.schedule_id
         due = (
             select(*COLUMNS)
-            .where(PENDING, TASK.c.work_id == work_id, TASK.c.scheduled_at <= AT)
+            .where(PENDING, TASK.c.pool == pool, TASK.c.work_id == work_id)
+            .where(TASK.c.scheduled_at <= AT)
             .where(or_(of_schedule.is_(None), not_(self.among(of_schedule, "unknown"))))
             .where(*besides)
             .order_by(*dispatch_order())

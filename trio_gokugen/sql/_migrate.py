@@ -20,7 +20,7 @@ from ._failures import failures, given_back
 
 logger = logging.getLogger("trio_gokugen.sql")
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """All there have been, oldest first."""
 
 _VERSION = Table("gokugen_version", MetaData(), Column("version_num", Text))

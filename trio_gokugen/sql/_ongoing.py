@@ -17,7 +17,7 @@ from sqlalchemy.sql import Executable
 from trio_gokugen._schedule import Schedule
 from trio_gokugen._task import Task
 
-from ._dialects import Dialect
+from ._dialects import Dialect, Lane, lane_of
 from ._errors import UnknownScheduleError
 from ._schedule_rows import Unreadable
 from ._statements import Statements
@@ -123,8 +123,8 @@ class Ongoing:
     unknown: Unknown
     """What others may know, but not we."""
 
-    appeared: dict[str, datetime] = attrs.field(factory=dict[str, datetime])
-    """By work, the first moment for which a task has become pending."""
+    appeared: dict[Lane, datetime] = attrs.field(factory=dict[Lane, datetime])
+    """By pool and work, the first moment for which a task has become pending."""
 
     held: dict[str, Held] = attrs.field(factory=dict[str, Held])
     """By id, the schedules that were asked for."""
@@ -189,9 +189,10 @@ class Ongoing:
 
     def note_pending(self, task: Task) -> None:
         """A task has become pending."""
-        first = self.appeared.get(task.work_id)
+        lane = lane_of(task)
+        first = self.appeared.get(lane)
         if first is None or task.scheduled_at < first:
-            self.appeared[task.work_id] = task.scheduled_at
+            self.appeared[lane] = task.scheduled_at
 
 
 def chunks(items: Collection[Any]) -> Iterator[list[Any]]:

@@ -43,7 +43,7 @@ from sqlalchemy.types import TypeEngine
 
 from trio_gokugen._json import JSON
 
-from ._dialects import AT, LIMIT, PENDING, Dialect, dispatch_order
+from ._dialects import AT, LIMIT, PENDING, Dialect, Lane, dispatch_order
 from ._failures import FAILURES, as_failure
 from ._rows import COLUMNS
 from ._schema import TASK, Damaged, Moment
@@ -74,13 +74,15 @@ _STATUS = text("SELECT pg_xact_status(CAST(CAST(:seal AS text) AS xid8))")
 
 def _transaction_and_news() -> Select[str, Any]:
     lists = func.unnest(
+        bindparam("pools", type_=ARRAY(Text)),
         bindparam("works", type_=ARRAY(Text)),
         bindparam("moments", type_=ARRAY(TIMESTAMP(timezone=True))),
     )
-    appeared = lists.table_valued("work_id", "scheduled_at", name="appeared")
+    appeared = lists.table_valued("pool", "work_id", "scheduled_at", name="appeared")
     appeared = appeared.render_derived()
     earlier = exists().where(
         PENDING,
+        TASK.c.pool == appeared.c.pool,
         TASK.c.work_id == appeared.c.work_id,
         TASK.c.scheduled_at < type_coerce(appeared.c.scheduled_at, Moment),
     )
@@ -95,7 +97,10 @@ _TRANSACTION_AND_NEWS = _transaction_and_news()
 
 @attrs.frozen
 class News:
-    """What is told with a commit. Of several works, only that there is something."""
+    """What is told with a commit.
+
+    Of several works, and of tasks that name a pool, only that there is something.
+    """
 
     sender: str
     work_id: str | None = None
@@ -103,12 +108,12 @@ class News:
     """When the first task of the work is due, of those that are told of."""
 
     @classmethod
-    def of(cls, sender: str, appeared: Mapping[str, datetime]) -> News:
+    def of(cls, sender: str, appeared: Mapping[Lane, datetime]) -> News:
         """What is to be told, if these tasks have become pending."""
         if len(appeared) != 1:
             return cls(sender)
-        [(work_id, first)] = appeared.items()
-        return cls(sender, work_id, first)
+        [((pool, work_id), first)] = appeared.items()
+        return cls(sender) if pool else cls(sender, work_id, first)
 
     def text(self) -> str:
         first = None if self.first is None else self.first.isoformat()
@@ -170,14 +175,13 @@ class PostgreSQL(Dialect):
             connection.rollback()
 
     def seal(
-        self, connection: Connection, appeared: Mapping[str, datetime], sender: str
+        self, connection: Connection, appeared: Mapping[Lane, datetime], sender: str
     ) -> str | None:
         if not appeared:
             return connection.scalar(_TRANSACTION)
-        works, moments = list(appeared), list(appeared.values())
-        first = min(moments)
-        told = {"news": News.of(sender, appeared).text(), "first": first}
-        parameters = {"works": works, "moments": moments, **told}
+        moments = list(appeared.values())
+        told = {"news": News.of(sender, appeared).text(), "first": min(moments)}
+        parameters = {**self.listed_lanes(appeared), "moments": moments, **told}
         return cast_("str | None", connection.scalar(_TRANSACTION_AND_NEWS, parameters))
 
     def has_committed(self, connection: Connection, seal: str) -> bool | None:
@@ -217,7 +221,7 @@ class PostgreSQL(Dialect):
         except Error as error:  # as it is, if it is not by way of SQLAlchemy
             raise as_failure("a transaction", error) from error
 
-    def notify(self, connection: Connection, appeared: Mapping[str, datetime]) -> bool:
+    def notify(self, connection: Connection, appeared: Mapping[Lane, datetime]) -> bool:
         connection.execute(select(_PG_NOTIFY), {"news": News.of("", appeared).text()})
         return True
 
@@ -240,6 +244,14 @@ class PostgreSQL(Dialect):
         values = func.unnest(bindparam(name, type_=ARRAY(type_)))
         return values.table_valued(column("value", type_), name=name).render_derived()
 
+    def listed_lanes(self, lanes: Collection[Lane]) -> dict[str, Any]:
+        return {"pools": [pool for pool, _ in lanes], "works": [work for _, work in lanes]}
+
+    def lanes(self) -> FromClause:
+        lists = (bindparam(name, type_=ARRAY(Text)) for name in ("pools", "works"))
+        columns = column("pool", Text), column("work_id", Text)
+        return func.unnest(*lists).table_valued(*columns, name="lanes").render_derived()
+
     def of_each(self, values: FromClause, first: Select[Any]) -> Select[Any]:
         of_one = first.lateral("of_one")
         return select(of_one).select_from(values).join(of_one, true())
@@ -249,22 +261,22 @@ class PostgreSQL(Dialect):
     ) -> Select[Any]:
         if not locked:
             return super().heads(locked=False, besides=besides)
-        works = self.rows_of("works", Text())
-        due = self.due(works.c.value, locked=False, besides=besides)
-        heads = self.of_each(works, due).subquery("heads")
+        lanes = self.lanes()
+        due = self.due(lanes, locked=False, besides=besides)
+        heads = self.of_each(lanes, due).subquery("heads")
         first = (
-            select(heads.c.work_id)
+            select(heads.c.pool, heads.c.work_id)
             .order_by(*dispatch_order(heads))
             .limit(LIMIT)
             .subquery("first")
         )
-        # How many of each work are to be had; which ones, is seen when they are locked.
+        # How many of each lane are to be had; which ones, is seen when they are locked.
         shares = (
-            select(first.c.work_id, func.count().label("count"))
-            .group_by(first.c.work_id)
+            select(first.c.pool, first.c.work_id, func.count().label("count"))
+            .group_by(first.c.pool, first.c.work_id)
             .subquery("shares")
         )
-        due = self.due(shares.c.work_id, locked=True, besides=besides)
+        due = self.due(shares, locked=True, besides=besides)
         due = due.limit(shares.c.count)
         mine = due.lateral("mine")
         found = select(mine).select_from(shares).join(mine, true())

@@ -107,6 +107,7 @@ class SQLRepository(TimedRepository[SQLCore]):
         key: str | None = None,
         if_exists: IfExists = "raise",
         retry: Retry | None = None,
+        pool: str | None = None,
     ) -> Task:
         """Add a task in a transaction of your own: it is there if that is committed.
 
@@ -129,6 +130,7 @@ class SQLRepository(TimedRepository[SQLCore]):
           key: Among tasks that have not ended, no two have the same.
           if_exists: If another has it: ``"raise"``, ``"return"`` or ``"replace"``.
           retry: Whether it is tried again if it fails.
+          pool: The pool it runs in. Whether a scheduler has it, is not checked, either.
 
         Returns:
           The task, as it will be stored; or the one that has the key.
@@ -141,7 +143,7 @@ class SQLRepository(TimedRepository[SQLCore]):
         """
         now = self._now()
         new = new_param(
-            now, work_id, param, at, after, priority, deadline, meta, id, key, retry
+            now, work_id, param, at, after, priority, deadline, meta, id, key, retry, pool
         )
         check_if_exists(if_exists)
         check_key(new, if_exists)

@@ -45,7 +45,7 @@ FIELDS = (
 )
 """The fields of a task, each a column."""
 
-RARE = "unique_key", "rare", "result", "progress"
+RARE = "unique_key", "rare", "result", "progress", "pool"
 """Columns of what few tasks have, and are read apart."""
 
 COLUMNS = [
@@ -115,8 +115,8 @@ def task_of(row: Row[Any]) -> Task:
     rare = values[_COMMON:_ALL]
     if rare == _NOTHING_RARE:
         return made_of(fields)
-    for column, value in zip(RARE, rare, strict=True):
-        if value is None:
+    for column, value, nothing in zip(RARE, rare, _NOTHING_RARE, strict=True):
+        if value == nothing:
             continue
         try:
             fields |= _READ[column](value)
@@ -127,7 +127,7 @@ def task_of(row: Row[Any]) -> Task:
 
 _COMMON = len(FIELDS)
 _ALL = _COMMON + len(RARE)
-_NOTHING_RARE = (None,) * len(RARE)
+_NOTHING_RARE = (None, None, None, None, "")
 
 
 def _key(value: Any) -> dict[str, Any]:
@@ -140,6 +140,10 @@ def _result(value: Any) -> dict[str, Any]:
 
 def _progress(value: Any) -> dict[str, Any]:
     return {"progress": progress_from_data(value)}
+
+
+def _pool(value: Any) -> dict[str, Any]:
+    return {"pool": name(value, "pool")}
 
 
 def _said_in(rare: Any) -> dict[str, Any]:
@@ -162,6 +166,7 @@ _READ: dict[str, Callable[[Any], dict[str, Any]]] = {
     "rare": _said_in,
     "result": _result,
     "progress": _progress,
+    "pool": _pool,
 }
 """What makes fields of a column that few tasks have, or an `InvalidTaskError`."""
 
@@ -209,6 +214,7 @@ def plan_of(task: Task) -> dict[str, Any]:
         "meta": task.meta,
         "nominal_at": task.nominal_at,
         "rare": _rare(task),
+        "pool": task.pool or "",
     }
 
 

@@ -27,6 +27,7 @@ DEFINITION = (
     "overlap",
     "counted_from",
     "condition",
+    "pool",
 )
 """The columns that a user says."""
 
@@ -64,6 +65,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "overlap": (str,),
     "counted_from": (str,),
     "condition": _MAYBE_TEXT,
+    "pool": _MAYBE_TEXT,
     "paused": (int,),
     "created_at": (datetime,),
     "next_at": _MAYBE_MOMENT,
@@ -185,6 +187,7 @@ def definition_of(schedule: Schedule) -> dict[str, Any]:
         "overlap": schedule.overlap,
         "counted_from": schedule.after,
         "condition": schedule.when,
+        "pool": schedule.pool,
     }
 
 

@@ -158,6 +158,9 @@ class TaskRow(Base):
 
     id: Mapped[str] = mapped_column(_Id)
     work_id: Mapped[str] = mapped_column(_Id)
+    pool: Mapped[str] = mapped_column(_Id, server_default="")
+    """The pool that it names; empty if it names none, which no index would find as null."""
+
     state: Mapped[str] = mapped_column(Text)
     scheduled_at: Mapped[datetime] = mapped_column(Moment)
     priority: Mapped[int] = mapped_column(BigInteger)
@@ -205,6 +208,7 @@ Index("gokugen_task_id", TaskRow.id, unique=True)
 _pending = text("state = 'scheduled'")
 Index(
     "gokugen_task_pending",
+    TaskRow.pool,
     TaskRow.work_id,
     TaskRow.scheduled_at,
     TaskRow.priority.desc(),
@@ -321,6 +325,7 @@ class ScheduleRow(Base):
     condition: Mapped[str | None] = mapped_column(_Id)
     """What is called ``when`` elsewhere."""
 
+    pool: Mapped[str | None] = mapped_column(_Id)
     paused: Mapped[int] = mapped_column(Integer)
     """0 or 1."""
 

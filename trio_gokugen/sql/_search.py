@@ -16,6 +16,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    true,
     union_all,
 )
 
@@ -25,7 +26,7 @@ from trio_gokugen._task import ENDED, Task, TaskState
 from ._dialects import PENDING, Dialect
 from ._rows import COLUMNS
 from ._schema import TASK
-from ._statements import pending_works
+from ._statements import pending_lanes, pending_pools
 
 _MOMENTS = (
     "scheduled_at",
@@ -59,6 +60,7 @@ def search(
         "works": query.work_ids,
         "schedules": query.schedule_ids,
         "keys": query.keys,
+        "pools": query.pools,
     }
     for name, values in lists.items():
         if values is not None:
@@ -130,14 +132,13 @@ def _many(
     conditions: Sequence[ColumnElement[bool]],
     limit: int | None,
 ) -> Select[Any]:
-    """Those that are pending, each work's by the index of these, and those that are not."""
+    """Those that are pending, each lane's by the index of these, and those that are not."""
     first = select(*COLUMNS).where(*conditions).order_by(*_find_order()).limit(limit)
     found: list[Select[Any]] = []
     if query.states is None or TaskState.SCHEDULED in query.states:
-        every = query.work_ids is None
-        works = pending_works() if every else dialect.rows_of("works", Text())
-        of_one_work = first.where(PENDING, TASK.c.work_id == works.c.value)
-        found.append(dialect.of_each(works, of_one_work))
+        lanes = _pending_lanes(dialect, query)
+        lane = TASK.c.pool == lanes.c.pool, TASK.c.work_id == lanes.c.work_id
+        found.append(dialect.of_each(lanes, first.where(PENDING, *lane)))
     if query.states != _PENDING:
         not_pending = TASK.c.state != literal_column("'scheduled'")
         found.append(first.where(not_pending, *_states_and_works(dialect, query)))
@@ -145,11 +146,26 @@ def _many(
     return select(rows).order_by(*_find_order(rows))
 
 
+def _pending_lanes(dialect: Dialect, query: TaskQuery) -> FromClause:
+    """The pools and works whose pending tasks are looked for."""
+    pools: FromClause = pending_pools()
+    if query.pools is not None:
+        pools = dialect.rows_of("pools", Text())
+    if query.work_ids is None:
+        return pending_lanes(pools)
+    works = dialect.rows_of("works", Text())
+    pairs = select(pools.c.value.label("pool"), works.c.value.label("work_id"))
+    return pairs.join_from(pools, works, true()).subquery("lanes")
+
+
 def _states_and_works(dialect: Dialect, query: TaskQuery) -> Iterator[ColumnElement[bool]]:
     if query.states is not None:
         yield _in_states(query.states)
     if query.work_ids is not None:
         yield dialect.among(TASK.c.work_id, "works")
+    if query.pools is not None:
+        # Of tasks that name none it is empty, which no pool is.
+        yield dialect.among(TASK.c.pool, "pools")
 
 
 def _conditions(query: TaskQuery) -> Iterator[ColumnElement[bool]]:

@@ -35,7 +35,7 @@ from sqlalchemy.types import TypeEngine
 
 from trio_gokugen._json import JSON, same
 
-from ._dialects import AT, Dialect
+from ._dialects import AT, Dialect, Lane
 from ._failures import FAILURES
 from ._rows import COLUMNS
 from ._schema import TASK, Damaged, Moment
@@ -96,7 +96,7 @@ class SQLite(Dialect):
             driver.rollback()
 
     def seal(
-        self, connection: Connection, appeared: Mapping[str, datetime], sender: str
+        self, connection: Connection, appeared: Mapping[Lane, datetime], sender: str
     ) -> str | None:
         return None  # it is in this process that a commit succeeds, or does not
 
@@ -135,7 +135,7 @@ class SQLite(Dialect):
         if driver.isolation_level is None:
             driver.commit()  # as it does after each statement
 
-    def notify(self, connection: Connection, appeared: Mapping[str, datetime]) -> bool:
+    def notify(self, connection: Connection, appeared: Mapping[Lane, datetime]) -> bool:
         return False
 
     def lock_schema(self, connection: Connection) -> None:
@@ -153,6 +153,15 @@ class SQLite(Dialect):
     def rows_of(self, name: str, type_: TypeEngine[Any]) -> FromClause:
         values = column("value", type_)
         return func.json_each(bindparam(name, type_=Text)).table_valued(values, name=name)
+
+    def listed_lanes(self, lanes: Collection[Lane]) -> dict[str, Any]:
+        return {"lanes": json.dumps([*lanes], ensure_ascii=False)}
+
+    def lanes(self) -> FromClause:
+        value = column("value", Text)
+        each = func.json_each(bindparam("lanes", type_=Text)).table_valued(value)
+        pool, work_id = (func.json_extract(each.c.value, f"$[{n}]") for n in range(2))
+        return select(pool.label("pool"), work_id.label("work_id")).subquery("lanes")
 
     def of_each(self, values: FromClause, first: Select[Any]) -> Select[Any]:
         each = TASK.alias("each")

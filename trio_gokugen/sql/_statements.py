@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Delete,
     Executable,
+    FromClause,
     Insert,
     Select,
     Text,
@@ -46,33 +47,48 @@ def _values_of(names: Sequence[str]) -> dict[str, BindParameter[Any]]:
 
 @attrs.frozen
 class FirstPending:
-    """How the first pending tasks of some works are asked for."""
+    """How the first pending tasks of some lanes are asked for."""
 
-    of_one_work: Select[Any]
+    of_one: Select[Any]
     of_many: Select[Any]
     past_locked: Select[Any] | None = None
     """Said if the one for many finds none; see `Dialect.heads_past_locked`."""
 
 
-def pending_works() -> CTE:
-    """The works that have pending tasks, in the column ``value``.
+def pending_pools() -> CTE:
+    """The pools that pending tasks name, in the column ``value``; empty for those without.
 
-    Each is found by the index from the one before, however many tasks it has.
+    Each is found by the index from the one before, however many tasks it has. The last one
+    is null.
     """
-    first = select(func.min(TASK.c.work_id).label("value")).where(PENDING)
-    works = first.cte("pending_works", recursive=True)
-    next_ = select(func.min(TASK.c.work_id)).where(PENDING, TASK.c.work_id > works.c.value)
-    more = select(next_.correlate(works).scalar_subquery()).where(
-        works.c.value.is_not(None)
+    first = select(func.min(TASK.c.pool).label("value")).where(PENDING)
+    pools = first.cte("pending_pools", recursive=True)
+    next_ = select(func.min(TASK.c.pool)).where(PENDING, TASK.c.pool > pools.c.value)
+    more = select(next_.correlate(pools).scalar_subquery())
+    return pools.union_all(more.where(pools.c.value.is_not(None)))
+
+
+def pending_lanes(pools: FromClause) -> CTE:
+    """The lanes of these pools that have pending tasks, found likewise.
+
+    With columns ``pool`` and ``work_id``; the last work of each pool is null.
+    """
+    work_id, pool = func.min(TASK.c.work_id), pools.c.value
+    first = select(work_id).where(PENDING, TASK.c.pool == pool).correlate(pools)
+    seeds = select(pool.label("pool"), first.scalar_subquery().label("work_id"))
+    lanes = seeds.cte("pending_lanes", recursive=True)
+    next_ = select(work_id).where(
+        PENDING, TASK.c.pool == lanes.c.pool, TASK.c.work_id > lanes.c.work_id
     )
-    return works.union_all(more)
+    more = select(lanes.c.pool, next_.correlate(lanes).scalar_subquery())
+    return lanes.union_all(more.where(lanes.c.work_id.is_not(None)))
 
 
 def _first_pending(
     dialect: Dialect, *, locked: bool, besides: Sequence[ColumnElement[bool]] = ()
 ) -> FirstPending:
     return FirstPending(
-        dialect.heads_of_one_work(locked=locked, besides=besides),
+        dialect.heads_of_one(locked=locked, besides=besides),
         dialect.heads(locked=locked, besides=besides),
         dialect.heads_past_locked(besides) if locked else None,
     )
@@ -117,9 +133,13 @@ class Statements:
             select(*COLUMNS).where(dialect.among(TASK.c.id, "ids")).order_by(TASK.c.id)
         )
         self.first: FirstPending = _first_pending(dialect, locked=False)
-        self.pending_works: Select[Any] = select(pending_works())
-        self.count_pending: Select[Any, int] = (
-            select(TASK.c.work_id, func.count()).where(PENDING).group_by(TASK.c.work_id)
+        self.pending_lanes: Select[Any] = select(pending_lanes(pending_pools()))
+        self.lanes_of_pools: Select[Any] = select(
+            pending_lanes(dialect.rows_of("names", Text()))
+        )
+        lane = TASK.c.pool, TASK.c.work_id
+        self.count_pending: Select[Any, Any, int] = (
+            select(*lane, func.count()).where(PENDING).group_by(*lane)
         )
 
     def _make_changing(self, dialect: Dialect) -> None:
@@ -178,7 +198,7 @@ class Statements:
         )
         past_locked = dialect.heads_past_locked()
         self.claim: FirstPending = FirstPending(
-            dialect.claiming(dialect.heads_of_one_work(locked=True), claim),
+            dialect.claiming(dialect.heads_of_one(locked=True), claim),
             dialect.claiming(dialect.heads(locked=True), claim),
             None if past_locked is None else dialect.claiming(past_locked, claim),
         )

@@ -25,6 +25,7 @@ from trio_gokugen._task import Task
 from trio_gokugen.abc import Added, AddTasks, CancelTask, IfExists, Operation
 
 from ._core import SQLCore
+from ._dialects import Lane, lane_of
 from ._failures import failures
 
 _ADDING = "adding a task"
@@ -71,7 +72,7 @@ class Theirs:
                     ) from error
                 raise TaskExistsError(task.id) from None
             if added.new or added.changed:
-                self._tell(connection, {task.work_id: task.scheduled_at}, reset)
+                self._tell(connection, {lane_of(task): task.scheduled_at}, reset)
             return added.tasks[0]
 
     def _add(self, connection: Connection, operation: AddTasks) -> Added:
@@ -132,7 +133,7 @@ class Theirs:
     def _tell(
         self,
         connection: Connection,
-        appeared: Mapping[str, datetime],
+        appeared: Mapping[Lane, datetime],
         reset: Callable[[], None],
     ) -> None:
         self._reset = reset

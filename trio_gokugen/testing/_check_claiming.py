@@ -6,7 +6,7 @@ import attrs
 
 from trio_gokugen._json import JSON
 from trio_gokugen._task import Task, TaskState, TaskUpdate
-from trio_gokugen.abc import KeyLimit, KeyRoom, TaskFilter, TaskRepository
+from trio_gokugen.abc import KeyLimit, KeyRoom, OfPools, TaskFilter, TaskRepository
 
 from ._expect import expect, expect_equal
 from ._repository_kit import (
@@ -83,6 +83,53 @@ async def claim_respects_the_filter(repository: TaskRepository) -> None:
     async with unchanged(repository, "a claim of no works"):
         nothing = await repository.claim(10, moment(5), TaskFilter(frozenset()))
         expect_equal("a claim of no works", list(nothing.tasks), [])
+
+
+@checks
+async def claim_respects_the_pools(repository: TaskRepository) -> None:
+    """Tasks go to the pool that they name; those that name none, to that of their work."""
+    where = {"a": "p", "b": None, "c": "q", "d": "p", "e": None, "f": "P"}
+    await repository.add(
+        [
+            new(name, work_id="one" if name in "abc" else "two", pool=pool)
+            for name, pool in where.items()
+        ]
+    )
+    p, one = frozenset({"p"}), frozenset({"one"})
+    for only, expected in (
+        (TaskFilter(pools=OfPools(works=frozenset())), ""),
+        (TaskFilter(pools=OfPools(works=one)), "b"),
+        (TaskFilter(pools=OfPools()), "be"),
+        (TaskFilter(one, pools=OfPools()), "b"),
+        (TaskFilter(pools=OfPools(p, frozenset())), "ad"),
+        (TaskFilter(pools=OfPools(p | {"r"}, one)), "abd"),
+        (TaskFilter(one, pools=OfPools(p)), "ab"),
+        (TaskFilter(pools=OfPools(p | {"q"})), "abcde"),
+        (TaskFilter(one), "abc"),
+        (TaskFilter(), "abcdef"),
+    ):
+        head = await repository.get_next(only)
+        first = None if head is None else head.id
+        expect_equal(f"what is next of {only}", first, expected[:1] or None)
+        claimed = await repository.claim(10, moment(5), only)
+        ids = "".join(task.id for task in claimed.tasks)
+        expect_equal(f"a claim of {only}", ids, expected)
+        for run in claimed.tasks:
+            await repository.revert(run)
+
+
+@checks
+async def a_task_changes_its_pool(repository: TaskRepository) -> None:
+    """A task that is given another pool, or none, is claimed for that."""
+    await repository.add([new(name, pool="p") for name in "abc"])
+    await repository.update("b", TaskUpdate(pool="q"))
+    await repository.update("a", TaskUpdate(pool=None))
+    for names, expected in ((), "a"), ({"q"}, "b"), ({"p"}, "c"):
+        only = TaskFilter(pools=OfPools(frozenset(names)))
+        claimed = await repository.claim(10, moment(5), only)
+        expect_equal(f"tasks of {names}", "".join(t.id for t in claimed.tasks), expected)
+    pools = [(await repository.get(task_id)).pool for task_id in "abc"]
+    expect_equal("the pools of the tasks", pools, [None, "q", "p"])
 
 
 @checks

@@ -122,6 +122,28 @@ async def find_by_schedule_ids(repository: TaskRepository) -> None:
 
 
 @checks
+async def find_by_pools(repository: TaskRepository) -> None:
+    """Only tasks that name one of these pools are found, in whatever state."""
+    names = ["p", "P", None]
+    await repository.add(
+        [
+            attrs.evolve(task, pool=name)
+            for task, name in zip(_TASKS, names * 4, strict=True)
+        ]
+    )
+    for query, expected in (
+        (TaskQuery(pools={"p", "?"}), "begj"),
+        (TaskQuery(pools={"p", "P"}), "abdeghjk"),
+        (TaskQuery(pools=()), ""),
+        (TaskQuery(pools={"p"}, states={_S.SCHEDULED}), "be"),
+        (TaskQuery(pools={"p"}, work_ids={"one"}), "gje"),
+        (TaskQuery(pools={"p"}, ids={"b", "c"}), "b"),
+    ):
+        found = _ids(await repository.find(query))
+        expect_equal(f"tasks of {query}", sorted(found), sorted(expected))
+
+
+@checks
 async def find_by_work_ids(repository: TaskRepository) -> None:
     """Only tasks of one of the works are found, by exactly that name."""
     await _expect_found(
@@ -255,6 +277,7 @@ def _many_tasks(random: Random) -> list[Task]:
             random.choice(_TASKS),
             id=f"t{n}",
             work_id=random.choice("abc"),
+            pool=random.choice([None, None, "p", "q"]),
             scheduled_at=moment(random.randrange(4)),
             priority=random.randrange(2),
             created_at=moment(-random.randrange(3)),
@@ -268,6 +291,7 @@ def _any_query(random: Random) -> TaskQuery:
     return TaskQuery(
         states=random.choice([None, set(random.sample([*_S], random.randrange(5)))]),
         work_ids=random.choice([None, None, {"a"}, {"c", "b", "?"}]),
+        pools=random.choice([None, None, {"p"}, {"q", "p", "?"}]),
         scheduled_at=random.choice([None, (moment(low), moment(high))]),
         priority=random.choice([None, None, 1]),
         meta=random.choice([{}, {}, {"k": 1}]),

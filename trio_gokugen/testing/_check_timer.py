@@ -9,8 +9,8 @@ import trio.testing
 
 from trio_gokugen._clock import TrioClock
 from trio_gokugen._errors import SchedulerAlreadyRunningError
-from trio_gokugen._task import Task
-from trio_gokugen.abc import KeyLimit, KeyRoom, TaskFilter, TaskRepository
+from trio_gokugen._task import Task, TaskUpdate
+from trio_gokugen.abc import KeyLimit, KeyRoom, OfPools, TaskFilter, TaskRepository
 
 from ._expect import expect, expect_equal, refused
 from ._repository_kit import (
@@ -125,6 +125,21 @@ async def the_timer_respects_the_filter(repository: TaskRepository) -> None:
         async with waiting(repository, clock, TaskFilter(frozenset())) as waiter:
             await trio.sleep(20)
             waiter.expect_asleep()
+
+
+@checks
+async def the_timer_respects_the_pools(repository: TaskRepository) -> None:
+    """Who waits for the tasks of a pool is told of those, whatever their work, only."""
+    await repository.add([new("a", 0), new("b", 1, pool="q"), new("c", 9, pool="p")])
+    with timed(repository) as clock:
+        only = TaskFilter(pools=OfPools(frozenset({"p"}), frozenset()))
+        async with waiting(repository, clock, only) as waiter:
+            waiter.expect_asleep()
+            await repository.add([new("d", 2), new("e", 3, pool="q")])
+            await repository.update("a", TaskUpdate(pool="p", scheduled_at=moment(6)))
+            await waiter.expect_return("a", 6)
+        async with waiting(repository, clock, TaskFilter(pools=OfPools())) as waiter:
+            await waiter.expect_return("d", 6)
 
 
 @checks

@@ -30,6 +30,7 @@ from trio_gokugen.abc import (
     KeyLimit,
     KeyRoom,
     NoteProgress,
+    OfPools,
     Operation,
     RetryTask,
     RevertTask,
@@ -41,7 +42,15 @@ from ._model import Model
 from ._repository_kit import EPOCH, moment, new
 
 _WORKS = ("one", "two", "three")
-_FILTERS = (ANY_TASK, TaskFilter(frozenset({"one"})), TaskFilter(frozenset(_WORKS[1:])))
+_POOLS = (None, None, None, "p", "q")
+_FILTERS = (
+    ANY_TASK,
+    TaskFilter(frozenset({"one"})),
+    TaskFilter(frozenset(_WORKS[1:])),
+    TaskFilter(pools=OfPools()),
+    TaskFilter(pools=OfPools(frozenset({"p", "r"}), frozenset({"one"}))),
+    TaskFilter(frozenset(_WORKS[:2]), pools=OfPools(frozenset({"p", "q"}), frozenset())),
+)
 _ERRS = (None, "no luck", "again")
 _NO_RUN = new("t0", state=TaskState.DISPATCHED, attempt=1, dispatched_at=EPOCH)
 
@@ -143,6 +152,7 @@ class Walk:
             work_id=choose.choice(_WORKS),
             priority=choose.randrange(2),
             param={"n": choose.randrange(5)},
+            pool=choose.choice(_POOLS),
             **fields,
         )
 
@@ -152,6 +162,7 @@ class Walk:
             {"scheduled_at": moment(choose.randrange(4))},
             {"priority": choose.randrange(2)},
             {"work_id": choose.choice(_WORKS)},
+            {"pool": choose.choice(_POOLS)},
             {"param": {"n": choose.randrange(5)}, "meta": None},
         ]
         if self._deadlines:

@@ -1,0 +1,341 @@
+"""Tasks and schedules that name the pool they run in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+import trio.testing
+from databases import engine_of
+from sqlalchemy.orm import Session
+from support import NOON, at, noon
+
+from trio_gokugen import (
+    HeapRepository,
+    Interval,
+    InvalidTaskError,
+    Pool,
+    PoolNotFoundError,
+    PoolsDispatcher,
+    Retry,
+    Schedule,
+    Scheduler,
+    SchedulesRefusedError,
+    TaskParam,
+    TaskQuery,
+    TaskState,
+    TrioClock,
+    WorkRegistry,
+    current_task,
+    fixed,
+    open_scheduler,
+)
+from trio_gokugen.abc import TaskRepository
+from trio_gokugen.sql import open_sql_repository
+
+
+class Bench:
+    """A scheduler with the pools ``a`` and ``b`` of one worker each, and one by default.
+
+    The pool ``a`` is for the work of the same name.
+    """
+
+    def __init__(self) -> None:
+        self.works = WorkRegistry()
+        self.log: list[tuple[str, float]] = []
+        self.pools = PoolsDispatcher(
+            self.works, {"a": Pool(1, works=["a"]), "b": Pool(1)}, default=1
+        )
+        for name in "a", "other":
+            self.works.register(name, self._note)
+
+    async def _note(self, seconds: float = 0) -> None:
+        self.log.append((current_task().id, trio.current_time()))
+        await trio.sleep(seconds)
+
+    @asynccontextmanager
+    async def open(
+        self, repository: TaskRepository | None = None
+    ) -> AsyncGenerator[Scheduler]:
+        clock = TrioClock(NOON, 0.0)
+        async with open_scheduler(
+            self.works, repository, self.pools, clock=clock, grace=0
+        ) as scheduler:
+            yield scheduler
+
+    async def wait_idle(self, scheduler: Scheduler) -> list[tuple[str, float]]:
+        """What has started when, once nothing is left."""
+        await scheduler.drain()
+        log, self.log = self.log, []
+        return sorted(log, key=lambda each: each[1])
+
+
+@pytest.mark.parametrize("kind", ["heap", "sql"])
+async def test_a_task_runs_in_the_pool_that_it_names(
+    autojump_clock: trio.testing.MockClock, database_url: str, kind: str
+) -> None:
+    """
+    Whatever its work, and however many wait for the pool that is for its work; those that
+    name none run in that.
+    """
+    bench = Bench()
+    long = {"seconds": 50}
+    tasks = [
+        TaskParam(id="a0", work_id="a", scheduled_at=NOON, param=long),
+        TaskParam(id="a1", work_id="a", scheduled_at=noon(1)),
+        TaskParam(id="b0", work_id="a", scheduled_at=noon(1), pool="b", param=long),
+        TaskParam(id="o0", work_id="other", scheduled_at=noon(2), param=long),
+        TaskParam(id="o1", work_id="other", scheduled_at=noon(3), pool="a"),
+        TaskParam(id="b1", work_id="other", scheduled_at=noon(4), pool="b"),
+        TaskParam(id="o2", work_id="other", scheduled_at=noon(5)),
+    ]
+    async with (
+        open_sql_repository(database_url) as stored,
+        bench.open(stored if kind == "sql" else HeapRepository()) as scheduler,
+    ):
+        await scheduler.add_tasks(tasks)
+        log = await bench.wait_idle(scheduler)
+        found = await scheduler.find(TaskQuery(pools={"a", "b"}))
+    # One worker each: what comes second waits for the end of what came first.
+    starts = {"a0": 0, "b0": 1, "o0": 2, "a1": 50, "o1": 50, "b1": 51, "o2": 52}
+    assert dict(log) == starts
+    assert [(task.id, task.pool) for task in found] == [
+        ("b0", "b"),
+        ("o1", "a"),
+        ("b1", "b"),
+    ]
+
+
+async def test_a_function_of_the_task_may_choose(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What is given as `mutate` chooses the pool as a task is added.
+    """
+    bench = Bench()
+
+    def by_length(param: TaskParam, now: datetime) -> TaskParam:
+        return attrs.evolve(param, pool="b" if param.param["seconds"] == 9 else None)
+
+    async with bench.open() as scheduler:
+        for seconds in 5, 9, 5, 9:
+            task = await scheduler.add_task(
+                "other", {"seconds": seconds}, after=0, mutate=by_length
+            )
+            assert task.pool == ("b" if seconds == 9 else None)
+        log = await bench.wait_idle(scheduler)
+    assert [moment for _, moment in log] == [0, 0, 5, 9]
+
+
+async def test_a_pool_that_is_not_there_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A pool that the dispatcher does not have is refused wherever it is named, and nothing is
+    changed; the pool for all others has no name to be chosen by.
+    """
+    bench = Bench()
+    schedule = Schedule(
+        id="s", trigger=Interval(9), work_id="a", created_at=NOON, pool="gone"
+    )
+    async with bench.open() as scheduler:
+        task = await scheduler.add_task("a", after=99, pool="b")
+        await scheduler.add_schedule("kept", Interval(99), "a", pool="a")
+        with pytest.raises(PoolNotFoundError, match="no pool 'gone'"):
+            await scheduler.add_task("a", after=0, pool="gone")
+        with pytest.raises(PoolNotFoundError, match="no pool 'default'"):
+            await scheduler.add_task("a", after=0, pool="default")
+        with pytest.raises(PoolNotFoundError):
+            await scheduler.add_tasks([at(0, "x", "a"), at(0, "y", "a", pool="gone")])
+        with pytest.raises(PoolNotFoundError):
+            await scheduler.update(task.id, pool="gone", priority=3)
+        with pytest.raises(PoolNotFoundError):
+            await scheduler.add_schedule("s", Interval(9), "a", pool="gone")
+        with pytest.raises(SchedulesRefusedError, match="no pool 'gone'"):
+            await scheduler.add_schedules([schedule])
+        with pytest.raises(PoolNotFoundError):
+            await scheduler.update_schedule("kept", pool="gone")
+        for wrong in "", 7:
+            with pytest.raises(InvalidTaskError) as caught:
+                await scheduler.add_task("a", after=0, pool=wrong)  # type: ignore[arg-type]
+            assert caught.value.field == "pool"
+        assert [each.id for each in await scheduler.find_schedules()] == ["kept"]
+        left = await scheduler.find(TaskQuery(schedule_ids=None, priority=0))
+        assert {(each.schedule_id, each.pool) for each in left} == {
+            (None, "b"),
+            ("kept", "a"),
+        }
+
+
+async def test_a_task_is_moved_to_another_pool(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A task that waits for a full pool starts at once where it is moved to; or where its
+    work runs, if it is to name none any more.
+    """
+    bench = Bench()
+    async with bench.open() as scheduler:
+        await scheduler.add_task("other", {"seconds": 90}, after=0, pool="b")
+        waiting = [
+            await scheduler.add_task("other", {"seconds": 90}, after=1, pool="b")
+            for _ in range(3)
+        ]
+        await trio.sleep(2)
+        assert await scheduler.update(waiting[0].id, pool="a")
+        await trio.sleep(1)
+        assert await scheduler.update(waiting[1].id, pool=None)
+        assert not await scheduler.update(waiting[2].id, pool="b")
+        log = await bench.wait_idle(scheduler)
+    assert [moment for _, moment in log] == [0, 2, 3, 90]
+
+
+async def test_a_schedule_names_a_pool(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    Its occurrences run there, one that is told to run now, too; and a change of it changes
+    the next one.
+    """
+    bench = Bench()
+    async with bench.open() as scheduler:
+        every = Interval(10, anchor=NOON)
+        made = await scheduler.add_schedule("s", every, "other", pool="b")
+        assert made.pool == "b"
+        assert await scheduler.add_schedule("s", every, "other", pool="b") == made
+        now = await scheduler.trigger_schedule("s")
+        assert now.pool == "b"
+        await trio.sleep(15)
+        [next_] = await scheduler.find(TaskQuery(states={TaskState.SCHEDULED}))
+        assert (next_.pool, next_.scheduled_at) == ("b", noon(20))
+        assert (await scheduler.update_schedule("s", pool="a")).pool == "a"
+        assert (await scheduler.get(next_.id)).pool == "a"
+        await trio.sleep(10)
+        assert (await scheduler.add_schedule("s", every, "other")).pool is None
+        [next_] = await scheduler.find(TaskQuery(states={TaskState.SCHEDULED}))
+        assert next_.pool is None
+        await scheduler.remove_schedule("s")
+    assert [moment for _, moment in bench.log] == [0, 10, 20]
+
+
+async def test_whoever_has_no_pools_leaves_such_tasks(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A scheduler without the pool leaves them scheduled, for one that has it: also what
+    `drain` waits for is only what runs there.
+    """
+    url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    bench = Bench()
+    async with open_sql_repository(url) as repository:
+        async with bench.open(repository) as scheduler:
+            tasks = [
+                await scheduler.add_task("a", after=5, pool=pool) for pool in ("b", None)
+            ]
+        clock = TrioClock(NOON, 0.0)
+        async with open_scheduler(bench.works, repository, clock=clock) as scheduler:
+            await scheduler.drain()
+            states = [(await scheduler.get(task.id)).state for task in tasks]
+            with pytest.raises(PoolNotFoundError):
+                await scheduler.add_task("a", after=0, pool="b")
+        assert states == [TaskState.SCHEDULED, TaskState.DONE]
+        async with bench.open(repository) as scheduler:
+            await scheduler.drain()
+            assert (await scheduler.get(tasks[0].id)).state is TaskState.DONE
+    assert [moment for _, moment in bench.log] == [5, 5]
+
+
+async def test_a_pool_that_is_added_takes_what_waits_for_it(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    What was added, in a transaction of the user's own, for a pool that is not there yet
+    starts when it is.
+    """
+    bench = Bench()
+    async with open_sql_repository(database_url) as repository:
+
+        def add() -> str:
+            with engine_of(database_url) as engine, Session(engine) as session:
+                task = repository.add_task_in(session, "a", at=NOON, pool="new")
+                session.commit()
+                return task.id
+
+        async with bench.open(repository) as scheduler:
+            task_id = await trio.to_thread.run_sync(add)
+            await trio.sleep(10)
+            assert (await scheduler.get(task_id)).state is TaskState.SCHEDULED
+            bench.pools.add("new", Pool(1))
+            task = await scheduler.wait(task_id)
+            assert (task.state, task.pool) == (TaskState.DONE, "new")
+
+
+async def test_the_pool_stays(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    Whatever happens to a task, it is in its pool: tried again, interrupted, replaced by
+    its key, dumped and loaded.
+    """
+    bench = Bench()
+    tries: list[str | None] = []
+
+    @bench.works.register(retry=Retry(2, wait=fixed(1)))
+    async def fails() -> None:
+        tries.append(current_task().pool)
+        raise RuntimeError("as it is meant to")
+
+    repository = HeapRepository()
+    async with bench.open(repository) as scheduler:
+        failed = await scheduler.add_task("fails", after=0, pool="b")
+        assert (await scheduler.wait(failed.id)).pool == "b"
+        assert tries == ["b", "b"]
+        await scheduler.add_task("a", after=50, key="k", pool="b")
+        again = await scheduler.add_task(
+            "a", {"seconds": 70}, after=0, key="k", if_exists="replace", pool="a"
+        )
+        assert again.pool == "a"
+        await trio.sleep(1)
+    reverted = await repository.get(again.id)
+    assert (reverted.state, reverted.pool) == (TaskState.SCHEDULED, "a")
+
+
+async def test_a_dumped_task_is_loaded_with_its_pool(tmp_path: Path) -> None:
+    """
+    A dump has the pools of tasks and schedules; one of before has none.
+    """
+    bench, repository, other = Bench(), HeapRepository(), HeapRepository()
+    async with bench.open(repository) as scheduler:
+        await scheduler.add_task("a", after=50, pool="b", id="t")
+        await scheduler.add_schedule("s", Interval(60), "a", pool="b")
+        await repository.dump(tmp_path / "dump")
+    await other.load(tmp_path / "dump")
+    assert (await other.get("t")).pool == "b"
+    assert (await other.get_schedule("s")).pool == "b"
+
+
+async def test_pools_in_a_pool_are_chosen_by_their_names(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Of a pool whose workers are pools, tasks choose one of these, also if it is that for
+    all other works.
+    """
+    bench = Bench()
+    inner = PoolsDispatcher(bench.works, {"x": Pool(1), "y": Pool(1, works=["a"])})
+    last = PoolsDispatcher(bench.works, {"z": Pool(1)}, default=1)
+    bench.pools = PoolsDispatcher(
+        bench.works,
+        {"in": Pool(inner, works=["a"]), "beside": Pool(1)},
+        default=Pool(last),
+    )
+    assert bench.pools.statistics().pools == {"x", "y", "z", "beside"}
+    async with bench.open() as scheduler:
+        with pytest.raises(PoolNotFoundError):
+            await scheduler.add_task("a", after=0, pool="in")
+        for pool in "x", "y", "z", "beside", None:
+            for _ in range(2):
+                await scheduler.add_task("other", {"seconds": 9}, after=0, pool=pool)
+        log = await bench.wait_idle(scheduler)
+    assert [moment for _, moment in log] == [0] * 5 + [9] * 5
