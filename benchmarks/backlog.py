@@ -19,7 +19,7 @@ from itertools import count, islice
 import trio
 
 from trio_gokugen import Task
-from trio_gokugen.abc import AddTasks, Claimed, ClaimTasks, EndTask, TaskFilter
+from trio_gokugen.abc import AddTasks, Claimed, ClaimTasks, EndTask, OfPools, TaskFilter
 from trio_gokugen.sql import SQLRepository, open_sql_repository
 
 from ._databases import (
@@ -37,7 +37,7 @@ from .sqlite import microseconds
 
 HUNDRED = 100
 HALF = timedelta(days=180)
-NOOP = TaskFilter(frozenset({"noop"}))
+NOOP = TaskFilter(frozenset({"noop"}), pools=OfPools())
 
 FILL = """
     INSERT INTO gokugen_task ({columns})
