@@ -23,7 +23,6 @@ from trio_gokugen.abc import AddTasks, Claimed, ClaimTasks, EndTask, OfPools, Ta
 from trio_gokugen.sql import SQLRepository, open_sql_repository
 
 from ._databases import (
-    COLUMNS,
     execute,
     make_tables,
     new_database,
@@ -40,9 +39,11 @@ HALF = timedelta(days=180)
 NOOP = TaskFilter(frozenset({"noop"}), pools=OfPools())
 
 FILL = """
-    INSERT INTO gokugen_task ({columns})
-    SELECT {id}, 'noop', 'scheduled', {moment}, 0, {created}, NULL, '{{}}', '{{}}',
-        NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL
+    INSERT INTO gokugen_task (
+        id, work_id, state, scheduled_at, priority, created_at, param, meta, attempt,
+        interruptions, at_most_once
+    )
+    SELECT {id}, 'noop', 'scheduled', {moment}, 0, {created}, '{{}}', '{{}}', 0, 0, 0
     FROM {numbers}
 """
 
@@ -60,7 +61,6 @@ def sqlite(pending: int, rounds: int) -> None:
         step = 2 * HALF // timedelta(microseconds=1) // pending
         now = microseconds()
         statement = FILL.format(
-            columns=", ".join(COLUMNS),
             id="printf('filled-%029d', n)",
             moment=f"{now} + (n - {pending} / 2) * {step}",
             created=now,
@@ -79,7 +79,6 @@ def postgresql(pending: int, rounds: int) -> None:
     make_tables(url)
     step = 2 * HALF / pending
     statement = FILL.format(
-        columns=", ".join(COLUMNS),
         id="'filled-' || lpad(n::text, 29, '0')",
         moment=f"now() + (n - {pending} / 2) * interval '{step.total_seconds()} s'",
         created="now()",
