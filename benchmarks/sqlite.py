@@ -94,13 +94,11 @@ def microseconds() -> int:
 
 def bare_lives(connection: sqlite3.Connection, texts: Texts, count: int) -> None:
     now = microseconds()
-    new = [
-        (
-            *(f"{number:036}", "noop", "scheduled", now, 0, now, None, "{}", "{}"),
-            *(None, 0, 0, 0, None, None, None, None, None, None),
-        )
-        for number in range(count)
-    ]
+    zeros = dict.fromkeys(("priority", "attempt", "interruptions", "at_most_once"), 0)
+    common = {"work_id": "noop", "pool": "", "state": "scheduled", **zeros}
+    common |= {"scheduled_at": now, "created_at": now, "param": "{}", "meta": "{}"}
+    _, *rest = texts.add.with_(**common)  # but for the id
+    new = [(f"{number:036}", *rest) for number in range(count)]
     connection.execute("BEGIN IMMEDIATE")
     connection.executemany(texts.add.text, new)
     connection.execute("COMMIT")
