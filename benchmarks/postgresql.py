@@ -26,6 +26,7 @@ from trio_gokugen import open_scheduler
 from trio_gokugen.sql import open_sql_repository
 
 from ._databases import (
+    COLUMNS,
     DATABASE,
     Texts,
     count_in,
@@ -44,13 +45,11 @@ ENDED = "SELECT count(*) FROM gokugen_task WHERE state = 'done'"
 
 def new_row(task_id: str, moment: datetime) -> dict[str, Any]:
     """A new task, as a parameter of `Texts.add`."""
-    nothing = dict.fromkeys(
-        ("deadline", "err", "cancelled_at", "dispatched_at", "done_at", "ended_at")
-    )
     return {
-        **nothing,
+        **dict.fromkeys(COLUMNS),
         "id": task_id,
         "work_id": "noop",
+        "pool": "",
         "state": "scheduled",
         "scheduled_at": moment,
         "priority": 0,
@@ -60,8 +59,6 @@ def new_row(task_id: str, moment: datetime) -> dict[str, Any]:
         "attempt": 0,
         "interruptions": 0,
         "at_most_once": 0,
-        "dispatched_by": None,
-        "lease_until": None,
     }
 
 
