@@ -92,7 +92,7 @@ async def test_works_are_merged() -> None:
 
 def held(store: HeapStore) -> int:
     """How many entries the heaps hold, dead or alive."""
-    return sum(len(heap.entries) for heap in store._heaps())
+    return sum(len(heap.entries) for heap in store._heaps)
 
 
 async def test_cancelling_everything_frees_everything() -> None:
@@ -112,7 +112,7 @@ async def test_cancelling_everything_frees_everything() -> None:
     assert await claimed_ids(store) == ["t0"]
     await store.add([new("last")])
     await store.cancel("last", NOON)
-    assert not [*store._heaps()]
+    assert not [*store._heaps]
 
 
 async def test_moving_tasks_about_takes_no_memory() -> None:
@@ -146,7 +146,7 @@ async def test_works_that_are_over_are_forgotten() -> None:
         await store.cancel(f"{n} 0", NOON)
         await store.mark_dispatched(f"{n} 1", NOON)
         await store.update(f"{n} 2", TaskUpdate(work_id="other"))
-    assert [heap.work_id for heap in store._heaps()] == ["other"]
+    assert [heap.work_id for heap in store._heaps] == ["other"]
     assert dict(await store.count_pending()) == {"other": 100}
 
 

@@ -1,16 +1,10 @@
-"""Tasks in memory: a dict to find them by id, a heap for each work to find the next.
+"""Tasks in memory: a dict to find them by id, heaps to find the next.
 
 An entry, once made, never changes: `(scheduled_at, -priority, sequence, version, task)` is
 at the same time what the heap sorts and what the dict holds. The sequence is the task's
 place among the oldest; the version tells its entries apart, so that two are never equal and
 the tasks themselves are never compared. Whatever happens to a task makes a
-new entry for the dict, so a heap's entry is alive exactly while the dict holds that very
-entry. Dead ones are left where they are, until they reach the head or outnumber the
-living, and the heap is made anew (lazy deletion).
-
-There is a heap for each work, or for each pool and work if tasks name a pool, since whoever
-asks for the next task names the works and pools that it is for, and must not have to look
-through all others.
+new entry for the dict: a heap's entry is alive while the dict holds that very one.
 """
 
 from __future__ import annotations
@@ -19,10 +13,10 @@ import heapq
 import itertools
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import outcome
 import trio
@@ -36,8 +30,8 @@ from ._errors import (
     TaskNotFoundError,
     shown,
 )
+from ._heaps import Entry, Heaps
 from ._ids import IdMaker
-from ._key_limits import KeyLimit
 from ._query import TaskQuery, find_order
 from ._recurrence import Step
 from ._repository import BulkRepository, recover_runs
@@ -68,60 +62,8 @@ from .abc import (
 _SCHEDULED = TaskState.SCHEDULED
 _DISPATCHED = TaskState.DISPATCHED
 
-_Entry: TypeAlias = tuple[datetime, int, int, int, Task]
-
-_FEW = 64
-"""Heaps with fewer dead entries are not worth making anew."""
-
 _SLICE = 2000
 """So many tasks are looked at before other Trio tasks get a turn, a few milliseconds."""
-
-
-_Lane: TypeAlias = tuple[KeyLimit, str]
-"""A limit, and one of the values that it counts by."""
-
-
-class _Heap:
-    """The pending tasks of one work and pool: at least one, or the heap is not kept.
-
-    Those that were met while there was no room for more of their value are put aside, by
-    this value: so nobody meets them again before there is room.
-    """
-
-    __slots__ = ("dead", "entries", "lanes", "limits", "pool", "work_id")
-
-    def __init__(self, pool: str | None, work_id: str) -> None:
-        self.pool = pool
-        self.work_id = work_id
-        self.entries: list[_Entry] = []
-        self.lanes: dict[_Lane, list[_Entry]] = {}
-        self.limits: dict[KeyLimit, None] = {}
-        """Those by which some have been put aside."""
-
-        self.dead = 0
-
-    def __len__(self) -> int:
-        aside = sum(map(len, self.lanes.values())) if self.lanes else 0
-        return len(self.entries) + aside - self.dead
-
-    def push(self, entry: _Entry) -> None:
-        """Add an entry: to those of its value, if some of it were put aside."""
-        entries = self.entries
-        for limit in self.limits:
-            value = limit.value_of(entry[4])
-            if value is not None and (limit, value) in self.lanes:
-                entries = self.lanes[limit, value]
-                break
-        heapq.heappush(entries, entry)
-
-    def put_aside(self, lane: _Lane, entry: _Entry) -> None:
-        """Add an entry to those of its value."""
-        self.limits[lane[0]] = None
-        heapq.heappush(self.lanes.setdefault(lane, []), entry)
-
-
-_Head: TypeAlias = tuple[_Entry, _Heap, list[_Entry]]
-"""An entry, its heap, and those entries of this that it is the first of."""
 
 
 class HeapStore(BulkRepository):
@@ -137,13 +79,8 @@ class HeapStore(BulkRepository):
         if keep_ended < 0:
             raise ValueError(f"keep_ended must not be negative, not {shown(keep_ended)}")
         self._keep_ended = keep_ended
-        self._entries: dict[str, _Entry] = {}
-        self._unnamed: dict[str, _Heap] = {}
-        """By work, the heaps of tasks that name no pool."""
-
-        self._named: dict[str, dict[str, _Heap]] = {}
-        """By pool and work, those of tasks that do."""
-
+        self._entries: dict[str, Entry] = {}
+        self._heaps = Heaps(self._entries)
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._sequence = itertools.count()
         self._carry_out: dict[type[Operation], Callable[[Any], Any]] = {
@@ -177,8 +114,8 @@ class HeapStore(BulkRepository):
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
         await trio.lowlevel.checkpoint()
-        heads = self._heads(only)
-        return min(heads)[0][4] if heads else None
+        heads = self._heaps.heads(only)
+        return heads[0][0][4] if heads else None
 
     async def find(
         self, query: TaskQuery, limit: int | None = None, after: Task | None = None
@@ -203,7 +140,7 @@ class HeapStore(BulkRepository):
     async def count_pending(self) -> Mapping[str, int]:
         await trio.lowlevel.checkpoint()
         pending: dict[str, int] = {}
-        for heap in self._heaps():
+        for heap in self._heaps:
             if len(heap):
                 pending[heap.work_id] = pending.get(heap.work_id, 0) + len(heap)
         return pending
@@ -271,7 +208,7 @@ class HeapStore(BulkRepository):
         for task in added.changed:
             entry = entries[task.id]
             self._put(task, entry[2], entry[3] + 1)
-            self._bury(entry)
+            self._heaps.bury(entry)
         self._put_new(added.new)
         for task in added.new:
             if task.key is not None and not task.state.ended:
@@ -299,7 +236,7 @@ class HeapStore(BulkRepository):
         if task is entry[4]:
             return task, False
         self._put(task, entry[2], entry[3] + 1)
-        self._bury(entry)
+        self._heaps.bury(entry)
         if task.schedule_id is not None:
             self._follow(task, operation.at)
         return task, True
@@ -310,7 +247,7 @@ class HeapStore(BulkRepository):
         if task is entry[4]:
             return task, False
         self._replace(entry, task)
-        self._bury(entry)
+        self._heaps.bury(entry)
         self._keep(task.id)
         if task.schedule_id is not None:
             self._follow(task)
@@ -321,7 +258,7 @@ class HeapStore(BulkRepository):
         once = operation.at_most_once
         task = _transitions.dispatched(entry[4], operation.at, at_most_once=once)
         self._replace(entry, task)
-        self._bury(entry)
+        self._heaps.bury(entry)
         if task.state.ended:
             self._keep(task.id)
         if task.schedule_id is not None:
@@ -333,18 +270,17 @@ class HeapStore(BulkRepository):
         only = operation.only.counting()
         claimed = Claimed([], [])
         tasks, expired = claimed.tasks, claimed.expired
-        heads = self._heads(only)
-        heapq.heapify(heads)
+        heaps, heads = self._heaps, self._heaps.heads(only)
         made = 0
         while heads and len(tasks) < limit and len(expired) < _SLICE:
-            entry, heap, source = heads[0]
+            entry, heap, lane = heads[0]
             if entry[0] > at:
                 break
             if only.rooms and not only.accepts(entry[4]):
                 # What was taken since has filled it.
-                self._replace_first(heads, self._head(heap, only))
+                heaps.go_on(heads, only)
                 continue
-            heapq.heappop(source)
+            heap.pop(lane)
             at_most_once = heap.work_id in once
             if entry[4].schedule_id is None:
                 task = _transitions.dispatched(entry[4], at, at_most_once=at_most_once)
@@ -358,14 +294,15 @@ class HeapStore(BulkRepository):
             elif task.state is not _SCHEDULED:
                 expired.append(task)
                 self._keep(task.id)
-            self._replace_first(heads, self._head(heap, only))
+            heaps.go_on(heads, only)
             if len(claimed.made) > made:
                 made = len(claimed.made)
                 next_ = claimed.made[-1]
-                if (next_.pool, next_.work_id) != (heap.pool, heap.work_id):
-                    # A user has given the occurrence another one than its schedule has.
-                    heads = self._heads(only)
-                    heapq.heapify(heads)
+                where = heap.pool, heap.work_id
+                if only.rooms or (next_.pool, next_.work_id) != where:
+                    # It may be in another heap, if a user has changed the one before; or,
+                    # with limits, among those of another value.
+                    heads = heaps.heads(only)
         return claimed
 
     def _end(self, operation: EndTask) -> Task:
@@ -441,7 +378,7 @@ class HeapStore(BulkRepository):
             return ScheduleChanged(schedule, changed=False)
         if step.task is not None and head is not None:
             self._move(head, step.task)
-            self._bury(head)
+            self._heaps.bury(head)
             if step.task.state is not _SCHEDULED:
                 self._keep(step.task.id)
         if step.schedule is None:
@@ -474,7 +411,7 @@ class HeapStore(BulkRepository):
         self._schedules |= {schedule.id: schedule for schedule in schedules}
 
     def _take(
-        self, entry: _Entry, at: datetime, claimed: Claimed, *, at_most_once: bool
+        self, entry: Entry, at: datetime, claimed: Claimed, *, at_most_once: bool
     ) -> Task:
         """Take a due task of a schedule, whose entry has left the heap."""
         task = entry[4]
@@ -512,7 +449,7 @@ class HeapStore(BulkRepository):
             cancelled.append(task)
         return cancelled
 
-    def _move(self, entry: _Entry, task: Task) -> None:
+    def _move(self, entry: Entry, task: Task) -> None:
         """Hold a task of a schedule in place of a pending one that is in no heap."""
         if task.state is _SCHEDULED:
             self._put(task, entry[2], entry[3] + 1)
@@ -551,7 +488,7 @@ class HeapStore(BulkRepository):
 
     # -- entries ----------------------------------------------------------------------
 
-    def _entry(self, task_id: str) -> _Entry:
+    def _entry(self, task_id: str) -> Entry:
         try:
             return self._entries[task_id]
         except KeyError:
@@ -562,53 +499,12 @@ class HeapStore(BulkRepository):
         entry = (task.scheduled_at, -task.priority, sequence, version, task)
         self._entries[task.id] = entry
         if task.state is TaskState.SCHEDULED:
-            heaps = self._unnamed
-            if task.pool is not None:
-                heaps = self._named.setdefault(task.pool, {})
-            heap = heaps.get(task.work_id)
-            if heap is None:
-                heap = heaps[task.work_id] = _Heap(task.pool, task.work_id)
-            if heap.lanes:
-                heap.push(entry)
-            else:
-                heapq.heappush(heap.entries, entry)
+            self._heaps.put(entry)
 
-    def _replace(self, entry: _Entry, task: Task) -> None:
+    def _replace(self, entry: Entry, task: Task) -> None:
         """Hold a task that is not pending in place of what was there."""
         at, order, sequence, version, _ = entry
         self._entries[task.id] = (at, order, sequence, version, task)
-
-    def _bury(self, entry: _Entry) -> None:
-        """Count as dead a pending entry that has been replaced."""
-        task = entry[4]
-        heaps = self._unnamed if task.pool is None else self._named[task.pool]
-        heap = heaps[task.work_id]
-        heap.dead += 1
-        size = len(heap) + heap.dead
-        if heap.dead == size:
-            self._drop(heap)
-        elif heap.dead > _FEW and heap.dead * 2 > size:
-            entries, everywhere = self._entries, [heap.entries, *heap.lanes.values()]
-            heap.entries = [
-                e for each in everywhere for e in each if entries.get(e[4].id) is e
-            ]
-            heapq.heapify(heap.entries)
-            heap.lanes = {}
-            heap.dead = 0
-
-    def _heaps(self) -> Iterator[_Heap]:
-        for heaps in (self._unnamed, *self._named.values()):
-            yield from heaps.values()
-
-    def _drop(self, heap: _Heap) -> None:
-        """Forget a heap in which no pending task is left."""
-        if heap.pool is None:
-            del self._unnamed[heap.work_id]
-            return
-        heaps = self._named[heap.pool]
-        del heaps[heap.work_id]
-        if not heaps:
-            del self._named[heap.pool]
 
     def _keep(self, task_id: str) -> None:
         """Keep an ended task for a while, and forget the oldest of too many."""
@@ -634,89 +530,8 @@ class HeapStore(BulkRepository):
     def _end_of(self, task_id: str) -> datetime:
         return _end(self._entries[task_id][4])
 
-    def _heads(self, only: TaskFilter) -> list[_Head]:
-        """The first entry of each heap that the filter accepts, in no order."""
-        heads = [self._head(heap, only) for heap in _of(self._unnamed, only.unnamed)]
-        if self._named:
-            names = self._named.keys() if only.pools is None else only.pools.names
-            for name in names:
-                heaps = _of(self._named.get(name, {}), only.work_ids)
-                heads += [self._head(heap, only) for heap in heaps]
-        return [head for head in heads if head is not None]
 
-    def _head(self, heap: _Heap, only: TaskFilter) -> _Head | None:
-        """The first living entry that the filter accepts; none if there is none."""
-        entries = heap.entries
-        if not heap.lanes and not only.rooms:  # as it is for most
-            while entries:
-                entry = entries[0]
-                if self._entries.get(entry[4].id) is entry:
-                    return entry, heap, entries
-                heapq.heappop(entries)
-                heap.dead -= 1
-            return None
-        heads = self._heads_aside(heap, only)
-        first = self._first(heap, entries, only)
-        if first is not None:
-            heads.append((first, heap, entries))
-        return min(heads) if heads else None
-
-    def _heads_aside(self, heap: _Heap, only: TaskFilter) -> list[_Head]:
-        """The first entries of what was put aside that the filter accepts now."""
-        rooms = {room.limit: room for room in only.rooms}
-        heads: list[_Head] = []
-        for lane, entries in [*heap.lanes.items()]:
-            limit, value = lane
-            if limit in rooms and rooms[limit].is_full(value):
-                continue
-            entry = self._first(heap, entries, only)
-            if entry is None:
-                del heap.lanes[lane]
-            else:
-                heads.append((entry, heap, entries))
-        return heads
-
-    def _first(self, heap: _Heap, entries: list[_Entry], only: TaskFilter) -> _Entry | None:
-        """The first living entry of these for which there is room, others put aside."""
-        while entries:
-            entry = entries[0]
-            if self._entries.get(entry[4].id) is not entry:
-                heap.dead -= 1
-                heapq.heappop(entries)
-                continue
-            lane = _full_lane(entry[4], only)
-            if lane is None:
-                return entry
-            heap.put_aside(lane, heapq.heappop(entries))
-        return None
-
-    def _replace_first(self, heads: list[_Head], head: _Head | None) -> None:
-        """Have the heap of the first head be stood for by its next one, if it has one."""
-        if head is not None:
-            heapq.heapreplace(heads, head)
-            return
-        _, heap, _ = heapq.heappop(heads)
-        if not len(heap):
-            self._drop(heap)
-
-
-def _of(heaps: Mapping[str, _Heap], work_ids: frozenset[str] | None) -> list[_Heap]:
-    """The heaps of these works, or all."""
-    if work_ids is None:
-        return [*heaps.values()]
-    return [heaps[each] for each in work_ids if each in heaps]
-
-
-def _full_lane(task: Task, only: TaskFilter) -> _Lane | None:
-    """The limit and the value by which the filter has no room for the task."""
-    for room in only.rooms:
-        value = room.limit.value_of(task)
-        if value is not None and room.is_full(value):
-            return room.limit, value
-    return None
-
-
-def _by_age(entry: _Entry) -> int:
+def _by_age(entry: Entry) -> int:
     return entry[2]
 
 

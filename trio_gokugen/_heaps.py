@@ -1,0 +1,211 @@
+"""The pending tasks of a `HeapStore`, in heaps.
+
+There is a heap for each work, or for each pool and work if tasks name a pool, since whoever
+asks for the next task names the works and pools that it is for, and must not have to look
+through all others.
+
+An entry is alive exactly while the store holds that very entry. Dead ones are left where
+they are, until they reach the head or outnumber the living, and the heap is made anew (lazy
+deletion).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import TypeAlias
+
+from ._key_limits import KeyLimit
+from ._operations import TaskFilter
+from ._task import Task
+
+Entry: TypeAlias = tuple[datetime, int, int, int, Task]
+"""When a task is due, its priority, less than nothing, its age, its version, and itself."""
+
+_Lane: TypeAlias = tuple[KeyLimit, str]
+"""A limit, and one of the values that it counts by."""
+
+_FEW = 64
+"""Heaps with fewer dead entries are not worth making anew."""
+
+
+class Heap:
+    """The pending tasks of one work and pool: at least one, or the heap is not kept.
+
+    Those that were met while there was no room for more of their value are put aside, by
+    this value: so nobody meets them again before there is room.
+    """
+
+    __slots__ = ("dead", "entries", "lanes", "limits", "pool", "work_id")
+
+    def __init__(self, pool: str | None, work_id: str) -> None:
+        self.pool = pool
+        self.work_id = work_id
+        self.entries: list[Entry] = []
+        self.lanes: dict[_Lane, list[Entry]] = {}
+        self.limits: dict[KeyLimit, None] = {}
+        """Those by which some have been put aside."""
+
+        self.dead = 0
+
+    def __len__(self) -> int:
+        aside = sum(map(len, self.lanes.values())) if self.lanes else 0
+        return len(self.entries) + aside - self.dead
+
+    def push(self, entry: Entry) -> None:
+        """Add an entry: to those of its value, if some of it were put aside."""
+        entries = self.entries
+        for limit in self.limits:
+            value = limit.value_of(entry[4])
+            if value is not None and (limit, value) in self.lanes:
+                entries = self.lanes[limit, value]
+                break
+        heapq.heappush(entries, entry)
+
+    def pop(self, lane: _Lane | None) -> None:
+        """Take the first entry off, of those put aside by a value, or of the others."""
+        heapq.heappop(self.entries if lane is None else self.lanes[lane])
+
+    def put_aside(self, lane: _Lane, entry: Entry) -> None:
+        """Add an entry to those of its value."""
+        self.limits[lane[0]] = None
+        heapq.heappush(self.lanes.setdefault(lane, []), entry)
+
+
+Head: TypeAlias = tuple[Entry, Heap, _Lane | None]
+"""An entry, its heap, and by which value it was put aside, if it was."""
+
+
+class Heaps:
+    """All of them. An iterable of those that there are."""
+
+    def __init__(self, living: Mapping[str, Entry]) -> None:
+        self._living = living
+        self._unnamed: dict[str, Heap] = {}
+        """By work, those of tasks that name no pool."""
+
+        self._named: dict[str, dict[str, Heap]] = {}
+        """By pool and work, those of tasks that do."""
+
+    def __iter__(self) -> Iterator[Heap]:
+        for heaps in (self._unnamed, *self._named.values()):
+            yield from heaps.values()
+
+    def put(self, entry: Entry) -> None:
+        """Add the entry of a task that is pending now."""
+        task = entry[4]
+        heaps = self._unnamed
+        if task.pool is not None:
+            heaps = self._named.setdefault(task.pool, {})
+        heap = heaps.get(task.work_id)
+        if heap is None:
+            heap = heaps[task.work_id] = Heap(task.pool, task.work_id)
+        if heap.lanes:
+            heap.push(entry)
+        else:
+            heapq.heappush(heap.entries, entry)
+
+    def bury(self, entry: Entry) -> None:
+        """Count as dead an entry that has been replaced."""
+        task = entry[4]
+        heaps = self._unnamed if task.pool is None else self._named[task.pool]
+        heap = heaps[task.work_id]
+        heap.dead += 1
+        size = len(heap) + heap.dead
+        if heap.dead == size:
+            self._drop(heap)
+        elif heap.dead > _FEW and heap.dead * 2 > size:
+            living, everywhere = self._living, [heap.entries, *heap.lanes.values()]
+            heap.entries = [
+                e for each in everywhere for e in each if living.get(e[4].id) is e
+            ]
+            heapq.heapify(heap.entries)
+            heap.lanes = {}
+            heap.dead = 0
+
+    def _drop(self, heap: Heap) -> None:
+        """Forget a heap in which no pending task is left."""
+        if heap.pool is None:
+            del self._unnamed[heap.work_id]
+            return
+        heaps = self._named[heap.pool]
+        del heaps[heap.work_id]
+        if not heaps:
+            del self._named[heap.pool]
+
+    # -- who goes first -----------------------------------------------------------------
+
+    def heads(self, only: TaskFilter) -> list[Head]:
+        """The first entries that the filter accepts, as a heap.
+
+        One of each heap, and of what was put aside in it by each value.
+        """
+        heads: list[Head] = []
+        for heap in self._of(only):
+            lanes = (None, *heap.lanes) if heap.lanes else (None,)
+            for lane in lanes:
+                entry = self._first(heap, lane, only)
+                if entry is not None:
+                    heads.append((entry, heap, lane))
+        heapq.heapify(heads)
+        return heads
+
+    def go_on(self, heads: list[Head], only: TaskFilter) -> None:
+        """Have the first head be replaced by what now follows, if there is something."""
+        _, heap, lane = heads[0]
+        entry = self._first(heap, lane, only)
+        if entry is not None:
+            heapq.heapreplace(heads, (entry, heap, lane))
+            return
+        heapq.heappop(heads)
+        if not len(heap):
+            self._drop(heap)
+
+    def _of(self, only: TaskFilter) -> list[Heap]:
+        """The heaps of the works and pools that a filter is for."""
+        found = _of_works(self._unnamed, only.unnamed)
+        if self._named:
+            names = self._named.keys() if only.pools is None else only.pools.names
+            for name in names:
+                found += _of_works(self._named.get(name, {}), only.work_ids)
+        return found
+
+    def _first(self, heap: Heap, lane: _Lane | None, only: TaskFilter) -> Entry | None:
+        """The first living entry for which there is room; others are put aside."""
+        if lane is not None and _is_full(lane, only):
+            return None  # nor will it be before the end of a claim
+        entries = heap.entries if lane is None else heap.lanes[lane]
+        while entries:
+            entry = entries[0]
+            if self._living.get(entry[4].id) is not entry:
+                heapq.heappop(entries)
+                heap.dead -= 1
+                continue
+            full = _full_lane(entry[4], only) if only.rooms else None
+            if full is None:
+                return entry
+            heap.put_aside(full, heapq.heappop(entries))
+        if lane is not None:
+            del heap.lanes[lane]
+        return None
+
+
+def _of_works(heaps: Mapping[str, Heap], work_ids: frozenset[str] | None) -> list[Heap]:
+    if work_ids is None:
+        return [*heaps.values()]
+    return [heaps[each] for each in work_ids if each in heaps]
+
+
+def _is_full(lane: _Lane, only: TaskFilter) -> bool:
+    limit, value = lane
+    return any(room.limit == limit and room.is_full(value) for room in only.rooms)
+
+
+def _full_lane(task: Task, only: TaskFilter) -> _Lane | None:
+    """The limit and the value by which the filter has no room for the task."""
+    for room in only.rooms:
+        value = room.limit.value_of(task)
+        if value is not None and room.is_full(value):
+            return room.limit, value
+    return None
