@@ -678,6 +678,54 @@ async def test_errors_of_several_pools_are_all_told(
     )
 
 
+@pytest.mark.parametrize("_", range(8))
+async def test_a_decision_is_kept_whoever_else_fails(
+    autojump_clock: trio.testing.MockClock, _: int
+) -> None:
+    """
+    What a hook has decided to raise ends the scheduler, also if another pool fails in the
+    same moment, before or after, for which it would have been asked whether to go on.
+    """
+
+    moment = trio.Event()  # who is woken by it is not cancelled in the same step
+
+    class Failing(WorkerPoolDispatcher):
+        async def dispatch(self, fetch: Fetch) -> None:
+            await moment.wait()
+            raise OSError("beside it")
+
+    class Lost(HeapRepository):
+        async def wait_until_due(self, only: TaskFilter = ANY_TASK) -> Task:
+            await moment.wait()
+            raise RepositoryError("decided")
+
+    async def on_get_next_error(error: Exception, _: HookAction) -> HookAction:
+        return HookAction.RAISE
+
+    asked: list[Exception] = []
+
+    async def on_dispatch_error(error: Exception, _: HookAction) -> HookAction:
+        asked.append(error)
+        return HookAction.RETRY if len(asked) < 9 else HookAction.RAISE
+
+    works, _log = note_works(["mine"])
+    pools = {"p": Pool(Failing(works, 3), works=["mine"])}
+    hooks = PartialHooks(
+        on_get_next_error=on_get_next_error, on_dispatch_error=on_dispatch_error
+    )
+    scheduler = Scheduler(works, Lost(), PoolsDispatcher(works, pools), hooks=hooks)
+    with pytest.RaisesGroup(RepositoryError, flatten_subgroups=True) as caught:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.run)
+            await trio.testing.wait_all_tasks_blocked()
+            moment.set()
+    error: BaseException = caught.value
+    while isinstance(error, BaseExceptionGroup):
+        [error] = error.exceptions
+    assert error.__notes__ == ["and another pool: OSError: beside it"]
+    assert asked == []
+
+
 async def test_an_error_beside_a_cancellation_is_told(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

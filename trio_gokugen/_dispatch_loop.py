@@ -7,15 +7,17 @@ before always wins, and one that comes after is told that it is too late.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import cast
 
 import attrs
 import trio
 
+from ._describe import brief
 from ._errors import SchedulerNotRunningError, WorkNotFoundError
 from ._hooks import decision
 from ._ledger import Ledger
@@ -98,7 +100,9 @@ class DispatchLoop:
         self._unnamed = ANY_TASK
         self._sleepers: dict[trio.CancelScope, _Asleep] = {}
         self._refused = False
-        self._decided: Exception | None = None
+        self._decided: list[Exception] = []
+        """The errors that are to end the scheduler."""
+
         self._look_at = -math.inf
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
@@ -121,14 +125,17 @@ class DispatchLoop:
     async def _dispatch(self) -> None:
         try:
             await self._dispatcher.dispatch(self._fetch)
-        except Exception as error:
-            if _holds(error, self._decided):
-                raise
+        except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
+            errors = _apart(error)
+            for each in errors:
+                if any(each is decided for decided in self._decided):
+                    raise _with_others(each, errors) from None
             if self._refused:
                 # The update loop refuses a claim only as it ends, and the nursery with
                 # it: what is to come is a cancellation.
                 await trio.sleep_forever()
-            await self._decide(self._hooks.on_dispatch_error, error)
+            first = _with_others(errors[0], errors)
+            await self._decide(self._hooks.on_dispatch_error, first)
 
     async def _fetch(self, free: Free, start: Start, only: TaskFilter = ANY_TASK) -> int:
         """What dispatchers get their tasks by; see `Fetch`."""
@@ -270,21 +277,34 @@ class DispatchLoop:
         try:
             action = await decision(hook, error=error)
         except Exception as its_own:
-            self._decided = its_own
+            self._decided.append(its_own)
             raise
         if action is HookAction.RETRY:
             # A hook that has not waited must not keep everybody else from running.
             await trio.lowlevel.checkpoint()
             return
         if action is not HookAction.IGNORE:
-            self._decided = error
+            self._decided.append(error)
             raise error
         await trio.sleep(IGNORED_PAUSE)
 
 
-def _holds(error: Exception, wanted: Exception | None) -> bool:
-    """Whether it is the other error, or a group that has it somewhere."""
-    if isinstance(error, ExceptionGroup):
-        group = cast("ExceptionGroup[Exception]", error)
-        return any(_holds(each, wanted) for each in group.exceptions)
-    return error is wanted
+def _apart(error: Exception) -> list[Exception]:
+    """An error, or those of a group, each once."""
+    if not isinstance(error, ExceptionGroup):
+        return [error]
+    group = cast("ExceptionGroup[Exception]", error)
+    found: list[Exception] = []
+    for each in itertools.chain.from_iterable(map(_apart, group.exceptions)):
+        # One may be there twice, if one write had the claims of several pools.
+        if not any(each is other for other in found):
+            found.append(each)
+    return found
+
+
+def _with_others(error: Exception, errors: Sequence[Exception]) -> Exception:
+    """The error, with the others in its notes."""
+    for other in errors:
+        if other is not error:
+            error.add_note(brief(f"and another pool: {type(other).__name__}: {other}"))
+    return error

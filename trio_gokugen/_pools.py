@@ -18,13 +18,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import cast
 
 import attrs
 import trio
 
 from ._arguments import check_part
-from ._describe import brief
 from ._errors import (
     InvalidTaskError,
     PoolExistsError,
@@ -424,6 +422,7 @@ class PoolsDispatcher:
         token = trio.lowlevel.current_trio_token()
         for lane in self._lanes.values():
             lane.started = False
+            lane.failures = 0
             if token is not self._token:
                 lane.starts.clear()  # by a clock that is no more
                 lane.waits_until = -math.inf
@@ -471,7 +470,8 @@ class PoolsDispatcher:
             if not isinstance(errors, ExceptionGroup):
                 raise
             # If we were cancelled, too, we shall be told so again.
-            raise _first(cast("ExceptionGroup[Exception]", errors)) from None
+            alone = len(errors.exceptions) == 1
+            raise (errors.exceptions[0] if alone else errors) from None
 
     @trio.lowlevel.enable_ki_protection
     async def _feed(self, name: str, fetch: Fetch) -> None:
@@ -554,12 +554,3 @@ def _statistics(lane: _Lane) -> PoolStatistics:
         lane.works,
         tuple(room.limit for room in lane.rooms),
     )
-
-
-def _first(group: ExceptionGroup[Exception]) -> Exception:
-    """The first error of several pools, with the others in its notes."""
-    first, *others = group.exceptions
-    for other in others:
-        if other is not first:  # as it is if one write had the claims of several
-            first.add_note(brief(f"and another pool: {type(other).__name__}: {other}"))
-    return first
