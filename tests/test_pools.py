@@ -21,6 +21,7 @@ from support import NOON, TroubledRepository, at, open_bench, stored
 from trio_gokugen import (
     JSON,
     HeapRepository,
+    Interval,
     InvalidTaskError,
     KeyLimit,
     PartialHooks,
@@ -30,8 +31,10 @@ from trio_gokugen import (
     PoolsDispatcher,
     Rate,
     RepositoryError,
+    Retry,
     Scheduler,
     SchedulerAlreadyRunningError,
+    Snooze,
     Task,
     TaskParam,
     TaskState,
@@ -372,6 +375,145 @@ def test_limits_by_value_are_kept_in_a_database(
         starts_within_limits(tasks, workers, limits, url)
 
 
+async def test_a_rate_counts_only_what_is_within_the_limits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What has to wait for its value takes nothing of the rate from others; and what has room
+    waits for the rate.
+    """
+    works, log = note_works(["work"], seconds=25)
+    pool = Pool(9, rate=Rate(2, per=10), limits=[KeyLimit(1, meta="of")])
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(
+        works, dispatcher=PoolsDispatcher(works, default=pool), clock=clock
+    ) as scheduler:
+        await scheduler.add_tasks(
+            [at(0, f"{of}{n}", "work", meta={"of": of}) for of in "abc" for n in range(2)]
+        )
+        await scheduler.drain()
+    assert sorted(log, key=lambda each: (each[1], each[0])) == [
+        ("a0", 0.0),
+        ("b0", 0.0),
+        ("c0", 10.0),
+        ("a1", 25.0),
+        ("b1", 25.0),
+        ("c1", 35.0),
+    ]
+
+
+async def test_each_pool_counts_for_itself(autojump_clock: trio.testing.MockClock) -> None:
+    """
+    Of the same value, one runs in each of two pools at a time.
+    """
+    works, log = note_works(["mine", "other"], seconds=10)
+    by_owner = [KeyLimit(1, meta="of")]
+    dispatcher = PoolsDispatcher(
+        works,
+        {"p": Pool(5, works=["mine"], limits=by_owner)},
+        default=Pool(5, limits=by_owner),
+    )
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        await scheduler.add_tasks(
+            [
+                at(0, f"{work_id}{n}", work_id, meta={"of": "me"})
+                for work_id in ("mine", "other")
+                for n in range(2)
+            ]
+        )
+        await scheduler.drain()
+    assert sorted(log) == [("mine0", 0), ("mine1", 10), ("other0", 0), ("other1", 10)]
+
+
+@pytest.mark.parametrize("how", ["interrupted", "failed", "retried", "snoozed", "expired"])
+async def test_however_a_run_ends_its_value_is_free(
+    autojump_clock: trio.testing.MockClock, how: str
+) -> None:
+    """
+    The next one of the same value starts when the one before has ended, whatever has
+    become of that.
+    """
+    works = WorkRegistry()
+    log: list[tuple[str, float]] = []
+
+    @works.register(timeout=5 if how == "expired" else None)
+    async def work() -> None:
+        task = current_task()
+        log.append((task.id, trio.current_time()))
+        await trio.sleep(5 if task.id == "a" and how != "expired" else 9)
+        if task.id != "a" or task.attempt > 1:
+            return
+        if how == "failed":
+            raise OSError("as it is meant to")
+        if how == "retried":
+            raise Retry.after(100)
+        if how == "snoozed":
+            raise Snooze(100)
+        await trio.sleep(100)
+
+    pool = Pool(9, limits=[KeyLimit(1, meta="of")])
+    clock = TrioClock(NOON, 0.0)
+    dispatcher = PoolsDispatcher(works, default=pool)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        await scheduler.add_tasks([at(0, name, "work", meta={"of": "me"}) for name in "ab"])
+        await trio.sleep(5)
+        if how == "interrupted":
+            await scheduler.interrupt("a")
+        await scheduler.drain()
+    assert log[:2] == [("a", 0), ("b", 5)]
+    # In the next scheduler, nothing is left of what has run in this one.
+    log.clear()
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        task = await scheduler.add_task("work", after=0, meta={"of": "me"}, id="c")
+        await trio.sleep(1)
+        assert (await scheduler.get(task.id)).state is TaskState.DISPATCHED
+
+
+async def test_what_a_stop_puts_back_is_not_counted_on(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    Runs that a shutdown has put back start again with the next scheduler: no place is
+    taken up by what ran before.
+    """
+    works, log = note_works(["work"], seconds=100)
+    pool = Pool(9, limits=[KeyLimit(1, meta="of")])
+    dispatcher = PoolsDispatcher(works, default=pool)
+    async with open_sql_repository(f"sqlite:///{tmp_path / 'tasks.db'}") as repository:
+        for seconds in 1, 150:
+            clock = TrioClock(NOON, 0.0)
+            async with open_scheduler(
+                works, repository, dispatcher, clock=clock, grace=0
+            ) as scheduler:
+                if not log:
+                    await scheduler.add_tasks(
+                        [at(0, name, "work", meta={"of": "me"}) for name in "ab"]
+                    )
+                await trio.sleep(seconds)
+    assert log == [("a", 0), ("a", 1), ("b", 101)]
+
+
+async def test_occurrences_keep_to_the_limits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Occurrences of schedules are counted by their values, beside other tasks.
+    """
+    works, log = note_works(["work"], seconds=10)
+    dispatcher = PoolsDispatcher(works, default=Pool(9, limits=[KeyLimit(1, meta="of")]))
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(works, dispatcher=dispatcher, clock=clock) as scheduler:
+        for name in "st":
+            await scheduler.add_schedule(
+                name, Interval(100, anchor=NOON), "work", meta={"of": "me"}, overlap="allow"
+            )
+        await scheduler.add_task("work", at=NOON, meta={"of": "you"})
+        await trio.sleep(299)
+    assert [when for _, when in log] == [0, 100, 110, 200, 210]
+
+
 async def test_what_did_not_start_counts_for_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -526,20 +668,22 @@ async def test_the_default_pool_leaves_works_to_others(
     assert [when for _, when in log] == [2.0, 12.0, 22.0]
 
 
-@pytest.mark.parametrize("why", ["full", "paused", "rate", "idle"])
+@pytest.mark.parametrize("why", ["full", "paused", "rate", "limits", "idle"])
 async def test_who_waits_does_nothing(
     autojump_clock: trio.testing.MockClock, why: str
 ) -> None:
     """
-    A pool that is full, paused, bound by its rate or has nothing to do makes no step,
-    whatever is due for it.
+    A pool that is full, paused, bound by its rate or its limits, or has nothing to do makes
+    no step, whatever is due for it.
     """
-    works, _ = note_works(["mine", "other"], seconds=1e6 if why == "full" else 0)
+    seconds = 1e6 if why in {"full", "limits"} else 0
+    works, _ = note_works(["mine", "other"], seconds)
     pool = Pool(
-        1,
+        1 if why == "full" else 5,
         works=["mine"],
         paused=why == "paused",
         rate=Rate(1, per=1e6) if why == "rate" else None,
+        limits=[KeyLimit(1, meta="of")] if why == "limits" else [],
     )
     dispatcher = PoolsDispatcher(works, {"p": pool})
     clock = TrioClock(NOON, 0.0)
@@ -547,7 +691,9 @@ async def test_who_waits_does_nothing(
         works, dispatcher=dispatcher, clock=clock, grace=0
     ) as scheduler:
         if why != "idle":
-            await scheduler.add_tasks([at(0, f"{n}", "mine") for n in range(9)])
+            await scheduler.add_tasks(
+                [at(0, f"{n}", "mine", meta={"of": "me"}) for n in range(9)]
+            )
         await trio.sleep(1)
         # Its own end, and what the deadline of a far-off rate may need.
         assert await steps_in(1000) <= 2

@@ -137,10 +137,14 @@ class Walk:
         return AddTasks([*tasks, self._new_task()], if_exists)
 
     def _within(self) -> TaskFilter:
-        """A filter with room for so many tasks of the same number."""
-        running = {str(self.random.randrange(5)): self.random.randint(1, 2)}
-        room = KeyRoom(KeyLimit(self.random.randint(1, 2), param="n"), running)
-        return TaskFilter(rooms=(room,))
+        """A filter with room for so many tasks of the same numbers."""
+        choose = self.random
+        rooms: list[KeyRoom] = []
+        for where in choose.choice((("param",), ("meta",), ("meta", "param"))):
+            limit = KeyLimit(choose.randint(1, 2), **{where: "n"})
+            running = {str(choose.randrange(5)): choose.randint(1, 2)}
+            rooms.append(KeyRoom(limit, running))
+        return attrs.evolve(choose.choice(_FILTERS), rooms=tuple(rooms))
 
     def _new_task(self, **fields: Any) -> Task:
         choose = self.random
@@ -152,6 +156,7 @@ class Walk:
             work_id=choose.choice(_WORKS),
             priority=choose.randrange(2),
             param={"n": choose.randrange(5)},
+            meta={"n": choose.randrange(3)},
             pool=choose.choice(_POOLS),
             **fields,
         )
