@@ -13,8 +13,7 @@ import trio
 
 from trio_gokugen import (
     CommandRegistry,
-    InvalidCommandsError,
-    InvalidSchedulesError,
+    InvalidFileError,
     Task,
     load_commands,
     load_schedules,
@@ -38,7 +37,7 @@ async def main(given: Path | None) -> None:
     try:
         commands = CommandRegistry(load_commands(path))
         schedules = load_schedules(path)
-    except (InvalidCommandsError, InvalidSchedulesError) as error:
+    except InvalidFileError as error:
         sys.exit(str(error))  # all that is wrong in the file, line by line
     async with open_scheduler(commands) as scheduler:
         for schedule in await scheduler.add_schedules(schedules):

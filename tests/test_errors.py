@@ -24,6 +24,7 @@ from trio_gokugen import (
     GokugenError,
     InvalidCommandError,
     InvalidCommandsError,
+    InvalidFileError,
     InvalidSchedulesError,
     InvalidTaskError,
     InvalidTriggerError,
@@ -79,6 +80,10 @@ EVERY = {
     "invalid commands": (
         InvalidCommandsError("commands.toml", ((2, "is too short"), (7, "is odd"))),
         "commands.toml, line 2: is too short\ncommands.toml, line 7: is odd",
+    ),
+    "invalid file": (
+        InvalidFileError("a.toml", ((2, "is odd"),)),
+        "a.toml, line 2: is odd",
     ),
     "command failed": (
         CommandFailedError(3, None, "", 0, "", 0),
@@ -390,6 +395,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
             {
                 InvalidCommandError,
                 InvalidCommandsError,
+                InvalidFileError,
                 InvalidSchedulesError,
                 InvalidTaskError,
                 InvalidTriggerError,
@@ -400,6 +406,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
                 DamagedFileError,
             },
         ),
+        (InvalidFileError, {InvalidCommandsError, InvalidSchedulesError}),
         (RuntimeError, {SchedulerNotRunningError, SchedulerAlreadyRunningError}),
         (TimeoutError, {DeadlineExceededError, WorkTimeoutError}),
         (

@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ._combined_registry import Combinable
 from ._command import Command
 from ._command_data import command_from_data
 from ._conditions import Condition
-from ._errors import (
-    ConditionNotFoundError,
-    InvalidCommandError,
-    WorkExistsError,
-    WorkNotFoundError,
-    shown,
-)
-from ._json import JSON, name
+from ._errors import ConditionNotFoundError, InvalidCommandError
+from ._json import JSON, a_value, name
+from ._registered_works import RegisteredWorks
 from .abc import Work
 
 
-class CommandRegistry(Combinable):
+class CommandRegistry(RegisteredWorks):
     """The commands of a program, by name: registered as works, they are run as processes.
 
     A task's `param` fills the command's placeholders, and must have all of them, and no
@@ -46,8 +40,7 @@ class CommandRegistry(Combinable):
         Raises:
           InvalidCommandError, InvalidTaskError: as `register`.
         """
-        self._works: dict[str, Work] = {}
-        self._work_ids: frozenset[str] = frozenset()
+        super().__init__()
         for work_id, command in (commands or {}).items():
             self.register(work_id, command)
 
@@ -69,22 +62,7 @@ class CommandRegistry(Combinable):
         checked = name(work_id, "work_id")
         if not isinstance(command, Command):
             command = _from_mapping(checked, command)
-        if checked in self._works:
-            raise WorkExistsError(checked)
-        self._works[checked] = _work(checked, command)
-        self._work_ids = frozenset(self._works)
-
-    @property
-    def work_ids(self) -> frozenset[str]:
-        """The names registered so far."""
-        return self._work_ids
-
-    def get(self, work_id: str) -> Work:
-        """The command of this name, as a work, or a `WorkNotFoundError`."""
-        try:
-            return self._works[work_id]
-        except KeyError:
-            raise WorkNotFoundError(work_id) from None
+        self._put(_work(checked, command))
 
     @property
     def condition_names(self) -> frozenset[str]:
@@ -99,7 +77,7 @@ class CommandRegistry(Combinable):
 def _from_mapping(work_id: str, data: Mapping[str, Any]) -> Command:
     if not isinstance(data, Mapping):
         raise InvalidCommandError(
-            "command", f"must be a Command or a mapping, not {shown(data)}", work_id
+            "command", f"must be a Command or a mapping, not {a_value(data)}", work_id
         )
     command, errors = command_from_data(data)
     if command is None:

@@ -376,8 +376,8 @@ class DamagedFileError(RepositoryError, ValueError):
 
 
 @attrs.frozen
-class InvalidSchedulesError(GokugenError, ValueError):
-    """A file of schedules cannot be used, and nothing of it was.
+class InvalidFileError(GokugenError, ValueError):
+    """A file that a user has written cannot be used, and nothing of it was.
 
     It is told all that is wrong: mend these lines, then load the file again.
     """
@@ -392,19 +392,13 @@ class InvalidSchedulesError(GokugenError, ValueError):
 
 
 @attrs.frozen
-class InvalidCommandsError(GokugenError, ValueError):
-    """A file of commands cannot be used, and nothing of it was.
+class InvalidSchedulesError(InvalidFileError):
+    """A file of schedules cannot be used, as `load_schedules` says."""
 
-    It is told all that is wrong: mend these lines, then load the file again.
-    """
 
-    path: str
-    errors: tuple[tuple[int, str], ...]
-    """The lines, counted from 1, and what is wrong there, in the order of the lines."""
-
-    def __str__(self) -> str:
-        lines = [f"{self.path}, line {line}: {reason}" for line, reason in self.errors]
-        return printable("\n".join(lines))
+@attrs.frozen
+class InvalidCommandsError(InvalidFileError):
+    """A file of commands cannot be used, as `load_commands` says."""
 
 
 @attrs.frozen

@@ -28,7 +28,7 @@ def text(value: object, field: str) -> str:
     if type(value) is str and value.isascii() and "\0" not in value:
         return value
     if not isinstance(value, str):
-        raise InvalidTaskError(field, f"must be a string, not {_a(value)}")
+        raise InvalidTaskError(field, f"must be a string, not {a_value(value)}")
     if "\0" in value:
         raise InvalidTaskError(field, "must not contain a NUL character")
     if not value.isascii():
@@ -60,7 +60,7 @@ def name_or_none(value: object, field: str) -> str | None:
 def int64(value: object, field: str) -> int:
     """An integer of at most 64 bits; a `bool` is not one."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTaskError(field, f"must be an int, not {_a(value)}")
+        raise InvalidTaskError(field, f"must be an int, not {a_value(value)}")
     number = int(value)
     if not -(2**63) <= number < 2**63:
         raise InvalidTaskError(field, "must fit in 64 bits")
@@ -78,7 +78,7 @@ def count(value: object, field: str) -> int:
 def truth(value: object, field: str) -> bool:
     """A `bool`, and nothing that only counts as one."""
     if not isinstance(value, bool):
-        raise InvalidTaskError(field, f"must be a bool, not {_a(value)}")
+        raise InvalidTaskError(field, f"must be a bool, not {a_value(value)}")
     return value
 
 
@@ -92,7 +92,7 @@ def json_object(value: object, field: str) -> dict[str, JSON]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise InvalidTaskError(field, f"must be a JSON object, not {_a(value)}")
+        raise InvalidTaskError(field, f"must be a JSON object, not {a_value(value)}")
     return _copied_object(cast("Mapping[object, object]", value), field, 1)
 
 
@@ -135,7 +135,7 @@ def _copied(value: object, path: str, depth: int) -> JSON:
             _copied(item, f"{path}[{index}]", depth + 1)
             for index, item in enumerate(cast("Sequence[object]", value))
         ]
-    raise InvalidTaskError(path, f"cannot be JSON: {_a(value)}")
+    raise InvalidTaskError(path, f"cannot be JSON: {a_value(value)}")
 
 
 def is_larger(value: object, most: int) -> bool:
@@ -181,7 +181,8 @@ def same(one: JSON, other: JSON) -> bool:
     return isinstance(one, bool) is isinstance(other, bool) and one == other
 
 
-def _a(value: object) -> str:
+def a_value(value: object) -> str:
+    """A value as a message has it that must not tell what it is."""
     return f"a value of type {type(value).__name__}"
 
 

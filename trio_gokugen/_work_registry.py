@@ -11,18 +11,16 @@ from importlib.util import find_spec
 from typing import Any, TypeVar, overload
 
 from ._callables import address, called, check_address, check_async, is_async
-from ._combined_registry import Combinable
 from ._conditions import Condition
 from ._errors import (
     ConditionExistsError,
     ConditionNotFoundError,
     InvalidTaskError,
-    WorkExistsError,
-    WorkNotFoundError,
     quoted,
     shown,
 )
 from ._json import name
+from ._registered_works import RegisteredWorks
 from ._retry import Retry
 from .abc import Work
 
@@ -30,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=Condition)
 
 
-class WorkRegistry(Combinable):
+class WorkRegistry(RegisteredWorks):
     """The works of a program, by name.
 
     Async functions run in the scheduler's nursery, other functions in a thread, or in a
@@ -41,8 +39,7 @@ class WorkRegistry(Combinable):
     """
 
     def __init__(self) -> None:
-        self._works: dict[str, Work] = {}
-        self._work_ids: frozenset[str] = frozenset()
+        super().__init__()
         self._conditions: dict[str, Condition] = {}
 
     @overload
@@ -207,18 +204,6 @@ class WorkRegistry(Combinable):
         """The names of the conditions registered so far."""
         return frozenset(self._conditions)
 
-    @property
-    def work_ids(self) -> frozenset[str]:
-        """The names registered so far."""
-        return self._work_ids
-
-    def get(self, work_id: str) -> Work:
-        """The work of this name, or a `WorkNotFoundError`."""
-        try:
-            return self._works[work_id]
-        except KeyError:
-            raise WorkNotFoundError(work_id) from None
-
     def _register(self, work_id: str | None, function: F, **how: Any) -> F:
         if not callable(function):
             raise TypeError(f"function: must be a function, not {shown(function)}")
@@ -243,10 +228,7 @@ class WorkRegistry(Combinable):
             check_param=_param_check(function),
             **how,
         )
-        if work.work_id in self._works:
-            raise WorkExistsError(work.work_id)
-        self._works[work.work_id] = work
-        self._work_ids = frozenset(self._works)
+        self._put(work)
         return function
 
 
