@@ -6,13 +6,21 @@ import errno
 import functools
 import gc
 import json
+import itertools
 import logging
 import math
 import os
 import signal
 import sys
-import time
-from collections.abc import Generator, Mapping
+import threading
+import traceback
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -296,18 +304,18 @@ async def test_it_has_a_session_of_its_own(autojump_clock: MockClock, shop: Shop
         (["ls", 1], "argv[1]", "must be a string, not a value of type int"),
         (["ls", "a\0b"], "argv[1]", "must not contain a NUL character"),
         (["ls", "\ud800"], "argv[1]", "has a lone surrogate at position 0"),
-        (["ls", "{"], "argv[1]", "has a single { in '{'"),
-        (["ls", "a}b"], "argv[1]", "has a single } in 'a}b'"),
-        (["ls", "{a"], "argv[1]", "has a single { in '{a'"),
-        (["ls", "{{a}"], "argv[1]", "has a single } in '{{a}'"),
-        (["ls", "{a{b}}"], "argv[1]", "has a single { in '{a{b}}'"),
-        (["ls", "{}"], "argv[1]", "has '{}', and a placeholder is the name"),
-        (["ls", "{0}"], "argv[1]", "has '{0}', and a placeholder is the name"),
-        (["ls", "{a.b}"], "argv[1]", "has '{a.b}', and a placeholder is the name"),
-        (["ls", "{a[0]}"], "argv[1]", "has '{a[0]}', and a placeholder is the name"),
-        (["ls", "{a!r}"], "argv[1]", "has '{a!r}', and a placeholder is the name"),
-        (["ls", "{a:>9}"], "argv[1]", "has '{a:>9}', and a placeholder is the name"),
-        (["ls", "{ a }"], "argv[1]", "has '{ a }', and a placeholder is the name"),
+        (["ls", "{"], "argv[1]", "has a single { at position 0"),
+        (["ls", "a}b"], "argv[1]", "has a single } at position 1"),
+        (["ls", "{a"], "argv[1]", "has a single { at position 0"),
+        (["ls", "{{a}"], "argv[1]", "has a single } at position 3"),
+        (["ls", "{a{b}}"], "argv[1]", "has a single { at position 0"),
+        (["ls", "{}"], "argv[1]", "has no name in the braces at position 0"),
+        (["ls", "{0}"], "argv[1]", "has no name in the braces at position 0"),
+        (["ls", "{a.b}"], "argv[1]", "has no name in the braces at position 0"),
+        (["ls", "{a[0]}"], "argv[1]", "has no name in the braces at position 0"),
+        (["ls", "{a!r}"], "argv[1]", "has no name in the braces at position 0"),
+        (["ls", "{a:>9}"], "argv[1]", "has no name in the braces at position 0"),
+        (["ls", "{ a }"], "argv[1]", "has no name in the braces at position 0"),
     ],
 )
 def test_what_is_no_template_is_refused(argv: Any, field: str, reason: str) -> None:
@@ -328,17 +336,17 @@ def test_what_is_no_template_is_refused(argv: Any, field: str, reason: str) -> N
         ("cwd", 1, "must be a string, not a value of type int"),
         ("cwd", "", "must not be empty"),
         ("cwd", "a\0", "must not contain a NUL character"),
-        ("env", ["A=b"], "must be names with their values, not ['A=b']"),
-        ("env", {"A=": "b"}, "has 'A=', which cannot name a variable"),
-        ("env", {"": "b"}, "has '', which cannot name a variable"),
+        ("env", ["A=b"], "must be names with their values, not a value of type"),
+        ("env", {"A=": "b"}, "has a name that cannot be that of a variable"),
+        ("env", {"": "b"}, "has a name that cannot be that of a variable"),
         ("env", {1: "b"}, "must be a string, not a value of type int"),
         ("env", {"A\0": "b"}, "must not contain a NUL character"),
-        ("inherit", "PATH", "must be a list of variables' names, not 'PATH'"),
-        ("inherit", 1, "must be a list of variables' names, not 1"),
+        ("inherit", "PATH", "must be a list of variables' names, not a value of"),
+        ("inherit", 1, "must be a list of variables' names, not a value of"),
         ("inherit", [1], "must be a string, not a value of type int"),
-        ("inherit", ["A=b"], "has 'A=b', which cannot name a variable"),
+        ("inherit", ["A=b"], "has a name that cannot be that of a variable"),
         ("stdin", b"a", "must be a string, not a value of type bytes"),
-        ("stdin", "{a.b}", "has '{a.b}', and a placeholder is the name"),
+        ("stdin", "{a.b}", "has no name in the braces at position 0"),
         ("stdin", "a\0", "must not contain a NUL character"),
         ("timeout", "1h", "must be a timedelta or a number of seconds, not '1h'"),
         ("timeout", -1, "must not be negative, not -1"),
@@ -360,6 +368,7 @@ def test_what_is_no_template_is_refused(argv: Any, field: str, reason: str) -> N
         ("output_limit", -1, "must be from 0 to 16384 bytes, not -1"),
         ("output_limit", 16385, "must be from 0 to 16384 bytes, not 16385"),
         ("output_limit", True, "must be an int, not True"),
+        ("check_program", 0, "must be a bool, not 0"),
         ("output_limit", 1.5, "must be an int, not 1.5"),
     ],
 )
@@ -377,6 +386,60 @@ def test_what_a_field_cannot_be(field: str, value: Any, reason: str) -> None:
 def test_a_code_means_one_thing() -> None:
     """
     An exit code, or a signal, cannot be both final and worth another attempt.
+SECRET = "hunter2"  # noqa: S105 (that of these tests)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("env", f"TOKEN={SECRET}"),
+        ("env", [f"TOKEN={SECRET}"]),
+        ("env", {f"TOKEN={SECRET}": ""}),
+        ("env", {f"TOKEN{SECRET}\0": ""}),
+        ("env", {"TOKEN": [SECRET]}),
+        ("env", {"TOKEN": f"{SECRET}\0"}),
+        ("env", {"TOKEN": f"{SECRET}\ud800"}),
+        ("inherit", f"TOKEN={SECRET}"),
+        ("inherit", [f"TOKEN={SECRET}"]),
+        ("stdin", [SECRET]),
+        ("stdin", {"password": SECRET}),
+        ("stdin", SECRET.encode()),
+        ("stdin", f"{SECRET}\0"),
+        ("stdin", f"{SECRET}\ud800"),
+        ("stdin", f"{SECRET}{{"),
+        ("stdin", f"}}{SECRET}"),
+        ("stdin", f"{{{SECRET}!}}"),
+        ("stdin", f'{{"password": "{SECRET}"}}'),
+    ],
+    ids=itertools.count(),
+)
+def test_no_secret_is_told(field: str, value: Any) -> None:
+    """
+    What is wrong with the environment or with stdin is told without its text, whoever asks.
+    """
+    data = {"argv": ["ls"], field: value}
+    makers: list[Callable[[], object]] = [
+        lambda: Command(**data),
+        lambda: CommandRegistry({"x": data}),
+        lambda: CommandRegistry().register("x", data),
+    ]
+    for make in makers:
+        with pytest.raises(InvalidCommandError) as caught:
+            make()
+        assert caught.value.field.partition(".")[0] == field
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_no_secret_is_told_of_what_is_no_command() -> None:
+    """
+    Nor is anything told of what is given in the place of a command.
+    """
+    wrong: Any = [("env", {"TOKEN": SECRET})]
+    with pytest.raises(InvalidCommandError) as caught:
+        CommandRegistry({"x": wrong})
+    assert SECRET not in str(caught.value)
+
+
     """
     with pytest.raises(
         InvalidCommandError, match=r"^retry_on: has 'SIGKILL', .*discard_on"
@@ -405,6 +468,7 @@ def test_a_command_is_a_value() -> None:
     }
     lists: dict[str, Any] = {
         **fields,
+        "check_program": False,
         "argv": ["ls", "--", "{path}"],
         "cwd": Path("/"),
         "success": [0, "SIGTERM"],
@@ -572,6 +636,34 @@ async def test_the_program_is_looked_for_where_it_will_be(
 
 
 # -- how it ends ----------------------------------------------------------------------
+
+
+async def test_a_program_may_be_elsewhere(
+    autojump_clock: MockClock, shop: Shop, tmp_path: Path
+) -> None:
+    """
+    Without `check_program` a task or a schedule is added whose program does not exist here
+    and now, and the program is looked for when it runs; what it is filled with is checked.
+    """
+    path = tmp_path / "later" / "tool"
+    works = CommandRegistry(
+        {
+            "later": shop.command(str(path), "{a}", check_program=False),
+            "chosen": shop.command("{program}", check_program=False),
+        }
+    )
+    async with open_scheduler(works, clock=TrioClock(NOON)) as scheduler:
+        never = await scheduler.add_task("later", {"a": 1}, after=0)
+        ended = await scheduler.wait(never.id)
+        assert ended.state is TaskState.FAILED
+        assert ended.err is not None
+        assert ended.err.startswith("FileNotFoundError: ")
+        chosen = await scheduler.add_task("chosen", {"program": str(path)}, after=60)
+        await scheduler.add_schedule("s", Interval(60), "later", {"a": 1}, paused=True)
+        with pytest.raises(InvalidTaskError, match="lacks 'a'"):
+            await scheduler.add_task("later", after=60)
+        program(path)
+        assert result_of(await scheduler.wait(chosen.id))["stdout"] == "later\n"
 
 
 @pytest.mark.parametrize(
@@ -1287,7 +1379,7 @@ def test_a_mapping_may_say_what_a_command_is() -> None:
         ({}, "command 'x': argv: is missing: it is the program"),
         ({"argv": ["true"], "shell": True}, "command 'x': shell: is not known: there are"),
         ({"argv": ["true"], 1: True}, "command 'x': 1: is not known: there are argv, cwd,"),
-        (["true"], "command 'x': command: must be a Command or a mapping, not ['true']"),
+        (["true"], "command 'x': command: must be a Command or a mapping, not a value of"),
     ):
         wrong: Any = data
         with pytest.raises(InvalidCommandError) as caught:
@@ -1432,8 +1524,8 @@ def test_all_faults_are_told_with_their_lines(tmp_path: Path) -> None:
         (2, "command 'a': argv: must be a list of arguments, which nothing splits"),
         (3, "command 'a': timeout: must be seconds, or text like '1h30m', not 'soon'"),
         (4, "command 'a': shell: is not known: there are argv, cwd, env, inherit, stdin"),
-        (7, "command 'b': argv[1]: has '{a.b}', and a placeholder is the name"),
-        (8, "command 'b': env: has 'A=', which cannot name a variable"),
+        (7, "command 'b': argv[1]: has no name in the braces at position 0, and a"),
+        (8, "command 'b': env: has a name that cannot be that of a variable"),
         (9, "command 'b': retry.max_attempts: must be at least 1, not 0"),
         (10, "command 'b': grace: must not be negative, not -1"),
         (12, "command 'c': argv: is missing: it is the program, with its arguments"),
@@ -1484,3 +1576,48 @@ def test_a_file_may_have_no_commands(tmp_path: Path) -> None:
     assert load(tmp_path, "") == {}
     with pytest.raises(FileNotFoundError):
         load_commands(tmp_path / "nowhere.toml")
+check_program = false
+            check_program=False,
+SECRETS = f"""\
+[commands.a]
+argv = ["ls"]
+env = "TOKEN={SECRET}"
+stdin = ["{SECRET}"]
+
+[commands.b]
+argv = ["ls"]
+env = ["TOKEN={SECRET}"]
+stdin = "{{{{{SECRET}}}"
+inherit = ["TOKEN={SECRET}"]
+
+[commands.c]
+argv = ["ls"]
+env."TOKEN={SECRET}" = ""
+stdin = '{{"password": "{SECRET}"}}'
+
+[commands.d]
+argv = ["ls"]
+stdin = "{SECRET}\\u0000"
+
+[commands.d.env]
+TOKEN = ["{SECRET}"]
+OTHER = "x"
+
+[commands]
+e = "{SECRET}"
+f = [{{env = "{SECRET}"}}]
+"""
+
+
+def test_no_secret_of_a_file_is_told(tmp_path: Path) -> None:
+    """
+    All that is wrong in a file is told without the text of an environment or of stdin.
+    """
+    with pytest.raises(InvalidCommandsError) as caught:
+        load(tmp_path, SECRETS)
+    assert [line for line, _ in caught.value.errors] == [
+        *(3, 4, 8, 9, 10, 14, 15, 19, 22, 26, 27)
+    ]
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+

@@ -22,7 +22,7 @@ from ._errors import (
     quoted,
     shown,
 )
-from ._json import JSON
+from ._json import JSON, a_value
 from ._lengths import length
 from ._retry import Discard, Retry
 from ._run_command import Ended, Program, run_program
@@ -79,8 +79,9 @@ def _cwd(value: str | os.PathLike[str] | None) -> str | None:
 def _env(value: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise InvalidCommandError(
-            "env", f"must be names with their values, not {shown(value)}"
+            "env", f"must be names with their values, not {a_value(value)}"
         )
+    # What is wrong here may be a secret, and is told without its text. So it is in stdin.
     return {
         _variable(name, "env"): str_without_nul(each, f"env.{name}")
         for name, each in cast("Mapping[object, object]", value).items()
@@ -91,7 +92,8 @@ def _variable(name: object, field: str) -> str:
     checked = str_without_nul(name, field)
     if not checked or "=" in checked:
         raise InvalidCommandError(
-            field, f"has {shown(name)}, which cannot name a variable of the environment"
+            field,
+            "has a name that cannot be that of a variable: it is empty, or has a '='",
         )
     return checked
 
@@ -99,7 +101,7 @@ def _variable(name: object, field: str) -> str:
 def _inherit(value: Collection[str]) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Collection):
         raise InvalidCommandError(
-            "inherit", f"must be a list of variables' names, not {shown(value)}"
+            "inherit", f"must be a list of variables' names, not {a_value(value)}"
         )
     several = cast("Collection[object]", value)
     return tuple(_variable(each, "inherit") for each in several)
@@ -129,8 +131,16 @@ def _retry(value: Retry | None) -> Retry | None:
 
 
 def _at_most_once(value: bool) -> bool:  # noqa: FBT001 (a converter)
+    return _bool(value, "at_most_once")
+
+
+def _check_program(value: bool) -> bool:  # noqa: FBT001 (a converter)
+    return _bool(value, "check_program")
+
+
+def _bool(value: object, field: str) -> bool:
     if not isinstance(value, bool):
-        raise InvalidCommandError("at_most_once", f"must be a bool, not {shown(value)}")
+        raise InvalidCommandError(field, f"must be a bool, not {shown(value)}")
     return value
 
 
@@ -273,6 +283,13 @@ class Command:
     Of more, the first half and the last is kept, and the rest counted. At most 16 KiB.
     """
 
+    check_program: bool = attrs.field(default=True, converter=_check_program, kw_only=True)
+    """Whether a task is refused if there is no such program where it is added.
+
+    If false, the program is looked for only when it runs: for commands that run on another
+    machine.
+    """
+
     _arguments: tuple[Template, ...] = attrs.field(init=False, repr=False, eq=False)
     _input: Template | None = attrs.field(init=False, repr=False, eq=False)
 
@@ -297,7 +314,10 @@ class Command:
     def check_param(self, param: Mapping[str, JSON]) -> None:
         """Raise an `InvalidTaskError` unless the command can be run with that."""
         self.check_values(param)
-        program = self._arguments[0].fill(param)
+        if self.check_program:
+            self._check_found(self._arguments[0].fill(param))
+
+    def _check_found(self, program: str) -> None:
         field = "param" if self._arguments[0].names else "work_id"
         found = _found(program, self._environment(), self.cwd)
         if found is None:

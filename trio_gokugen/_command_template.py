@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from ._errors import InvalidCommandError, InvalidTaskError, shown
+from ._errors import InvalidCommandError, InvalidTaskError
 from ._json import JSON, text
 
 _PIECE = re.compile(r"(?P<escaped>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<brace>[{}])")
@@ -41,7 +41,8 @@ def template(value: object, field: str) -> Template:
     """Read a template.
 
     Raises:
-      InvalidCommandError: names the field in which it stands.
+      InvalidCommandError: names the field in which it stands, and tells where: the text
+        itself may be a secret.
     """
     found = str_without_nul(value, field)
     pieces: list[tuple[str, str | None]] = []
@@ -54,23 +55,20 @@ def template(value: object, field: str) -> Template:
         elif piece["brace"] is not None:
             raise InvalidCommandError(
                 field,
-                f"has a single {piece['brace']} in {shown(found)}: a placeholder is a name"
-                f" in braces, {{name}}, and a brace itself is written twice",
+                f"has a single {piece['brace']} at position {piece.start()}: a placeholder"
+                " is a name in braces, {name}, and a brace itself is written twice",
             )
         else:
-            pieces.append((before, _checked_name(piece["name"], field)))
+            if not piece["name"].isidentifier():
+                raise InvalidCommandError(
+                    field,
+                    f"has no name in the braces at position {piece.start()}, and a"
+                    " placeholder is the name of a parameter alone, as {name}; a brace"
+                    " itself is written twice",
+                )
+            pieces.append((before, piece["name"]))
             before = ""
     return Template((*pieces, (before + found[begin:], None)))
-
-
-def _checked_name(name: str, field: str) -> str:
-    if not name.isidentifier():
-        raise InvalidCommandError(
-            field,
-            f"has {shown('{' + name + '}')}, and a placeholder is the name of a parameter"
-            " alone, as {name}; a brace itself is written twice",
-        )
-    return name
 
 
 def str_without_nul(value: object, field: str) -> str:
