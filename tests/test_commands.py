@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import functools
 import gc
-import json
 import itertools
+import json
 import logging
 import math
 import os
@@ -30,7 +31,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import Shop, hear, result_of, run_one
+from processes import Shop, gone, hear, result_of, run_one
 from support import NOON, stored
 from trio.testing import MockClock
 
@@ -51,12 +52,14 @@ from trio_gokugen import (
     TrioClock,
     WorkExistsError,
     WorkNotFoundError,
+    autojump_held,
     exponential,
     fixed,
     load_commands,
     load_schedules,
     open_scheduler,
 )
+from trio_gokugen import _group_watcher as group_watcher
 from trio_gokugen import _process_group as process_group
 from trio_gokugen import _run_command as run_command
 from trio_gokugen._command import LARGEST_LIMIT
@@ -365,10 +368,10 @@ def test_what_is_no_template_is_refused(argv: Any, field: str, reason: str) -> N
         ("retry_on", [0], "has 0, which is in success, too: choose one"),
         ("retry", 3, "must be a Retry, not 3"),
         ("at_most_once", 1, "must be a bool, not 1"),
+        ("check_program", 0, "must be a bool, not 0"),
         ("output_limit", -1, "must be from 0 to 16384 bytes, not -1"),
         ("output_limit", 16385, "must be from 0 to 16384 bytes, not 16385"),
         ("output_limit", True, "must be an int, not True"),
-        ("check_program", 0, "must be a bool, not 0"),
         ("output_limit", 1.5, "must be an int, not 1.5"),
     ],
 )
@@ -383,9 +386,6 @@ def test_what_a_field_cannot_be(field: str, value: Any, reason: str) -> None:
     assert caught.value.reason.startswith(reason)
 
 
-def test_a_code_means_one_thing() -> None:
-    """
-    An exit code, or a signal, cannot be both final and worth another attempt.
 SECRET = "hunter2"  # noqa: S105 (that of these tests)
 
 
@@ -440,6 +440,9 @@ def test_no_secret_is_told_of_what_is_no_command() -> None:
     assert SECRET not in str(caught.value)
 
 
+def test_a_code_means_one_thing() -> None:
+    """
+    An exit code, or a signal, cannot be both final and worth another attempt.
     """
     with pytest.raises(
         InvalidCommandError, match=r"^retry_on: has 'SIGKILL', .*discard_on"
@@ -465,10 +468,10 @@ def test_a_command_is_a_value() -> None:
         "retry": Retry(3),
         "at_most_once": True,
         "output_limit": 100,
+        "check_program": False,
     }
     lists: dict[str, Any] = {
         **fields,
-        "check_program": False,
         "argv": ["ls", "--", "{path}"],
         "cwd": Path("/"),
         "success": [0, "SIGTERM"],
@@ -635,9 +638,6 @@ async def test_the_program_is_looked_for_where_it_will_be(
     assert await prints("true", inherit=()) == ""  # where the system has its own
 
 
-# -- how it ends ----------------------------------------------------------------------
-
-
 async def test_a_program_may_be_elsewhere(
     autojump_clock: MockClock, shop: Shop, tmp_path: Path
 ) -> None:
@@ -664,6 +664,9 @@ async def test_a_program_may_be_elsewhere(
             await scheduler.add_task("later", after=60)
         program(path)
         assert result_of(await scheduler.wait(chosen.id))["stdout"] == "later\n"
+
+
+# -- how it ends ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1031,30 +1034,58 @@ async def test_it_has_its_grace(autojump_clock: MockClock, shop: Shop) -> None:
 
 @pytest.mark.parametrize("grace", [0, 0.2])
 async def test_after_its_grace_it_is_killed(
-    autojump_clock: MockClock, shop: Shop, grace: float
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch, grace: float
 ) -> None:
     """
-    What ignores that it is to stop is killed, and not before its grace is over, which is
-    counted by a real clock.
+    What ignores that it is to stop is killed, once its grace is over and not before.
     """
     fifo = shop.fifo()
-    command = shop.python(
-        """
-        import signal, sys
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        open(sys.argv[1], "w").write("ready")
-        while True:
-            signal.pause()
-        """,
-        str(fifo),
-        grace=grace,
-    )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(command.run, {})
-        await hear(fifo)
-        start = time.monotonic()
-        nursery.cancel_scope.cancel()
-    assert time.monotonic() - start >= grace
+    steps: list[object] = []
+
+    async def wait(group: int, seconds: float) -> bool:
+        has_ended = await group_watcher.wait_for_end(group, seconds)
+        steps.append((seconds, has_ended))
+        return has_ended
+
+    def send(process: trio.Process, *signals: signal.Signals) -> bool:
+        steps.extend(signals)
+        return send_(process, *signals)
+
+    send_ = process_group.send
+    monkeypatch.setattr(process_group, "send", send)
+    monkeypatch.setattr(run_command, "wait_for_end", wait)
+    await stop_all([shop.python(IGNORE, str(fifo), grace=grace)], [fifo])
+    assert steps == [
+        *(signal.SIGTERM, signal.SIGCONT, (grace, False)),
+        *(signal.SIGKILL, (run_command.AFTER_KILL, True)),
+    ]
+
+
+async def test_the_grace_is_counted_by_a_real_clock(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A group that does not end is waited for until the system's clock says that it is enough,
+    whatever Trio's does: looked at once a while, and at its end.
+    """
+    seen: list[float] = []
+    now = 1000.0
+
+    def monotonic() -> float:
+        return now
+
+    def living(groups: dict[int, int]) -> dict[int, int]:
+        nonlocal now
+        seen.append(now)
+        now += 0.04
+        return groups
+
+    monkeypatch.setattr(group_watcher, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(process_group, "living", living)
+    with autojump_held():
+        assert not await group_watcher.wait_for_end(7, 0.1)
+    assert seen == pytest.approx([1000, 1000.04, 1000.08, 1000.12])
+    assert trio.current_time() == 0
 
 
 async def test_the_mock_clock_stands_still_meanwhile(
@@ -1156,7 +1187,7 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
-FILES = {run_command.__file__, process_group.__file__}
+FILES = {run_command.__file__, process_group.__file__, group_watcher.__file__}
 
 
 @pytest.fixture
@@ -1250,36 +1281,289 @@ def test_a_number_that_is_used_again_is_left_alone(
     process_group.reap(gone)
 
 
+def fake_processes(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, processes: Mapping[int, tuple[str, int]]
+) -> None:
+    """Have the system tell of these: their states, "" for one that has gone, and groups."""
+    (folder / "self").mkdir()
+    (folder / "self" / "stat").touch()
+    for pid, (state, group) in processes.items():
+        (folder / str(pid)).mkdir()
+        if state:
+            stat = f"{pid} (a) Z 1) {state} 1 {group} {group} 0 -1 4194304 0"
+            (folder / str(pid) / "stat").write_text(stat)
+
+    def getpgid(pid: int) -> int:
+        state, group = processes[pid]
+        if not state:
+            raise ProcessLookupError
+        return group
+
+    monkeypatch.setattr(os, "getpgid", getpgid)
+    monkeypatch.setattr(process_group, "_PROC", folder)
+
+
+def fake_groups(monkeypatch: pytest.MonkeyPatch, groups: Collection[int]) -> None:
+    """Have the system say that there are these groups, and of one that it is not ours."""
+
+    def killpg(group: int, number: int) -> None:
+        assert number == 0
+        if group not in groups:
+            raise ProcessLookupError
+        if group == 77:
+            raise PermissionError
+
+    monkeypatch.setattr(os, "killpg", killpg)
+
+
 def test_what_the_system_tells_of_a_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A process may have any name, and may go while it is looked at.
+    A group lives if it has a member that has not ended, whatever its name; and for as long
+    as it is there, if its members are not told of.
     """
-    rest = "0 0 -1 4194304 " + "0 " * 40
-    for pid, stat in (
-        ("self", "1 (a) S 0 77 77 "),
-        ("1", "1 (a) S 0 77 77 "),
-        ("2", "2 (b) Z 1 88 88) R 0 77 77 "),
-        ("3", "3 (c c) Z 2 77 77 "),
-        ("4", "4 (d) X 1 88 88 "),
-        ("5", None),
-    ):
-        (tmp_path / pid).mkdir()
-        if stat is not None:
-            (tmp_path / pid / "stat").write_text(stat + rest)
-    monkeypatch.setattr(process_group, "_PROC", tmp_path)
-    assert process_group._states(77) == {b"S", b"R", b"Z"}
-    assert process_group._states(88) == {b"X"}
-    assert process_group._states(99) == set()
+    fake_processes(
+        monkeypatch,
+        tmp_path,
+        {
+            11: ("Z", 77),
+            12: ("S", 77),
+            13: ("R", 77),
+            14: ("X", 88),
+            88: ("Z", 88),
+            15: ("", 88),
+            90: ("T", 90),
+            16: ("D", 91),
+            92: ("S", 40),  # whoever has the number of a leader that has gone
+        },
+    )
+    fake_groups(monkeypatch, {77, 88, 90, 91, 99})
+    alive = process_group.living({each: each for each in (77, 88, 90, 91, 92, 99, 100)})
+    assert alive in (
+        {77: 12, 90: 90, 91: 16, 99: 99},
+        {77: 13, 90: 90, 91: 16, 99: 99},
+    )
+
+
+def test_who_was_found_alive_is_looked_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    As long as a member that was found alive is, no other process is looked at.
+    """
+    fake_processes(monkeypatch, tmp_path, {77: ("Z", 77), 12: ("S", 77), 88: ("R", 88)})
+    fake_groups(monkeypatch, {77, 88})
+    looks = count_looks(monkeypatch)
+    found = process_group.living({77: 77, 88: 88})
+    assert found == {77: 12, 88: 88}
+    assert len(looks) == 1
+    assert process_group.living(found) == found
+    assert len(looks) == 1
+
+
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each time that all processes of the system are listed."""
+    looks: list[str] = []
+    listdir: Any = os.listdir
+
+    def noting(path: Any = ".") -> Any:
+        if str(path) == str(process_group._PROC):
+            looks.append(threading.current_thread().name)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", noting)
+    return looks
+
+
+@pytest.mark.parametrize("failing", ["listdir", "open"])
+def test_who_cannot_be_looked_at_may_be_alive(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failing: str,
+) -> None:
+    """
+    If there is no file descriptor left to look at processes by, a group lives for as long
+    as it is there.
+    """
+    fake_processes(monkeypatch, tmp_path, {77: ("Z", 77), 12: ("Z", 77)})
+    fake_groups(monkeypatch, {77})
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert process_group.living({77: 77}) == {}
+    with monkeypatch.context() as patched:
+        patched.setattr(os if failing == "listdir" else builtins, failing, fail)
+        assert process_group.living({77: 77, 88: 88}) in ({77: 77}, {77: 77, 88: 88})
+    said = [record.getMessage() for record in caplog.records]
+    if failing == "listdir":
+        assert said == [
+            "processes cannot be looked at: [Errno 24] Too many open files",
+        ]
 
 
 def test_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """
-    A system that does not tell of processes is not asked.
+    On a system that does not tell of processes a group lives for as long as it is there.
     """
     monkeypatch.setattr(process_group, "_PROC", tmp_path)
-    assert process_group._states(77) is None
+    fake_groups(monkeypatch, {77, 88})
+    assert process_group.living({77: 77, 88: 12, 99: 99}) == {77: 77, 88: 12}
+
+
+IGNORE = """
+    import signal, sys
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open(sys.argv[1], "w").write("ready")
+    while True:
+        signal.pause()
+"""
+
+
+async def stop_all(commands: Sequence[Command], fifos: Sequence[Path]) -> None:
+    """Run commands, and cancel them at once as soon as each has told something."""
+    async with trio.open_nursery() as nursery:
+        for command in commands:
+            nursery.start_soon(command.run, {})
+        for fifo in fifos:
+            await hear(fifo)
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_look_serves_all(
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    While commands that ignore that they are to stop are waited for, all processes of the
+    system are looked at only once somebody has ended, and never in Trio's thread, nor by
+    two at a time.
+    """
+    fifos = [shop.fifo() for _ in range(12)]
+    commands = [shop.python(IGNORE, str(fifo), grace=0.5) for fifo in fifos]
+    looks = count_looks(monkeypatch)
+    looking = threading.Lock()
+    living = process_group.living
+
+    def alone(groups: Mapping[int, int]) -> dict[int, int]:
+        assert looking.acquire(blocking=False)
+        try:
+            assert threading.current_thread() is not threading.main_thread()
+            return living(groups)
+        finally:
+            looking.release()
+
+    monkeypatch.setattr(process_group, "living", alone)
+    await stop_all(commands, fifos)
+    assert len(looks) <= len(commands)
+
+
+def test_who_comes_later_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Those who wait are looked at together, as far as it is soon their turn; who comes later
+    has the others looked at no more often.
+    """
+    now = 0.0
+    looked_at: list[set[int]] = []
+
+    def living(groups: dict[int, int]) -> dict[int, int]:
+        looked_at.append({*groups})
+        return groups
+
+    monkeypatch.setattr(group_watcher, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(process_group, "living", living)
+    watcher = group_watcher._Watcher()
+    old, second = (group_watcher._Waiting(group, 100, 0) for group in (1, 2))
+    for _ in range(9):
+        assert not watcher._look([old, second])
+        now = old.look_at
+    assert looked_at == [{1, 2}] * 9
+    old.look_at = second.look_at = now + group_watcher.LONGEST_PAUSE * 3 / 4
+    new = group_watcher._Waiting(3, 100, now)
+    assert not watcher._look([old, second, new])
+    assert looked_at[-1] == {3}
+
+
+async def test_who_waits_later_is_looked_at_at_once(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    A command that is stopped while another is being waited for is not kept waiting by it,
+    though that one has years.
+    """
+    first, second, leave = shop.fifo(), shop.fifo(), shop.fifo()
+    source = """
+        import os, signal, sys
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(sys.argv[1], "w").write("ready")
+        open(sys.argv[2]).read()
+    """
+    slow = shop.python(source, str(first), str(leave), grace=1e8)
+    fast = shop.python(IGNORE, str(second), grace=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slow.run, {})
+        await hear(first)
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await stop_all([fast], [second])
+            with autojump_held():
+                await trio.to_thread.run_sync(leave.write_text, "leave")
+
+
+async def test_who_was_not_seen_is_killed(
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A child that was born as the members of its group were looked at, and not seen, is
+    killed: nothing is left of a command that has ended.
+    """
+    command = shop.python(
+        """
+        import os, signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = os.fork()
+        if not child:
+            while True:
+                signal.pause()
+        print(child, flush=True)
+        """,
+        grace=1e8,
+    )
+
+    def blind(groups: set[int]) -> tuple[dict[int, int], set[int]]:
+        return {}, {*groups}
+
+    monkeypatch.setattr(process_group, "_members", blind)
+    child = int(result_of(await run_one(command))["stdout"])
+    assert gone(child)
+
+
+async def test_without_a_thread_it_is_killed(
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If there is no thread to wait for its end in, what is stopped is killed, and it is told
+    why; and the next is waited for again.
+    """
+    fifo, again = shop.fifo(), shop.fifo()
+    command = shop.python(IGNORE, str(fifo), grace=1e8)
+
+    async def none(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(RuntimeError, match="can't start new thread"),
+        flatten_subgroups=True,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(command.run, {})
+            await hear(fifo)
+            monkeypatch.setattr(trio.to_thread, "run_sync", none)
+            nursery.cancel_scope.cancel()
+    monkeypatch.undo()
+    assert not shop.running()
+    await stop_all([shop.python(IGNORE, str(again), grace=0)], [again])
 
 
 def test_those_who_have_become_ours_are_waited_for(
@@ -1404,6 +1688,7 @@ retry_on = [75]
 retry = {max_attempts = 4, wait = {first = "10s", factor = 3, longest = "1h"}, jitter = 5}
 at_most_once = true
 output_limit = 100
+check_program = false
 
 [commands."clean up"]
 argv = ["rm", "-rf", "/tmp/cache"]
@@ -1450,6 +1735,7 @@ def test_all_that_a_table_may_say(tmp_path: Path) -> None:
             retry=Retry(4, wait=exponential(10, factor=3, longest=3600), jitter=5),
             at_most_once=True,
             output_limit=100,
+            check_program=False,
         ),
         "clean up": Command(["rm", "-rf", "/tmp/cache"], retry=Retry(3), timeout=60),  # noqa: S108 (never run)
         "poll": Command(["poll"], retry=Retry(2, wait=fixed(90))),
@@ -1546,38 +1832,6 @@ def test_all_faults_are_told_with_their_lines(tmp_path: Path) -> None:
         assert reason.startswith(begin)
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "reason"),
-    [
-        ("[commands.a]\nargv = [\n", 3, "is not TOML: "),
-        (b"[commands.a]\n\nargv = ['\xff']", 3, "is not UTF-8: there is a byte 0xff"),
-        ("#" * 1_000_001, 1, "the file is larger than 1000000 bytes: make several of it"),
-        ("commands = 1", 1, "commands: must be tables, [commands.NAME]"),
-    ],
-    ids=["toml", "utf-8", "large", "no tables"],
-)
-def test_what_is_no_file_of_commands(
-    tmp_path: Path, text: str | bytes, line: int, reason: str
-) -> None:
-    """
-    A file that cannot be read as TOML is refused, and it is told where and why.
-    """
-    with pytest.raises(InvalidCommandsError) as caught:
-        load(tmp_path, text)
-    [(found, told)] = caught.value.errors
-    assert found == line
-    assert told.startswith(reason)
-
-
-def test_a_file_may_have_no_commands(tmp_path: Path) -> None:
-    """
-    A file without commands has none, and one that is not there is an error of the system.
-    """
-    assert load(tmp_path, "") == {}
-    with pytest.raises(FileNotFoundError):
-        load_commands(tmp_path / "nowhere.toml")
-check_program = false
-            check_program=False,
 SECRETS = f"""\
 [commands.a]
 argv = ["ls"]
@@ -1621,3 +1875,33 @@ def test_no_secret_of_a_file_is_told(tmp_path: Path) -> None:
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("[commands.a]\nargv = [\n", 3, "is not TOML: "),
+        (b"[commands.a]\n\nargv = ['\xff']", 3, "is not UTF-8: there is a byte 0xff"),
+        ("#" * 1_000_001, 1, "the file is larger than 1000000 bytes: make several of it"),
+        ("commands = 1", 1, "commands: must be tables, [commands.NAME]"),
+    ],
+    ids=["toml", "utf-8", "large", "no tables"],
+)
+def test_what_is_no_file_of_commands(
+    tmp_path: Path, text: str | bytes, line: int, reason: str
+) -> None:
+    """
+    A file that cannot be read as TOML is refused, and it is told where and why.
+    """
+    with pytest.raises(InvalidCommandsError) as caught:
+        load(tmp_path, text)
+    [(found, told)] = caught.value.errors
+    assert found == line
+    assert told.startswith(reason)
+
+
+def test_a_file_may_have_no_commands(tmp_path: Path) -> None:
+    """
+    A file without commands has none, and one that is not there is an error of the system.
+    """
+    assert load(tmp_path, "") == {}
+    with pytest.raises(FileNotFoundError):
+        load_commands(tmp_path / "nowhere.toml")

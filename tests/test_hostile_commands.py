@@ -13,6 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from trio_gokugen import (
     fixed,
     open_scheduler,
 )
+from trio_gokugen import _group_watcher as group_watcher
 from trio_gokugen._run_command import Output, Program, _Run
 
 LONG = 60.0
@@ -110,27 +112,41 @@ async def test_it_leaves_a_child_that_holds_its_output(
 
 
 async def test_it_leaves_a_child_that_will_not_go(
-    autojump_clock: MockClock, shop: Shop
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A child that a program leaves, and that ignores SIGTERM, is killed after the grace.
+    A child that a program leaves, and that does not go when it gets its SIGTERM, is killed
+    as soon as the grace is over.
     """
+    fifo = shop.fifo()
     command = shop.python(
         """
-        import os, signal
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        child = os.fork()
-        if not child:
+        import os, signal, sys
+        def stay(*_):
+            open(sys.argv[1], "w").write(str(os.getpid()))
+        read, write = os.pipe()
+        if not os.fork():
+            signal.signal(signal.SIGTERM, stay)
+            os.write(write, b"x")
             while True:
                 signal.pause()
-        print(child)
+        os.read(read, 1)
         """,
-        grace=0.1,
+        str(fifo),
+        grace=LONG,
     )
-    start = time.monotonic()
-    result = result_of(await run_one(command))
-    assert time.monotonic() - start >= 0.1
-    assert gone(int(result["stdout"]))
+    skipped = 0.0
+    monkeypatch.setattr(
+        group_watcher,
+        "time",
+        SimpleNamespace(monotonic=lambda: time.monotonic() + skipped),
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(command.run, {})
+        child = int(await hear(fifo))
+        assert child in {each.pid for each in shop.running()}
+        skipped = LONG
+    assert gone(child)
 
 
 async def test_what_is_left_is_ended_whoever_cancels(
@@ -303,27 +319,43 @@ async def test_it_stops_itself(autojump_clock: MockClock, shop: Shop) -> None:
 
 async def test_many_are_stopped_at_once(autojump_clock: MockClock, shop: Shop) -> None:
     """
-    Many commands are stopped side by side: their graces pass together.
+    Many commands are stopped side by side: each has its SIGTERM before the grace of any
+    other is over.
     """
-    fifos = [shop.fifo() for _ in range(8)]
+    ready, told = [shop.fifo() for _ in range(8)], [shop.fifo() for _ in range(8)]
     source = """
-        import signal, sys
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        import os, signal, sys
+        def tell(*_):
+            open(sys.argv[2], "w").write(str(os.getpid()))
+        signal.signal(signal.SIGTERM, tell)
         open(sys.argv[1], "w").write("ready")
         while True:
             signal.pause()
     """
     works = CommandRegistry(
-        {str(fifo): shop.python(source, str(fifo), grace=1) for fifo in fifos}
+        {
+            str(index): shop.python(source, *map(str, fifos), grace=LONG)
+            for index, fifos in enumerate(zip(ready, told, strict=True))
+        }
     )
-    start = time.monotonic()
-    async with open_scheduler(works, clock=TrioClock(NOON), grace=0) as scheduler:
-        for fifo in fifos:
-            await scheduler.add_task(str(fifo), after=0)
-        for fifo in fifos:
-            await hear(fifo)
-        start = time.monotonic()
-    assert 1 <= time.monotonic() - start < 8
+    pids: list[int] = []
+
+    async def kill_all() -> None:
+        """Once all have been told to go, and none has gone."""
+        with trio.CancelScope(shield=True):
+            pids.extend([int(await hear(fifo)) for fifo in told])
+        assert set(pids) <= {each.pid for each in shop.running()}
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    async with trio.open_nursery() as nursery:
+        async with open_scheduler(works, clock=TrioClock(NOON), grace=0) as scheduler:
+            for work_id in works.work_ids:
+                await scheduler.add_task(work_id, after=0)
+            for fifo in ready:
+                await hear(fifo)
+            nursery.start_soon(kill_all)
+    assert len(pids) == 8
 
 
 # -- those that flood, or talk nonsense -----------------------------------------------

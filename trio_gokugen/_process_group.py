@@ -13,15 +13,12 @@ import contextlib
 import logging
 import os
 import signal
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import trio
 
 logger = logging.getLogger("trio_gokugen.commands")
-
-LONGEST_PAUSE = 0.05
-"""Seconds between two looks at processes that are to end. There is no event to wait for."""
 
 _PROC = Path("/proc")
 _ENDED = {b"Z", b"X"}
@@ -42,22 +39,6 @@ def send(process: trio.Process, *signals: signal.Signals) -> bool:
     except PermissionError:
         # Of a program that runs as another user, sudo for instance. There is no other way.
         logger.warning("process %d may not be sent a signal: waiting for its end", group)
-    return True
-
-
-def wait_for_end(group: int, seconds: float) -> bool:
-    """Wait until all in a group have ended, and tell whether they have.
-
-    Blocks, and counts real time, which is what processes live in.
-    """
-    end = time.monotonic() + seconds
-    pause = LONGEST_PAUSE / 64
-    while _is_alive(group):
-        left = end - time.monotonic()
-        if left <= 0:
-            return False
-        time.sleep(min(pause, left))
-        pause = min(2 * pause, LONGEST_PAUSE)
     return True
 
 
@@ -86,33 +67,72 @@ def _is_used(pid: int) -> bool:
     return True
 
 
-def _is_alive(group: int) -> bool:
-    """Whether somebody in the group has not ended."""
+def living(groups: Mapping[int, int]) -> dict[int, int]:
+    """Of groups those in which somebody has not ended, each with a member who has not.
+
+    They are given with the member to look at first: the leader, or who was found alive the
+    last time. So to look again at a group in which nobody has ended takes little, and one
+    look at all processes of the system serves all groups that have lost theirs.
+    """
+    if not (_PROC / "self" / "stat").exists():  # and so it does not tell any more
+        return {group: member for group, member in groups.items() if _exists(group)}
+    found = {group: member for group, member in groups.items() if _is_alive(member, group)}
+    if lost := {*filter(_exists, groups.keys() - found.keys())}:
+        alive, ended = _members(lost)
+        # Those who have ended are members until they are waited for, by whoever inherits
+        # them: which may be long, or never. A group with no member at all has gone by now,
+        # or its members are hidden from us.
+        hidden = lost - alive.keys() - ended
+        found |= alive | {group: groups[group] for group in hidden}
+    return found
+
+
+def _exists(group: int) -> bool:
+    """Whether a group has members, be they such that have ended."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    members = _states(group)
-    # Those who have ended are members until they are waited for, by whoever inherits them:
-    # which may be long, or never.
-    return members is None or not members <= _ENDED
+    return True
 
 
-def _states(group: int) -> set[bytes] | None:
-    """The states of the processes in a group; none if the system does not tell."""
-    found: set[bytes] = set()
-    if not (_PROC / "self" / "stat").exists():
-        return None
-    for each in _PROC.iterdir():
-        if not each.name.isdecimal():
-            continue
+def _members(groups: set[int]) -> tuple[dict[int, int], set[int]]:
+    """Of each group a member who has not ended; and the groups that have any who has."""
+    alive: dict[int, int] = {}
+    ended: set[int] = set()
+    for name in _listed():
         try:
-            stat = (each / "stat").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has gone meanwhile
-        fields = stat[stat.rindex(b")") + 1 :].split()
-        if int(fields[_GROUP]) == group:
-            found.add(fields[_STATE])
-    return found
+            group = os.getpgid(int(name))  # which takes far less than to read a file
+        except (ProcessLookupError, PermissionError):
+            continue  # it has gone meanwhile, or is none of ours
+        if group not in groups or group in alive:
+            continue
+        if _is_alive(int(name), group):
+            alive[group] = int(name)
+        else:
+            ended.add(group)
+    return alive, ended
+
+
+def _listed() -> list[str]:
+    """The numbers of all processes; none if there is no file descriptor left for it."""
+    try:
+        return [name for name in os.listdir(_PROC) if name.isdecimal()]  # noqa: PTH208 (fast)
+    except OSError as error:
+        logger.warning("processes cannot be looked at: %s", error)
+        return []
+
+
+def _is_alive(pid: int, group: int) -> bool:
+    """Whether a process is in this group and has not ended."""
+    try:
+        with open(f"{_PROC}/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 (fast)
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True  # for all that can be seen: no file descriptor is left, for instance
+    fields = stat[stat.rindex(b")") + 1 :].split()
+    return int(fields[_GROUP]) == group and fields[_STATE] not in _ENDED

@@ -16,7 +16,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import functools
-import math
 import os
 import selectors
 import signal
@@ -31,6 +30,7 @@ import trio
 
 from . import _process_group as process_group
 from ._autojump import autojump_held
+from ._group_watcher import wait_for_end
 
 _POSIX = sys.platform != "win32"
 
@@ -48,9 +48,6 @@ _LONGEST_CHARACTER = 4
 
 CHUNK = 64 * 1024
 """Bytes that are read at once: what a pipe holds."""
-
-# Threads that wait for a group to end. The workers are the limit, not this.
-_threads = trio.CapacityLimiter(math.inf)
 
 
 @attrs.frozen
@@ -306,12 +303,12 @@ class _Run:
             return
         self._was_stopped = True
         with trio.CancelScope(shield=True):
-            if not await _wait_for_end(process, self._program.grace):
+            has_ended = False
+            try:
+                has_ended = await wait_for_end(process.pid, self._program.grace)
+            finally:
+                # Also if it cannot be waited for, as Trio then waits for the process. And
+                # if all have ended: who was born while they were looked at was not seen.
                 process_group.send(process, signal.SIGKILL)
-                await _wait_for_end(process, AFTER_KILL)
-
-
-async def _wait_for_end(process: trio.Process, seconds: float) -> bool:
-    return await trio.to_thread.run_sync(
-        process_group.wait_for_end, process.pid, seconds, limiter=_threads
-    )
+            if not has_ended:
+                await wait_for_end(process.pid, AFTER_KILL)
