@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,17 +15,22 @@ import textwrap
 import time
 import tracemalloc
 from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import trio
+import trio.testing
 from processes import Shop, gone, hear, result_of, run_one
 from support import NOON
 from trio.testing import MockClock
 
 from trio_gokugen import (
+    Command,
+    CommandFailedError,
     CommandRegistry,
     Retry,
     TaskState,
@@ -315,6 +323,100 @@ async def test_it_stops_itself(autojump_clock: MockClock, shop: Shop) -> None:
     )
     await stop_once_heard(command, fifo)
     assert end.read_text() == "came to its end"
+
+
+async def test_it_stops_itself_for_good(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    A program that ignores SIGTERM, and stops itself whenever it goes on, is killed.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(sys.argv[1], "w").write("ready")
+        while True:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        """,
+        str(fifo),
+        grace=0.05,
+    )
+    await stop_once_heard(command, fifo)
+
+
+async def test_it_forks_twice(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    A grandchild whose parent has gone, as of a daemon, is stopped with its group if it has
+    not left that: when the command is cancelled, and when it has ended.
+    """
+    source = """
+        import os, signal, sys
+        read, write = os.pipe()
+        if not os.fork():
+            if not os.fork():
+                os.write(write, str(os.getpid()).encode())
+                while True:
+                    signal.pause()
+            os._exit(0)
+        os.wait()
+        pid = os.read(read, 20).decode()
+        if len(sys.argv) > 1:
+            open(sys.argv[1], "w").write(pid)
+            while True:
+                signal.pause()
+        print(pid)
+    """
+    fifo = shop.fifo()
+    pid = await stop_once_heard(shop.python(source, str(fifo), grace=LONG), fifo)
+    assert gone(int(pid))
+    result = result_of(await run_one(shop.python(source, grace=LONG)))
+    assert gone(int(result["stdout"]))
+
+
+class AtStep(trio.abc.Instrument):
+    """Cancels a scope before the k-th step that any task takes."""
+
+    def __init__(self, step: int, scope: trio.CancelScope) -> None:
+        self.left = step
+        self.scope = scope
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.scope.cancel()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("script", "stdin"),
+    [
+        ("exit 0", None),
+        ("cat; exit 0", "x"),
+        ("trap '' TERM; sleep 1000 & exit 0", None),
+        ("exec >&-; exec 2>&-; sleep 1000 & exit 1", "x" * 1_000_000),
+    ],
+    ids=["plain", "stdin", "child stays", "child holds stdin"],
+)
+async def test_a_cancellation_at_any_step_leaves_nothing(
+    autojump_clock: MockClock, shop: Shop, script: str, stdin: str | None
+) -> None:
+    """
+    Whenever it is cancelled, a command has either ended as it would have, or is cancelled,
+    and then nothing of it is left.
+    """
+    command = shop.command("sh", "-c", script, stdin=stdin, success=[0, 1], grace=0.02)
+    step = 0
+    while True:
+        step += 1
+        with trio.CancelScope() as scope:
+            instrument = AtStep(step, scope)
+            trio.lowlevel.add_instrument(instrument)
+            await command.run({})
+        trio.lowlevel.remove_instrument(instrument)
+        assert not shop.running(), step
+        if instrument.left > 0:
+            break
+    assert step > 3
 
 
 async def test_many_are_stopped_at_once(autojump_clock: MockClock, shop: Shop) -> None:
@@ -695,6 +797,123 @@ async def test_its_program_vanishes(autojump_clock: MockClock, shop: Shop) -> No
         assert ended.err.startswith("OSError: [Errno 8] Exec format error")
 
 
+async def test_its_program_is_replaced(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    A command whose program is replaced while it runs goes on as it was, and the next run
+    is that of the new one; while the program is being written there is none.
+    """
+    fifo, leave, tool = shop.fifo(), shop.fifo(), shop.folder / "tool"
+    cat = shutil.which("cat")
+    assert cat is not None
+    shutil.copy(cat, tool)
+    works = CommandRegistry(
+        {
+            "old": shop.command(str(tool), str(fifo), str(leave)),
+            "new": shop.command(str(tool)),
+        }
+    )
+    async with open_scheduler(works, clock=TrioClock(NOON)) as scheduler:
+        old = await scheduler.add_task("old", after=0)
+        with autojump_held():
+            await trio.to_thread.run_sync(fifo.write_text, "still ")
+        new = shop.folder / "new"
+        new.write_text("#!/bin/sh\necho new\n")
+        new.chmod(0o755)
+        new.replace(tool)
+        task = await scheduler.add_task("new", after=0)
+        assert result_of(await scheduler.wait(task.id))["stdout"] == "new\n"
+        with tool.open("a"):
+            task = await scheduler.add_task("new", after=0)
+            ended = await scheduler.wait(task.id)
+        assert ended.err is not None
+        assert ended.err.startswith("OSError: [Errno 26] Text file busy")
+        with autojump_held():
+            await trio.to_thread.run_sync(leave.write_text, "here")
+        assert result_of(await scheduler.wait(old.id))["stdout"] == "still here"
+
+
+@contextmanager
+def files_left(number: int) -> Generator[None]:
+    """Only so many files can be opened."""
+    used = {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208 (numbers)
+    free = (each for each in itertools.count() if each not in used)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (next(itertools.islice(free, number, None)), hard)
+    )
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def unless_too_many_are_open(command: Command) -> Any:
+    """What the command gives; nothing if the system says that too many files are open."""
+    try:
+        return await command.run({})
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such limits")
+@pytest.mark.parametrize("stdin", [None, "x" * 100_000], ids=["plain", "stdin"])
+async def test_no_file_can_be_opened(
+    autojump_clock: MockClock, shop: Shop, stdin: str | None
+) -> None:
+    """
+    However many files may still be opened, a command either ends as it would have or says
+    that there are too many, and leaves nothing open.
+    """
+    command = shop.command("sh", "-c", "cat; sleep 1000 & exit 0", stdin=stdin)
+    await command.run({})  # Trio has started what it needs
+    await trio.testing.wait_all_tasks_blocked()
+    files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (numbers)
+    done: Any = None
+    number = -1
+    while done is None:
+        number += 1
+        with files_left(number):
+            done = await unless_too_many_are_open(command)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208 (numbers)
+        assert not shop.running()
+    assert done["stdout_dropped"] == max(0, len(stdin or "") - 4096)
+    assert number > 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such limits")
+async def test_no_file_can_be_opened_any_more(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    A command is stopped as ever if there are too many open files by then to look at it.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            open(sys.argv[1], "w").write(str(os.getpid()))
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+        grace=0.2,
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(command.run, {})
+        child = int(await hear(fifo))
+        nursery.cancel_scope.cancel()
+        with files_left(0), trio.CancelScope(shield=True):
+            while nursery.child_tasks:
+                await trio.lowlevel.checkpoint()
+    assert gone(child)
+
+
 async def test_an_argument_is_too_long_for_the_system(
     autojump_clock: MockClock, shop: Shop
 ) -> None:
@@ -863,6 +1082,40 @@ FIRST_PROCESS = """
     trio.run(main)
     print([each.name() for each in psutil.Process().children(recursive=True)])
 """
+
+
+KILLED = """
+    import sys
+    import trio
+    from trio_gokugen import Command
+
+    trio.run(Command(sys.argv[2:], env={"GOKUGEN_TEST": sys.argv[1]}).run, {})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="flock is of Linux")
+def test_what_is_killed_leaves_its_command(shop: Shop) -> None:
+    """
+    A command goes on whose own process was killed; another run of it waits for its end if
+    it holds a lock, as the documentation has it.
+    """
+    fifo = shop.fifo()
+    lock = ["flock", "--nonblock", "--conflict-exit-code=75", "--no-fork"]
+    lock.append(str(shop.folder / "lock"))
+    source = [sys.executable, "-c", textwrap.dedent(KILLED), shop.token]
+    script = 'sleep 1000 & echo $$ > "$1"; wait'
+    again = shop.command(*lock, "echo", "mine")
+
+    with subprocess.Popen([*source, *lock, "sh", "-c", script, "sh", str(fifo)]) as killed:
+        left = psutil.Process(int(fifo.read_text()))
+        killed.kill()
+    assert left.is_running()
+    with pytest.raises(CommandFailedError, match="exited with code 75"):
+        trio.run(again.run, {})
+    for each in shop.running():
+        each.kill()
+        assert gone(each.pid)
+    assert trio.run(again.run, {})["stdout"] == "mine\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such processes")

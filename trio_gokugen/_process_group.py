@@ -133,6 +133,6 @@ def _is_alive(pid: int, group: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     except OSError:
-        return True  # for all that can be seen: no file descriptor is left, for instance
+        return _exists(group)  # which is all that can be seen without a file descriptor
     fields = stat[stat.rindex(b")") + 1 :].split()
     return int(fields[_GROUP]) == group and fields[_STATE] not in _ENDED

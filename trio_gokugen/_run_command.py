@@ -118,16 +118,28 @@ class _Reader:
     """Reads all pipes of a Trio run: what is read, is added to outputs."""
 
     _selector: Any = attrs.field(factory=selectors.DefaultSelector, init=False)
+    _scope: trio.CancelScope = attrs.field(
+        factory=functools.partial(trio.CancelScope, shield=True), init=False
+    )
+
+    @property
+    def has_ended(self) -> bool:
+        return self._scope.cancel_called
 
     def add(self, fd: int, output: Output) -> None:
         self._selector.register(fd, selectors.EVENT_READ, output)
 
     def remove(self, fd: int) -> None:
         self._selector.unregister(fd)
+        if not self._selector.get_map():
+            self._scope.cancel()
 
     async def run(self) -> None:
-        """Read, a chunk of each pipe at a time, until the Trio run ends."""
-        with self._selector:
+        """Read, a chunk of each pipe at a time, until there are no pipes any more.
+
+        Which may be after the Trio run was to end: what is stopped then is read, too.
+        """
+        with self._selector, self._scope:
             while True:
                 await trio.lowlevel.wait_readable(self._selector)
                 for key, _ in self._selector.select(0):
@@ -139,27 +151,30 @@ def _read(fd: int, output: Output, most: int = CHUNK) -> None:
         output.add(os.read(fd, most))
 
 
-_reader: trio.lowlevel.RunVar[_Reader] = trio.lowlevel.RunVar("trio_gokugen_reader")
+_reader: trio.lowlevel.RunVar[_Reader | None] = trio.lowlevel.RunVar("trio_gokugen_reader")
 
 
-def _reader_of_this_run() -> _Reader:
-    try:
-        return _reader.get()
-    except LookupError:
-        reader = _Reader()
-        _reader.set(reader)
-        trio.lowlevel.spawn_system_task(reader.run, name="trio_gokugen reader of commands")
+def _reader_from(fd: int, output: Output) -> _Reader:
+    """The reader of this run, which reads this pipe, too."""
+    reader = _reader.get(None)
+    if reader is not None and not reader.has_ended:
+        reader.add(fd, output)
         return reader
+    reader = _Reader()
+    # First, as it may fail: a reader that has nothing to read would never end.
+    reader.add(fd, output)
+    _reader.set(reader)
+    trio.lowlevel.spawn_system_task(reader.run, name="trio_gokugen reader of commands")
+    return reader
 
 
 @contextlib.contextmanager
 def _pipe_to(output: Output) -> Generator[int]:
     """A pipe to an output: what a process writes in it is read. Gives the end to write."""
-    reader = _reader_of_this_run()
     read, write = os.pipe()
     os.set_blocking(read, False)  # the process may take back what it has written
     try:
-        reader.add(read, output)
+        reader = _reader_from(read, output)
         try:
             yield write
         finally:
