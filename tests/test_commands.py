@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import (
     Callable,
@@ -417,8 +418,8 @@ def test_no_secret_is_told(field: str, value: Any) -> None:
     """
     What is wrong with the environment or with stdin is told without its text, whoever asks.
     """
-    data = {"argv": ["ls"], field: value}
-    makers: list[Callable[[], object]] = [
+    data: dict[str, Any] = {"argv": ["ls"], field: value}
+    makers: Sequence[Callable[[], object]] = [
         lambda: Command(**data),
         lambda: CommandRegistry({"x": data}),
         lambda: CommandRegistry().register("x", data),
@@ -1432,16 +1433,34 @@ async def stop_all(commands: Sequence[Command], fifos: Sequence[Path]) -> None:
         nursery.cancel_scope.cancel()
 
 
+CHILD_IGNORES = """
+    import os, signal, sys
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(sys.argv[1], "w").write("ready")
+    while True:
+        signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "most"), [(IGNORE, 1), (CHILD_IGNORES, 3)], ids=["leader", "child"]
+)
 async def test_one_look_serves_all(
-    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock,
+    shop: Shop,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    most: int,
 ) -> None:
     """
     While commands that ignore that they are to stop are waited for, all processes of the
     system are looked at only once somebody has ended, and never in Trio's thread, nor by
     two at a time.
     """
-    fifos = [shop.fifo() for _ in range(12)]
-    commands = [shop.python(IGNORE, str(fifo), grace=0.5) for fifo in fifos]
+    fifos = [shop.fifo() for _ in range(5)]
+    commands = [shop.python(source, str(fifo), grace=1) for fifo in fifos]
     looks = count_looks(monkeypatch)
     looking = threading.Lock()
     living = process_group.living
@@ -1456,7 +1475,7 @@ async def test_one_look_serves_all(
 
     monkeypatch.setattr(process_group, "living", alone)
     await stop_all(commands, fifos)
-    assert len(looks) <= len(commands)
+    assert len(looks) <= most * len(commands)
 
 
 def test_who_comes_later_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1485,30 +1504,36 @@ def test_who_comes_later_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert looked_at[-1] == {3}
 
 
-async def test_who_waits_later_is_looked_at_at_once(
-    autojump_clock: MockClock, shop: Shop
+async def test_who_comes_later_does_not_wait_for_the_others_turn(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A command that is stopped while another is being waited for is not kept waiting by it,
-    though that one has years.
+    Who comes while nobody else's turn is near is looked at at once.
     """
-    first, second, leave = shop.fifo(), shop.fifo(), shop.fifo()
-    source = """
-        import os, signal, sys
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        open(sys.argv[1], "w").write("ready")
-        open(sys.argv[2]).read()
-    """
-    slow = shop.python(source, str(first), str(leave), grace=1e8)
-    fast = shop.python(IGNORE, str(second), grace=0)
+    watcher = group_watcher._Watcher()
+    waits = trio.Event()
+    look = group_watcher._Watcher._look
+
+    def noting(self: Any, waiting: list[Any]) -> set[Any]:
+        trio.from_thread.run_sync(waits.set)
+        return look(self, waiting)
+
+    def living(groups: Mapping[int, int]) -> dict[int, int]:
+        return {group: group for group in groups if group != 1}
+
+    monkeypatch.setattr(group_watcher._Watcher, "_look", noting)
+    monkeypatch.setattr(process_group, "living", living)
+    never = time.monotonic() + 1e6
+    other = group_watcher._Waiting(1, never, never)
+    watcher._waiting.append(other)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(slow.run, {})
-        await hear(first)
-        nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
-            await stop_all([fast], [second])
-            with autojump_held():
-                await trio.to_thread.run_sync(leave.write_text, "leave")
+        nursery.start_soon(watcher._watch)
+        await waits.wait()
+        assert not await watcher.wait(2, 0)
+        assert not other.over.is_set()
+        other.look_at = 0
+        assert await watcher.wait(1, 0)  # which has the other one looked at, too
+        await other.over.wait()
 
 
 def test_what_runs_as_the_trio_run_ends_is_stopped(shop: Shop) -> None:

@@ -408,9 +408,10 @@ async def test_a_cancellation_at_any_step_leaves_nothing(
     step = 0
     while True:
         step += 1
-        with trio.CancelScope() as scope:
-            instrument = AtStep(step, scope)
-            trio.lowlevel.add_instrument(instrument)
+        scope = trio.CancelScope()
+        instrument = AtStep(step, scope)
+        trio.lowlevel.add_instrument(instrument)
+        with scope:
             await command.run({})
         trio.lowlevel.remove_instrument(instrument)
         assert not shop.running(), step
