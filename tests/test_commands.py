@@ -1291,7 +1291,7 @@ def fake_processes(
     for pid, (state, group) in processes.items():
         (folder / str(pid)).mkdir()
         if state:
-            stat = f"{pid} (a) Z 1) {state} 1 {group} {group} 0 -1 4194304 0"
+            stat = f"{pid} (a) Z 1) {state} 1 {group} {group} {'0 ' * 13}1 0 0"
             (folder / str(pid) / "stat").write_text(stat)
 
     def getpgid(pid: int) -> int:

@@ -344,6 +344,36 @@ async def test_it_stops_itself_for_good(autojump_clock: MockClock, shop: Shop) -
     await stop_once_heard(command, fifo)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere this is not told apart")
+async def test_its_main_thread_ends_before_it(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    A program whose main thread has ended, and which looks like a zombie, has its grace as
+    long as another thread of it goes on.
+    """
+    fifo, end = shop.fifo(), shop.folder / "end"
+    command = shop.python(
+        """
+        import ctypes, os, signal, sys, threading, time
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        def leave():
+            open(sys.argv[1], "w").write("ready")
+            signal.sigwait({signal.SIGTERM})
+            time.sleep(0.2)
+            open(sys.argv[2], "w").write("came to its end")
+            os._exit(0)
+        threading.Thread(target=leave).start()
+        ctypes.CDLL(None).pthread_exit(None)
+        """,
+        str(fifo),
+        str(end),
+        grace=LONG,
+    )
+    await stop_once_heard(command, fifo)
+    assert end.read_text() == "came to its end"
+
+
 async def test_it_forks_twice(autojump_clock: MockClock, shop: Shop) -> None:
     """
     A grandchild whose parent has gone, as of a daemon, is stopped with its group if it has

@@ -22,8 +22,8 @@ logger = logging.getLogger("trio_gokugen.commands")
 
 _PROC = Path("/proc")
 _ENDED = {b"Z", b"X"}
-_STATE, _GROUP = 0, 2
-"""Where in ``/proc/*/stat``, behind the name, a process's state and its group are."""
+_STATE, _GROUP, _THREADS = 0, 2, 17
+"""Where in ``/proc/*/stat``, behind the name, these of a process are."""
 
 
 def send(process: trio.Process, *signals: signal.Signals) -> bool:
@@ -135,4 +135,6 @@ def _is_alive(pid: int, group: int) -> bool:
     except OSError:
         return _exists(group)  # which is all that can be seen without a file descriptor
     fields = stat[stat.rindex(b")") + 1 :].split()
-    return int(fields[_GROUP]) == group and fields[_STATE] not in _ENDED
+    # The state is that of the main thread, which others may outlive.
+    has_ended = fields[_STATE] in _ENDED and int(fields[_THREADS]) <= 1
+    return int(fields[_GROUP]) == group and not has_ended
