@@ -1551,6 +1551,22 @@ def test_what_runs_as_the_trio_run_ends_is_stopped(shop: Shop) -> None:
     assert not shop.running()
 
 
+def test_what_cannot_be_read_from_is_not_waited_for(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If the system will not watch a pipe, the command fails, and the Trio run comes to its
+    end.
+    """
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_command._Reader, "add", fail)
+    with pytest.raises(OSError, match="No space left"):
+        trio.run(shop.command("true").run, {})
+
+
 async def test_who_was_not_seen_is_killed(
     autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

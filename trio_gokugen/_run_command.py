@@ -134,6 +134,9 @@ class _Reader:
         if not self._selector.get_map():
             self._scope.cancel()
 
+    def close(self) -> None:
+        self._selector.close()
+
     async def run(self) -> None:
         """Read, a chunk of each pipe at a time, until there are no pipes any more.
 
@@ -161,8 +164,12 @@ def _reader_from(fd: int, output: Output) -> _Reader:
         reader.add(fd, output)
         return reader
     reader = _Reader()
-    # First, as it may fail: a reader that has nothing to read would never end.
-    reader.add(fd, output)
+    try:
+        reader.add(fd, output)
+    except BaseException:
+        # Before it runs: a reader that has nothing to read would never end.
+        reader.close()
+        raise
     _reader.set(reader)
     trio.lowlevel.spawn_system_task(reader.run, name="trio_gokugen reader of commands")
     return reader
