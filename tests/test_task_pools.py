@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import attrs
@@ -26,6 +26,7 @@ from trio_gokugen import (
     Schedule,
     Scheduler,
     SchedulesRefusedError,
+    Task,
     TaskParam,
     TaskQuery,
     TaskState,
@@ -339,3 +340,27 @@ async def test_pools_in_a_pool_are_chosen_by_their_names(
                 await scheduler.add_task("other", {"seconds": 9}, after=0, pool=pool)
         log = await bench.wait_idle(scheduler)
     assert [moment for _, moment in log] == [0] * 5 + [9] * 5
+
+
+@pytest.mark.parametrize("has_pools", [True, False])
+async def test_works_that_are_registered_later_are_noticed(
+    autojump_clock: trio.testing.MockClock, database_url: str, *, has_pools: bool
+) -> None:
+    """
+    A task of a work that was registered while the scheduler slept, added by another
+    program, starts soon after: nobody tells of either.
+    """
+    bench = Bench()
+    pools = bench.pools if has_pools else None
+    async with (
+        open_sql_repository(database_url, poll=5) as mine,
+        open_sql_repository(database_url) as theirs,
+        open_scheduler(bench.works, mine, pools) as scheduler,
+    ):
+        await trio.sleep(1)
+        bench.works.register("late", bench._note)
+        now = datetime.now(UTC)
+        task = Task(id="t", work_id="late", scheduled_at=now, created_at=now)
+        await theirs.add([task])
+        await trio.sleep(60)
+        assert (await scheduler.get("t")).state is TaskState.DONE

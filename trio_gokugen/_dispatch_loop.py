@@ -53,6 +53,9 @@ MANY = 1_000
 LOOK_FOR_UNKNOWN = 30.0
 """Seconds, how often stored tasks of unknown works are looked for."""
 
+LOOK_FOR_NEW = 10.0
+"""Seconds, how often it is looked whether works have been registered, by who sleeps."""
+
 
 @attrs.frozen
 class _Withheld:
@@ -217,11 +220,16 @@ class DispatchLoop:
 
     async def _sleep(self, only: TaskFilter) -> Task | None:
         """Sleep until a task is due and return it, or until somebody wakes us."""
-        scope = trio.CancelScope()
-        self._sleepers[scope] = _Asleep(only, self._works.work_ids)
+        scope, known = trio.CancelScope(), self._works.work_ids
+        # Others may have added tasks of works that are registered here since: nobody tells.
+        shared = self._repository.poll < math.inf
+        long = LOOK_FOR_NEW if shared else math.inf
+        self._sleepers[scope] = _Asleep(only, known)
         try:
             with scope:
-                return await self._repository.wait_until_due(self._known(only))
+                while self._works.work_ids is known:
+                    with trio.move_on_after(long):
+                        return await self._repository.wait_until_due(self._known(only))
         finally:
             del self._sleepers[scope]
         return None
