@@ -132,7 +132,7 @@ class DispatchLoop:
             errors = _apart(error)
             for each in errors:
                 if any(each is decided for decided in self._decided):
-                    raise _with_others(each, errors) from None
+                    raise _with_others(each, errors) from each.__cause__
             if self._refused:
                 # The update loop refuses a claim only as it ends, and the nursery with
                 # it: what is to come is a cancellation.

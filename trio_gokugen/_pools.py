@@ -470,8 +470,10 @@ class PoolsDispatcher:
             if not isinstance(errors, ExceptionGroup):
                 raise
             # If we were cancelled, too, we shall be told so again.
-            alone = len(errors.exceptions) == 1
-            raise (errors.exceptions[0] if alone else errors) from None
+            if len(errors.exceptions) > 1:
+                raise errors from None
+            [error] = errors.exceptions
+            raise error from error.__cause__
 
     @trio.lowlevel.enable_ki_protection
     async def _feed(self, name: str, fetch: Fetch) -> None:
