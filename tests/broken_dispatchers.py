@@ -309,6 +309,21 @@ class LetsKeyboardInterruptsOut(Altered):
         return super().alter(run, result)
 
 
+@breaks("an_exit_is_reported")
+class TakesAnExitForAFailure(Translating):
+    def translate(self, run: Task, result: outcome.Outcome[Any]) -> Any:
+        left = isinstance(error_of(result), SystemExit)
+        return outcome.Error(ValueError("left")) if left else None
+
+
+@breaks("an_exit_ends_its_run")
+class LetsExitsOut(Altered):
+    def alter(self, run: Task, result: outcome.Outcome[Any]) -> Sequence[TaskResult]:
+        if isinstance(error_of(result), SystemExit):
+            self.nursery.cancel_scope.cancel()
+        return super().alter(run, result)
+
+
 @breaks("a_leaked_cancellation_is_a_failure")
 class TakesALeakForAnEnd(Translating):
     def translate(self, run: Task, result: outcome.Outcome[Any]) -> Any:

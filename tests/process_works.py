@@ -206,7 +206,7 @@ class Raised:
         "impostor": (ImpostorError("x"), "it came out as something else"),
         "nothing": (NothingError("x"), "gave no exception"),
         "container": (ContainerError("x"), "it is a container"),
-        "group": (ExceptionGroup("g", [local_error()]), "is not found by its name"),
+        "inside": (OwnError("holds", local_error()), "is not found by its name"),
     }
 
 

@@ -13,7 +13,6 @@ from trio_gokugen import (
     AlreadyCancelledError,
     AlreadyDispatchedError,
     AlreadyDoneError,
-    CannotSendError,
     CommandFailedError,
     ConditionExistsError,
     ConditionNotFoundError,
@@ -166,10 +165,6 @@ EVERY = {
         WorkLostError("the cluster is gone"),
         "the run was lost: the cluster is gone",
     ),
-    "cannot send": (
-        CannotSendError("<lock>: TypeError"),
-        "what the work left cannot be sent back: <lock>: TypeError",
-    ),
     "running": (SchedulerAlreadyRunningError(), "the scheduler is already running"),
     "repository in use": (
         SchedulerAlreadyRunningError("repository's scheduler"),
@@ -207,6 +202,10 @@ EVERY = {
     "foreign": (
         ForeignError(("shop.SoldOut", "builtins.Exception"), "no tea", "it has a socket"),
         "shop.SoldOut: no tea (which could not come back: it has a socket)",
+    ),
+    "foreign without a text": (
+        ForeignError(("shop.SoldOut",), "", "it has a socket"),
+        "shop.SoldOut (which could not come back: it has a socket)",
     ),
 }
 every_error = pytest.mark.parametrize(
@@ -409,6 +408,7 @@ def test_an_error_is_itself_alone(error: GokugenError) -> None:
         (InvalidFileError, {InvalidCommandsError, InvalidSchedulesError}),
         (RuntimeError, {SchedulerNotRunningError, SchedulerAlreadyRunningError}),
         (TimeoutError, {DeadlineExceededError, WorkTimeoutError}),
+        (WorkLostError, {WorkerDiedError}),
         (
             GokugenError,
             {

@@ -38,7 +38,7 @@ from trio_gokugen import (
     open_scheduler,
     report_progress,
 )
-from trio_gokugen._executor_calls import Landed, call_by_path
+from trio_gokugen._executor_calls import call_by_path
 from trio_gokugen._retry import bare
 from trio_gokugen._taken_apart import put_together, taken_apart
 from trio_gokugen.abc import Work
@@ -82,7 +82,7 @@ async def test_progress_that_is_told_after_the_end(
 @pytest.mark.parametrize(
     ("work_id", "err", "retries"),
     [
-        ("raise_frozen", "FrozenError: as it is", 0),
+        ("raise_frozen", "ForeignError: executor_works.FrozenError: as it is (which", 0),
         ("discard_with_more", "Discard: gone for good", 0),
     ],
 )
@@ -242,42 +242,18 @@ async def test_what_a_condition_raises_fails_its_task(
             assert (await scheduler.wait(task.id)).state is TaskState.DONE
 
 
-class StubbornError(Exception):
-    """Takes no cause, and says so in its own way."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise TypeError(f"no {name} here")
-
-
-async def test_an_error_that_takes_no_cause(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """
-    An error that cannot be told as it came fails its task by what has come instead.
-    """
-    works = executor_works.works
-    executor = Breaking()
-    async with open_scheduler(
-        works, dispatcher=ExecutorDispatcher(works, executor)
-    ) as scheduler:
-        task = await scheduler.add_task("nothing", after=0)
-        while not executor.futures:
-            await trio.lowlevel.checkpoint()
-        executor.futures[0].set_result(Landed("error", StubbornError(), "told"))
-        ended = await scheduler.wait(task.id)
-    assert (ended.err or "").startswith("TypeError: no __cause__ here")
-
-
 def test_wishes_are_told_without_what_is_put_on_them() -> None:
     """
     What a work wants is known elsewhere, whatever else it has put on the exception.
     """
     run = Task(id="t", work_id="discard_with_more", scheduled_at=NOON, created_at=NOON)
     landed = call_by_path("x", WORKS, run.to_json())
-    assert isinstance(landed.payload, Discard)
-    assert str(landed.payload) == "gone for good"
+    assert landed.left == "apart"
+    back = put_together(landed.payload)
+    assert isinstance(back, Discard)
+    assert str(back) == "gone for good"
     how, what = _process_work.run(
-        "executor_works", "discard_with_more", _process_work.to_send(run)
+        "executor_works", "discard_with_more", _process_work.to_send(run), retain=False
     )
     assert how == "error"
     back = put_together(what)

@@ -23,10 +23,10 @@ import trio.testing
 from support import NOON, at, noon
 
 from trio_gokugen import (
-    CannotSendError,
     DeadlineExceededError,
     ExecutorDispatcher,
     ExecutorLostError,
+    ForeignError,
     HeapRepository,
     HookAction,
     Interval,
@@ -55,6 +55,8 @@ from trio_gokugen import _executor_calls as calls
 from trio_gokugen._conditions import scheduler as running_scheduler
 from trio_gokugen._executor_calls import Landed, call_by_path, call_here
 from trio_gokugen._executor_dispatcher import Flight, InFlightDispatcher
+from trio_gokugen._results import Unkept
+from trio_gokugen._taken_apart import put_together
 from trio_gokugen.abc import TaskResult
 from trio_gokugen.testing import (
     SAME_PROCESS_CHECKS,
@@ -270,6 +272,22 @@ REFUSED: dict[str, tuple[Any, Any, Any, type[Exception], str]] = {
         1,
         ImportError,
         "works: 'executor_works' has no 'workz'",
+    ),
+    "a module": ("os:path", Manual(), 1, TypeError, "works: 'os:path' must be a registry"),
+    "a mapping": ("os:environ", Manual(), 1, TypeError, "'os:environ' must be a registry"),
+    "a class": (
+        "trio_gokugen:WorkRegistry",
+        Manual(),
+        1,
+        TypeError,
+        "must be a registry of works, not <class",
+    ),
+    "no registry": (
+        None,
+        Manual(),
+        1,
+        TypeError,
+        "must be a registry of works, or its imp",
     ),
     "none in flight": (WORKS, Manual(), 0, ValueError, "max_in_flight: must be at least 1"),
     "a bool": (WORKS, Manual(), True, TypeError, "max_in_flight: must be an int"),
@@ -792,15 +810,18 @@ async def test_what_a_work_wants_comes_back_from_a_process(
             task = await scheduler.add_task("double", {"number": 21}, after=0)
             assert (await scheduler.wait(task.id)).result == 42
 
-            for work_id, words in (
-                ("raise_unpicklable", "cannot be sent"),
-                ("raise_unreadable", "cannot be read"),
-                ("retain_lock", "cannot pickle '_thread.lock' object"),
+            for work_id, kind, words in (
+                ("raise_unpicklable", "UnpicklableError: cannot be sent", "of type lock"),
+                ("raise_unreadable", "UnreadableError: cannot be read", "be put together"),
             ):
                 task = await scheduler.add_task(work_id, after=0)
                 ended = await scheduler.wait(task.id)
-                assert (ended.err or "").startswith("CannotSendError: what the work left")
-                assert words in (ended.err or "")
+                head = (ended.err or "").splitlines()[0]
+                assert head.startswith(f"ForeignError: executor_works.{kind} (which could")
+                assert words in head
+            task = await scheduler.add_task("retain_lock", after=0)
+            ended = await scheduler.wait(task.id)
+            assert (ended.err or "").startswith("what the work returned cannot be kept")
             task = await scheduler.add_task("return_lock", after=0)
             assert (await scheduler.wait(task.id)).state is TaskState.DONE
             # The pool is as good as ever.
@@ -824,19 +845,29 @@ def test_a_call_by_path_tells_what_it_did() -> None:
 
     assert call("double", number=3) == Landed("value", 6)
     assert call("return_lock") == Landed("value", None)
+    assert call("give_much") == Landed("value", None)
+    unkept = call("retain_lock")
+    assert isinstance(unkept.payload, Unkept)
     for work_id, path, kind in (
-        ("retain_lock", WORKS, CannotSendError),
-        ("raise_unpicklable", WORKS, CannotSendError),
-        ("raise_unreadable", WORKS, CannotSendError),
+        ("raise_unpicklable", WORKS, ForeignError),
+        ("raise_unreadable", WORKS, ForeignError),
         ("no such work", WORKS, LookupError),
         ("double", "executor_works:nowhere", ImportError),
-        ("double", "executor_works:not_here", AttributeError),
+        ("double", "executor_works:not_here", TypeError),
         ("double", WORKS, TypeError),
     ):
         landed = call(work_id, path)
-        assert landed.left == "error"
-        assert isinstance(landed.payload, kind)
-        assert ("Traceback" in landed.traceback) is (kind is not CannotSendError)
+        error = came_back(landed)
+        assert isinstance(error, kind)
+        [note] = error.__notes__
+        assert note.startswith("In its process:\n")
+        assert "in call_by_path" not in note
+
+
+def came_back(landed: Landed) -> BaseException:
+    """What has become of an error that was sent from another process."""
+    assert landed.left == "apart"
+    return put_together(pickle.loads(pickle.dumps(landed)).payload)  # noqa: S301 (our own)
 
 
 def test_a_group_is_sent_in_parts() -> None:
@@ -844,8 +875,7 @@ def test_a_group_is_sent_in_parts() -> None:
     A group that holds a Ctrl-C comes back as what it was, with what was in it.
     """
     run = run_of("leave", by="BaseExceptionGroup")
-    landed = call_by_path("x", CONFORMANCE_WORKS, run.to_json())
-    group = calls.unpacked(pickle.loads(pickle.dumps(landed)).payload)  # noqa: S301 (our own)
+    group = came_back(call_by_path("x", CONFORMANCE_WORKS, run.to_json()))
     assert isinstance(group, BaseExceptionGroup)
     assert group.message == "group"
     assert [type(each) for each in group.exceptions] == [KeyboardInterrupt]
@@ -1231,6 +1261,6 @@ def test_progress_may_be_told_inside_works_only() -> None:
         report_progress(0.5)
     with pytest.raises(InvalidTaskError, match="fraction"):
         report_progress(2)
-    landed = call_by_path("x", WORKS, run_of("tell", until="x").to_json())
-    assert isinstance(landed.payload, RuntimeError)
-    assert "this executor brings no progress back" in str(landed.payload)
+    error = came_back(call_by_path("x", WORKS, run_of("tell", until="x").to_json()))
+    assert isinstance(error, RuntimeError)
+    assert "this executor brings no progress back" in str(error)

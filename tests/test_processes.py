@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import textwrap
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, time, timedelta, timezone
+from fractions import Fraction
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -25,10 +27,11 @@ import pytest
 import trio
 import trio.testing
 from leftovers import children, nothing_left
-from process_works import Plain, Raised, works
+from process_works import OwnError, Plain, Raised, works
 from support import NOON, noon
 
 from trio_gokugen import (
+    Discard,
     ForeignError,
     HeapRepository,
     Interval,
@@ -48,7 +51,7 @@ from trio_gokugen import (
     open_scheduler,
 )
 from trio_gokugen._describe import describe
-from trio_gokugen._taken_apart import put_together, taken_apart
+from trio_gokugen._taken_apart import DEEPEST, LARGEST, put_together, taken_apart
 from trio_gokugen.abc import Condition, Work
 from trio_gokugen.testing import SAME_PROCESS_CHECKS, check_dispatcher
 
@@ -337,7 +340,7 @@ def test_moments_come_back_as_moments(moment: datetime | time) -> None:
     A moment of any time zone is the same moment when it comes back.
     """
     apart = taken_apart(process_works.OwnError("t", moment))
-    assert "zoneinfo" not in repr(apart[3])
+    assert "zoneinfo" not in repr(apart[2])
     back = put_together(apart)
     assert back.args[1].utcoffset() == moment.utcoffset()
     # Of a time in a zone nobody knows the offset without a day.
@@ -380,6 +383,137 @@ def test_what_cannot_be_put_together(which: str) -> None:
     assert back.kinds[-1] == "builtins.object"
     assert back.text == str(error)
     assert why in back.why
+
+
+def test_what_is_in_a_group_comes_back_for_itself() -> None:
+    """
+    Of a group comes back what can, and a `Retry` that names all that is in it wants it.
+    """
+    lost = Raised.lost["unmakeable"][0]
+    error = BaseExceptionGroup(
+        "g", [ValueError(1), ExceptionGroup("inner", [lost]), SystemExit(3)]
+    )
+    error.add_note("look here")
+    back = put_together(taken_apart(error))
+    # There is nothing left in it that would have to leave the program.
+    assert type(back) is ExceptionGroup
+    assert back.message == "g"
+    assert back.__notes__[0] == "look here"
+    plain, inner, left = back.exceptions
+    assert repr(plain) == "ValueError(1)"
+    assert isinstance(inner, ExceptionGroup)
+    assert isinstance(left, ForeignError)
+    assert str(left) == (
+        "builtins.SystemExit: 3"
+        " (which could not come back: it would end this program, and not its run only)"
+    )
+    assert Retry(retry_on=process_works.UnmakeableError).wants(inner)
+    assert not Retry(retry_on=process_works.UnmakeableError).wants(back)
+    kept = put_together(taken_apart(BaseExceptionGroup("g", [KeyboardInterrupt()])))
+    assert type(kept) is BaseExceptionGroup
+
+
+def test_a_group_that_nests_too_deep_comes_back_in_part() -> None:
+    """
+    Of groups in groups come back so many as there may be, and then the text of what is in.
+    """
+    error: Exception = ValueError("inmost")
+    for _ in range(DEEPEST + 5):
+        error = ExceptionGroup("one more", [error])
+    back: Any = put_together(taken_apart(error))
+    for _ in range(DEEPEST + 1):
+        [back] = back.exceptions
+    assert isinstance(back, ForeignError)
+    assert "nests too deep" in back.why
+
+
+def noted_at_length() -> Exception:
+    error = ValueError("noted")
+    error.add_note("x" * BIG)
+    return error
+
+
+BIG = 1_000_000
+LARGE: dict[str, BaseException] = {
+    "text": OwnError("x" * BIG),
+    "bytes": OwnError("b", b"x" * BIG),
+    "number": OwnError("n", 1 << (8 * BIG)),
+    "fraction": OwnError("f", Fraction(1, 1 << (8 * BIG))),
+    "list": OwnError("l", list(range(BIG // 10))),
+    "group": ExceptionGroup("g", [ValueError("x" * (BIG // 10)) for _ in range(20)]),
+    "many": ExceptionGroup("g", [ValueError(n) for n in range(BIG // 100)]),
+    "wish": Discard("x" * BIG),
+    "note": noted_at_length(),
+}
+
+
+@pytest.mark.parametrize("which", LARGE)
+def test_no_error_is_sent_that_is_too_large(which: str) -> None:
+    """
+    However large an error is, what is sent of it is not, and it is told as far as can be.
+    """
+    apart = taken_apart(LARGE[which])
+    assert len(pickle.dumps(apart)) < 2 * LARGEST
+    back = put_together(apart)
+    if which == "wish":
+        assert isinstance(back, Discard)
+        return
+    assert isinstance(back, ForeignError)
+    assert back.why == f"it was made with more than {LARGEST} bytes"
+    assert len(back.text) <= 1_000
+
+
+def test_nothing_is_imported_for_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An error whose class is in a module that the program has not imported is told in its
+    place; and a module that would import something when it is asked is not asked.
+    """
+    apart = taken_apart(process_works.OwnError("own"))
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "process_works")
+        back = put_together(apart)
+        assert "process_works" not in sys.modules
+    assert isinstance(back, ForeignError)
+    assert "LookupError: process_works is not imported here" in back.why
+    assert Retry(retry_on=process_works.OwnError).wants(back)
+
+    def lazy(name: str) -> Any:
+        raise AssertionError(name)
+
+    module = ModuleType("process_works")
+    vars(module)["__getattr__"] = lazy
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "process_works", module)
+        back = put_together(apart)
+    assert isinstance(back, ForeignError)
+    assert "KeyError" in back.why
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("sys.exit", ": 4"),
+        ("sys.exit of nothing", ""),
+        ("sys.exit with a text", ": no more"),
+    ],
+)
+async def test_an_exit_fails_its_own_task_only(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, how: str, text: str
+) -> None:
+    """
+    A work that calls `sys.exit` has failed, and its task says so; its process goes on.
+    """
+    async with open_pool(tmp_path) as pool:
+        process = (await pool.run("where")).result
+        task = await pool.run("die", how=how)
+        assert task.state is TaskState.FAILED
+        assert task.err is not None
+        said = (
+            f"ForeignError: builtins.SystemExit{text} (which could not come back: it would"
+        )
+        assert task.err.startswith(said)
+        assert "sys.exit(" in task.err
+        assert (await pool.run("where")).result == process
 
 
 async def test_a_retry_knows_what_cannot_come_back(
@@ -448,9 +582,6 @@ async def test_a_keyboard_interrupt_is_one_here(
     ("how", "told_as"),
     [
         ("exit", "exit code 3"),
-        ("sys.exit", "exit code 4"),
-        ("sys.exit of nothing", "exit code 0"),
-        ("sys.exit with a text", "exit code 1"),
         ("segfault", "killed by SIGSEGV"),
         ("killed", "killed by SIGKILL"),
     ],
@@ -781,7 +912,7 @@ def test_limits_are_checked(argument: str, value: Any, error: type[Exception]) -
 # -- over there, seen from within -------------------------------------------------------
 
 
-def called_there(path: str, **param: Any) -> Any:
+def called_there(path: str, /, *, retain: bool = True, **param: Any) -> Any:
     """What a process would answer to such a task."""
     run = Task(
         id="a",
@@ -792,7 +923,9 @@ def called_there(path: str, **param: Any) -> Any:
         state=TaskState.DISPATCHED,
         attempt=1,
     )
-    return _process_work.run("process_works", path, _process_work.to_send(run))
+    return _process_work.run(
+        "process_works", path, _process_work.to_send(run), retain=retain
+    )
 
 
 def test_a_value_is_answered() -> None:
@@ -801,6 +934,7 @@ def test_a_value_is_answered() -> None:
     """
     assert called_there("echo") == ("value", None)
     assert called_there("echo", value=(1, 2)) == ("value", [1, 2])
+    assert called_there("echo", value=1, retain=False) == ("value", None)
     kind, why = called_there("give", what="object")
     assert kind == "unkept"
     assert "cannot be JSON" in why
@@ -808,16 +942,13 @@ def test_a_value_is_answered() -> None:
 
 def test_an_error_is_answered() -> None:
     """
-    The answer to a task may be an error, or that the process was to end.
+    The answer to a task may be an error.
     """
     kind, apart = called_there("give", what="coroutine")
     assert kind == "error"
     assert repr(put_together(apart)) == repr(
         TypeError("give returned a coroutine: register it as an async function")
     )
-    assert called_there("die", how="sys.exit") == ("exit", 4)
-    assert called_there("die", how="sys.exit of nothing") == ("exit", 0)
-    assert called_there("die", how="sys.exit with a text") == ("exit", 1)
     with pytest.raises(LookupError):
         _current_task.running.get()
 

@@ -17,8 +17,12 @@ def describe(error: BaseException) -> str:
     At most 8,000 characters: of a longer text, the beginning and the end.
     """
     head = _cut(f"{type(error).__qualname__}: {_message(error)}", MAX_MESSAGE)
-    frames = _cut(traceback_of(error), MAX_LENGTH - MAX_MESSAGE - 100)
-    return f"{head}\n\n{frames}"
+    return f"{head}\n\n{traceback_of(error)}"
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says, of a long text the beginning and the end."""
+    return brief(_message(error))
 
 
 def brief(text: str) -> str:
@@ -27,15 +31,16 @@ def brief(text: str) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The innermost frames, with the errors that had come before."""
+    """The innermost frames, with the errors that had come before, bounded, too."""
     try:
         summary = traceback.TracebackException.from_exception(
             error, limit=-MAX_FRAMES, compact=True
         )
-        return "".join(summary.format())
+        text = "".join(summary.format())
     except BaseException as broken:  # noqa: BLE001 (it is told in place of the traceback)
         # Odd fields of a SyntaxError do that.
-        return f"<its traceback cannot be told: {type(broken).__qualname__}>"
+        text = f"<its traceback cannot be told: {type(broken).__qualname__}>"
+    return _cut(text, MAX_LENGTH - MAX_MESSAGE - 100)
 
 
 def _message(error: BaseException) -> str:

@@ -582,12 +582,17 @@ class CommandFailedError(GokugenError):
         return "".join(f"\n\n{name}:\n{text}" for name, text in streams if text)
 
 
+# -- what becomes of a work elsewhere -------------------------------------------------
+
+
 @attrs.frozen
 class WorkLostError(GokugenError):
-    """A run in another process will not be heard of any more: its work may go on, or not.
+    """A run elsewhere was lost, with the process, the pool or the cluster that ran it.
 
-    It counts as a failed attempt. `__cause__` holds the executor's own error, where there
-    is one.
+    Nothing will be heard of it any more: its work may go on, or not. It counts as a failed
+    attempt: with ``Retry(retry_on=WorkLostError)`` there is another after a death, whoever
+    ran the work, and after no error of the work's own. `__cause__` holds the executor's
+    own error, where there is one.
     """
 
     why: str
@@ -596,25 +601,18 @@ class WorkLostError(GokugenError):
         return printable(f"the run was lost: {self.why}")
 
 
-@attrs.frozen
-class CannotSendError(GokugenError):
-    """What a work in another process returned or raised cannot be sent from there.
-
-    Return JSON values, and raise exceptions that can be pickled.
-    """
-
-    what: str
-    """The value or the exception, in words, with the traceback it had there."""
-
-    def __str__(self) -> str:
-        return printable(f"what the work left cannot be sent back: {self.what}")
-
-
-# -- what becomes of a work in a process ----------------------------------------------
+def _how_ended(error: WorkerDiedError) -> str:
+    code = error.exit_code
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
 
 
 @attrs.frozen
-class WorkerDiedError(GokugenError):
+class WorkerDiedError(WorkLostError):
     """The process that ran the work has ended, and took the run with it.
 
     The other runs go on, and the next has another process. Look into the work, or at what
@@ -625,17 +623,10 @@ class WorkerDiedError(GokugenError):
     exit_code: int | None
     """As the process left it: negative, of the signal that has killed it."""
 
-    def __str__(self) -> str:
-        return f"the process of the work has ended: {self._how}"
+    why: str = attrs.field(init=False, default=attrs.Factory(_how_ended, takes_self=True))
 
-    @property
-    def _how(self) -> str:
-        if self.exit_code is None or self.exit_code >= 0:
-            return f"exit code {self.exit_code}"
-        try:
-            return f"killed by {signal.Signals(-self.exit_code).name}"
-        except ValueError:
-            return f"killed by signal {-self.exit_code}"
+    def __str__(self) -> str:
+        return f"the process of the work has ended: {self.why}"
 
 
 @attrs.frozen
@@ -643,7 +634,8 @@ class ForeignError(GokugenError):
     """A work in another process has raised what cannot come back as it is.
 
     Stands for it: a `Retry` that names its class wants this, too. To get the error itself,
-    define its class in a module, and make it with plain values.
+    define its class in a module that the program has imported, and make it with plain
+    values. Of a `SystemExit`, which would end the program, there is nothing else than this.
     """
 
     kinds: tuple[str, ...]
@@ -656,5 +648,5 @@ class ForeignError(GokugenError):
     """Why it could not come back."""
 
     def __str__(self) -> str:
-        what = f"{self.kinds[0]}: {self.text}"
+        what = f"{self.kinds[0]}: {self.text}" if self.text else self.kinds[0]
         return printable(f"{what} (which could not come back: {self.why})")

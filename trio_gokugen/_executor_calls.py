@@ -2,7 +2,8 @@
 
 What comes back is a `Landed`, whatever the work did: an exception that went through the
 executor's own hands might not survive them. One that can be pickled, and not unpickled,
-would break a process pool for everybody.
+would break a process pool for everybody. From another process it holds nothing that is not
+Python's own, or ours.
 """
 
 from __future__ import annotations
@@ -10,28 +11,22 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import importlib
-import pickle
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, TypeGuard, cast
 
 import attrs
 import trio
 
 from ._current_task import running
-from ._describe import traceback_of
-from ._errors import (
-    CannotSendError,
-    LeakedCancelledError,
-    WorkStoppedError,
-    WorkTimeoutError,
-    shown,
-)
+from ._errors import LeakedCancelledError, WorkStoppedError, WorkTimeoutError, shown
 from ._json import fresh
-from ._retry import bare, wish
+from ._results import to_keep
+from ._taken_apart import taken_apart
 from ._task import Progress, Task
 from .abc import Work, WorkRegistry
 
@@ -41,8 +36,12 @@ Key: TypeAlias = str
 Tell: TypeAlias = Callable[[Progress], None]
 """Takes what a work tells of its progress, in the thread of the work."""
 
-Left: TypeAlias = Literal["value", "error", "stopped", "refused"]
-"""How a call has ended: was stopped as it ran, or refused to begin, as told by `stop`."""
+Left: TypeAlias = Literal["value", "error", "apart", "stopped", "refused"]
+"""How a call has ended.
+
+By an error, as it is or taken apart; stopped as it ran, or refused to begin, as told by
+`stop`.
+"""
 
 
 @attrs.frozen
@@ -52,9 +51,6 @@ class Landed:
     left: Left
     payload: Any = None
     """What the work returned or raised."""
-
-    traceback: str = ""
-    """Of an error that comes from another process."""
 
 
 # -- works by import path -----------------------------------------------------------
@@ -66,6 +62,7 @@ def resolve(path: str) -> WorkRegistry:
     Raises:
       ValueError: this is no such path.
       ImportError: there is no such module, or no such name in it.
+      TypeError: what is there is no registry.
     """
     module, _, name = path.partition(":")
     if not module or not name:
@@ -79,7 +76,17 @@ def resolve(path: str) -> WorkRegistry:
             found = getattr(found, part)
         except AttributeError:
             raise ImportError(f"works: {module!r} has no {name!r}") from None
-    return cast("WorkRegistry", found)
+    if not is_registry(found):
+        raise TypeError(f"works: {path!r} must be a registry of works, not {shown(found)}")
+    return found
+
+
+def is_registry(value: object) -> TypeGuard[WorkRegistry]:
+    """Whether it has what is asked of a registry here."""
+    methods = "get", "get_condition"
+    return not isinstance(value, type) and all(
+        callable(getattr(value, method, None)) for method in methods
+    )
 
 
 # -- progress -----------------------------------------------------------------------
@@ -126,6 +133,18 @@ _under_way: dict[Key, tuple[trio.lowlevel.TrioToken, trio.CancelScope]] = {}
 _stopped: dict[Key, None] = {}
 
 
+def _forget() -> None:
+    """In a process that was forked off: no run is here, and nobody lets go of the lock."""
+    global _lock  # noqa: PLW0603 (whoever has it is not here)
+    _lock = threading.Lock()
+    _under_way.clear()
+    _stopped.clear()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch: Windows has no fork
+    os.register_at_fork(after_in_child=_forget)
+
+
 def stop(key: Key) -> None:
     """Cancel an async work that runs in this process, and have none begin under the key."""
     with _lock:
@@ -147,49 +166,61 @@ def _is_stopped(key: Key) -> bool:
 # -- the call -----------------------------------------------------------------------
 
 
-def call_here(key: Key, work: Work, run: Task, tell: Tell | None) -> Landed:
-    """Call a work in this process, and come back with how it ended."""
+def call_here(
+    key: Key, work: Work, run: Task, tell: Tell | None, spent: float = 0.0
+) -> Landed:
+    """Call a work in this process, and come back with how it ended.
+
+    Of its time-out it has spent these seconds before, on its condition.
+    """
     try:
         # Nothing of this thread's context, and nothing of it left behind.
-        return contextvars.Context().run(_call, key, work, run, tell)
+        return contextvars.Context().run(_call, key, work, run, tell, spent)
     finally:
         with _lock:
             _stopped.pop(key, None)
 
 
-def call_by_path(key: Key, path: str, task: str, tell: Tell | None = None) -> Landed:
-    """Find a work by its registry's import path, call it, and make the end fit to send."""
-    retain = False
+def call_by_path(
+    key: Key, path: str, task: str, spent: float = 0.0, tell: Tell | None = None
+) -> Landed:
+    """Find a work by its registry's import path, call it, and make the end fit to send.
+
+    What it returns is sent if it is to be kept: else nobody is going to look at it.
+    """
     try:
         run = Task.from_json(task)
         work = resolve(path).get(run.work_id)
-        retain = work.retain
-        landed = call_here(key, work, run, tell)
+        landed = call_here(key, work, run, tell, spent)
+        if landed.left == "value":
+            return Landed("value", to_keep(landed.payload) if work.retain else None)
     except Exception as error:  # noqa: BLE001 (it is the outcome)
         landed = Landed("error", error)
-    return _sendable(landed, retain=retain)
+    if landed.left == "error":
+        return Landed("apart", taken_apart(landed.payload, __name__))
+    return landed
 
 
-def _call(key: Key, work: Work, run: Task, tell: Tell | None) -> Landed:
+def _call(key: Key, work: Work, run: Task, tell: Tell | None, spent: float) -> Landed:
     running.set(run)
     _tell.set(tell)
     try:
         if work.in_thread or work.in_process:
-            return _call_plain(key, work, run)
+            return _call_plain(key, work, run, spent)
         if not trio.lowlevel.in_trio_run():
-            return _run_async(key, work, run)
+            return _run_async(key, work, run, spent)
         # As a child sees it that was forked off by a thread in which Trio runs.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             within = contextvars.copy_context().run
-            return thread.submit(within, _run_async, key, work, run).result()
+            return thread.submit(within, _run_async, key, work, run, spent).result()
     except BaseException as error:  # noqa: BLE001 (it is the outcome)
         return _raised(error)
 
 
-def _call_plain(key: Key, work: Work, run: Task) -> Landed:
+def _call_plain(key: Key, work: Work, run: Task, spent: float) -> Landed:
     if _is_stopped(key):
         return Landed("refused")
-    began = time.monotonic()
+    began = time.monotonic() - spent
     try:
         return Landed("value", work.function(**fresh(run.param)))
     except Exception as error:
@@ -198,11 +229,11 @@ def _call_plain(key: Key, work: Work, run: Task) -> Landed:
         raise
 
 
-def _run_async(key: Key, work: Work, run: Task) -> Landed:
-    return trio.run(_call_async, key, work, run)
+def _run_async(key: Key, work: Work, run: Task, spent: float) -> Landed:
+    return trio.run(_call_async, key, work, run, spent)
 
 
-async def _call_async(key: Key, work: Work, run: Task) -> Landed:
+async def _call_async(key: Key, work: Work, run: Task, spent: float) -> Landed:
     token = trio.lowlevel.current_trio_token()
     until_stopped = trio.CancelScope()
     until_timeout = trio.CancelScope()
@@ -213,7 +244,7 @@ async def _call_async(key: Key, work: Work, run: Task) -> Landed:
         _under_way[key] = token, until_stopped
     try:
         if work.timeout is not None:
-            until_timeout.deadline = trio.current_time() + work.timeout
+            until_timeout.deadline = trio.current_time() + work.timeout - spent
         with until_stopped, until_timeout:
             try:
                 return Landed("value", await work.function(**fresh(run.param)))
@@ -252,75 +283,3 @@ def _raised(error: BaseException) -> Landed:
         disguised.__cause__ = error
         return Landed("error", disguised)
     return Landed("error", error)
-
-
-# -- sending ------------------------------------------------------------------------
-
-_LONGEST_TRACEBACK = 20_000
-_PLAIN = (type(None), bool, int, float, str)
-
-
-@attrs.frozen
-class _Group:
-    """A group of exceptions, in parts: where Dask is, it could not be read again."""
-
-    message: str
-    members: tuple[Any, ...]
-
-
-def _packed(error: BaseException) -> BaseException | _Group:
-    if type(error) is not BaseExceptionGroup:
-        return error
-    group: BaseExceptionGroup[BaseException] = error
-    return _Group(group.message, tuple(map(_packed, group.exceptions)))
-
-
-def unpacked(packed: Any) -> BaseException:
-    """An error that `call_by_path` has left."""
-    if not isinstance(packed, _Group):
-        return cast("BaseException", packed)
-    return BaseExceptionGroup(packed.message, [unpacked(each) for each in packed.members])
-
-
-def _sendable(landed: Landed, *, retain: bool) -> Landed:
-    """The same, or what can be told of it, as an executor will pickle it."""
-    if landed.left == "error":
-        return _sendable_error(landed.payload)
-    why = None if type(landed.payload) in _PLAIN else _unsendable(landed.payload)
-    if why is None:
-        return landed
-    if not retain:
-        return Landed("value")  # which nobody is going to look at
-    return Landed("error", CannotSendError(f"{shown(landed.payload)}: {why}"))
-
-
-def _sendable_error(error: BaseException) -> Landed:
-    told = traceback_of(error)[-_LONGEST_TRACEBACK:]
-    packed = _packed(error)
-    why = _unsendable(packed)
-    if why is not None:
-        # Where Dask is, what has led to an error is pickled with it. It has been told.
-        error.__cause__ = error.__context__ = error.__traceback__ = None
-        why = _unsendable(packed)
-    wanted = wish(error)
-    if why is not None and wanted is not None:
-        packed, why = bare(wanted), None
-    if why is None:
-        return Landed("error", packed, told)
-    return Landed("error", CannotSendError(f"{shown(error)}: {why}\n\n{told}"))
-
-
-def _unsendable(value: object) -> str | None:
-    """Why it cannot be pickled, or be read again."""
-    try:
-        pickle.loads(pickle.dumps(value))  # noqa: S301 (what was made just here)
-    except Exception as error:  # noqa: BLE001 (whatever the user's classes may raise)
-        return f"{type(error).__name__}: {shown(str(error))}"
-    return None
-
-
-class RemoteTraceback(Exception):  # noqa: N818 (it is no error, but where one was)
-    """The cause of an error from another process: tells where it was raised there."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'

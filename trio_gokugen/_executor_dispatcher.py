@@ -43,13 +43,14 @@ from ._errors import (
 from ._executor_calls import (
     Key,
     Landed,
-    RemoteTraceback,
-    call_by_path,
     call_here,
+    is_registry,
     resolve,
     stop,
-    unpacked,
 )
+from ._executor_order import Order, far_order
+from ._limits import limit
+from ._taken_apart import put_together
 from ._task import Progress, Task
 from .abc import (
     Clock,
@@ -77,8 +78,8 @@ class Flight:
     stopped: Exception | None = None
     """What the run has failed with if its work does not return all the same."""
 
-    void: bool = False
-    """Whether it is not to be called, though the executor may have it."""
+    spent: float = 0.0
+    """Seconds of its time-out that its condition has taken."""
 
     ended: outcome.Outcome[Any] | None = None
     """How it has ended, once it has: while its last progress is written."""
@@ -100,7 +101,12 @@ class InFlightDispatcher:
     def __init__(self, works: WorkRegistry | str, max_in_flight: int) -> None:
         self._path = works if isinstance(works, str) else None
         self._works = resolve(works) if isinstance(works, str) else works
-        self._max_in_flight = _checked(max_in_flight)
+        if not is_registry(self._works):
+            raise TypeError(
+                "works: must be a registry of works, or its import path 'module:name',"
+                f" not {shown(works)}"
+            )
+        self._max_in_flight = limit(max_in_flight, "max_in_flight")
         self._flights: dict[tuple[str, int], Flight] = {}
         self._landed: deque[tuple[Flight, Landed | BaseException]] = deque()
         """What other threads have brought: appended there, and collected in Trio."""
@@ -135,7 +141,7 @@ class InFlightDispatcher:
 
     @max_in_flight.setter
     def max_in_flight(self, value: int) -> None:
-        self._max_in_flight = _checked(value)
+        self._max_in_flight = limit(value, "max_in_flight")
         self._room.unpark_all()
 
     def statistics(self) -> DispatcherStatistics:
@@ -234,10 +240,11 @@ class InFlightDispatcher:
         running.set(run)
         timeout = self._works.get(run.work_id).timeout
         failed: BaseException | None = None
+        began = trio.current_time()
         try:
             with scope, trio.CancelScope() as until_timeout:
                 if timeout is not None:
-                    until_timeout.deadline = trio.current_time() + timeout
+                    until_timeout.deadline = began + timeout
                 await ask(self._works.get_condition(run.when), run)
             if timeout is not None and until_timeout.cancelled_caught:
                 failed = WorkTimeoutError(timeout)
@@ -249,6 +256,7 @@ class InFlightDispatcher:
             # It is the outcome; and a cancellation that is nobody's, a fault of its own.
             failed = LeakedCancelledError() if _has_cancelled(error) else error
         flight.scope = None
+        flight.spent = trio.current_time() - began
         if flight.stopped is not None and not _leaves(failed):
             stopped = _not_started(flight.stopped)
             stopped.__cause__ = failed
@@ -334,10 +342,7 @@ class InFlightDispatcher:
             flight, landed = self._landed.popleft()
             self._aloft -= 1
             flight.handle = None
-            try:
-                flight.ended = self._outcome(flight, landed)
-            except Exception as error:  # noqa: BLE001 (of a class that won't be changed)
-                flight.ended = outcome.Error(error)
+            flight.ended = self._outcome(flight, landed)
             if flight is not self._telling and flight not in self._news:
                 self._report(flight, flight.ended)
         if not self._aloft:
@@ -362,11 +367,10 @@ class InFlightDispatcher:
             return outcome.Error(_not_started(stopped))
         elif landed.left == "stopped":
             return outcome.Error(_nobody() if stopped is None else stopped)
+        elif landed.left == "apart":
+            error = put_together(landed.payload)
         else:
-            error = unpacked(landed.payload)
-            if landed.traceback:
-                with contextlib.suppress(AttributeError):  # of a frozen class
-                    error.__cause__ = RemoteTraceback(landed.traceback)
+            error = landed.payload
         if stopped is not None and not _leaves(error):
             stopped.__cause__, error = error, stopped
         return outcome.Error(error)
@@ -478,27 +482,36 @@ class ExecutorDispatcher(InFlightDispatcher):
             raise ExecutorLostError(f"{self._lost}") from self._lost
 
     def _launch(self, flight: Flight) -> None:
-        run = flight.run
         key = self._key(flight)
-        try:
-            if self._path is None:
-                future = self._executor.submit(self._call, flight, key)
-            else:
-                future = self._executor.submit(call_by_path, key, self._path, run.to_json())
-        except RuntimeError as error:  # it has broken, or was shut down
-            self._lost = error
-            flight.void = True  # it may have been queued all the same
-            self._land(flight, Landed("refused"))
+        if self._path is None:
+            order = Order(partial(self._call, flight, key))
         else:
-            flight.handle = future
-            future.add_done_callback(partial(self._done, flight, self._executor))
+            order = far_order(key, self._path, flight.run, flight.spent)
+        with order.submitting:
+            try:
+                future = self._executor.submit(order)
+            except Exception as error:
+                if isinstance(error, RuntimeError):  # it has broken, or was shut down
+                    self._lost = error
+                if order.withdraw():
+                    if self._lost is not error:
+                        raise
+                    self._land(flight, Landed("refused"))
+                    return
+                begun = order.future()
+                if begun is None:
+                    why = (
+                        f"its executor has refused it, but may run it all the same: {error}"
+                    )
+                    raise WorkLostError(why) from error
+                future = begun
+        flight.handle = future
+        future.add_done_callback(partial(self._done, flight, self._executor))
 
     def _call(self, flight: Flight, key: Key) -> Landed:
         """In a thread of the executor's."""
-        if flight.void:
-            return Landed("refused")
         work = self._works.get(flight.run.work_id)
-        return call_here(key, work, flight.run, partial(self._tell, flight))
+        return call_here(key, work, flight.run, partial(self._tell, flight), flight.spent)
 
     def _done(self, flight: Flight, executor: Executor, future: Future[Landed]) -> None:
         """In whatever thread the executor calls it."""
@@ -506,9 +519,13 @@ class ExecutorDispatcher(InFlightDispatcher):
             self._land(flight, Landed("refused"))
             return
         error = future.exception()
-        broken = isinstance(error, concurrent.futures.BrokenExecutor)
-        if broken and executor is self._executor:  # it may have been replaced since
-            self._lost = error
+        if isinstance(error, concurrent.futures.BrokenExecutor):
+            if executor is self._executor:  # it may have been replaced since
+                self._lost = error
+            why = f"its executor has broken, {type(error).__name__}: {error}"
+            lost = WorkLostError(why)
+            lost.__cause__ = error
+            error = lost
         self._land(flight, future.result() if error is None else error)
 
     def _stop(self, flight: Flight) -> None:
@@ -559,11 +576,3 @@ def _has_cancelled(error: BaseException) -> bool:
 def _leaves(error: BaseException | None) -> bool:
     """Whether it is none that a stop outweighs: a Ctrl-C, or the like."""
     return error is not None and not isinstance(error, Exception)
-
-
-def _checked(max_in_flight: int) -> int:
-    if isinstance(max_in_flight, bool) or not isinstance(max_in_flight, int):
-        raise TypeError(f"max_in_flight: must be an int, not {shown(max_in_flight)}")
-    if max_in_flight < 1:
-        raise ValueError(f"max_in_flight: must be at least 1, not {shown(max_in_flight)}")
-    return max_in_flight

@@ -7,7 +7,10 @@ program's state is there. What comes in and goes out is made of Python's own val
 from __future__ import annotations
 
 import contextvars
+import functools
 import inspect
+import multiprocessing
+import os
 import signal
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
@@ -16,15 +19,14 @@ from ._callables import find
 from ._current_task import running
 from ._json import fresh
 from ._results import Unkept, to_keep
-from ._retry import bare, wish
-from ._taken_apart import Parts, taken_apart
+from ._taken_apart import taken_apart
 from ._task import MOMENTS, Task, TaskState, made_of
 
 Sent: TypeAlias = dict[str, Any] | str
 """A task as it is sent: its fields as JSON values, or all of it as JSON text."""
 
-Answer: TypeAlias = tuple[Literal["value", "unkept", "error", "exit"], Any]
-"""A JSON value, why it cannot be one, an exception taken apart, or an exit code."""
+Answer: TypeAlias = tuple[Literal["value", "unkept", "error"], Any]
+"""A JSON value, why it cannot be one, or an exception taken apart."""
 
 
 def to_send(run: Task) -> Sent:
@@ -53,26 +55,44 @@ def _received(sent: Sent) -> Task:
     return made_of(sent)
 
 
+SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+"""What all processes of a program may get together, and only the program itself answers."""
+
+
 def begin() -> None:
     """Do what a new process must do first, which ignores a Ctrl-C by now."""
+    # Not ignored: what a work starts would ignore it, too, and could not be ended by it.
+    signal.signal(signal.SIGTERM, functools.partial(end_if_orphaned, os.getpid()))
     if hasattr(signal, "pthread_sigmask"):  # pragma: no branch: not on Windows
-        # It was blocked until here, and must not be for what a work starts.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        # They were blocked until here, and must not be for what a work starts.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def end_if_orphaned(process: int, signum: int, _: object) -> None:
+    """End by this signal, unless there is a program to decide what becomes of works.
+
+    A process that a work has forked off ends by it in any case.
+    """
+    program = multiprocessing.parent_process()
+    if os.getpid() != process or program is None or not program.is_alive():
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
 
 
 def be_ready() -> None:
     """Do nothing: a process that has done it runs, and has imported what it must."""
 
 
-def run(module: str, path: str, sent: Sent) -> Answer:
-    """Call the function that has this name with the task's `param`. Raises nothing."""
+def run(module: str, path: str, sent: Sent, retain: bool) -> Answer:  # noqa: FBT001 (it is sent by its place)
+    """Call the function that has this name with the task's `param`. Raises nothing.
+
+    What it returns is sent back if it is to be kept: else nobody is going to look at it.
+    """
     try:
         value = contextvars.copy_context().run(_call, module, path, sent)
-    except SystemExit as end:
-        return "exit", _exit_code(end)
     except BaseException as error:  # noqa: BLE001 (it is the outcome)
-        return "error", _error(error)
-    if value is None:
+        return "error", taken_apart(error, __name__)
+    if not retain:
         return "value", None
     kept = to_keep(value)
     return ("unkept", kept.why) if isinstance(kept, Unkept) else ("value", kept)
@@ -86,22 +106,3 @@ def _call(module: str, path: str, sent: Sent) -> Any:
         value.close()
         raise TypeError(f"{path} returned a coroutine: register it as an async function")
     return value
-
-
-def _error(error: BaseException) -> Parts:
-    # Who reads it wants to know where the work was, and not how it came to be called.
-    while error.__traceback__ is not None and (
-        error.__traceback__.tb_frame.f_globals.get("__name__") == __name__
-    ):
-        error.__traceback__ = error.__traceback__.tb_next
-    apart = taken_apart(error)
-    wanted = wish(error)
-    if apart[3] is None and wanted is not None:
-        return taken_apart(bare(wanted))  # what it says matters, not what is put on it
-    return apart
-
-
-def _exit_code(end: SystemExit) -> int:
-    if end.code is None:
-        return 0
-    return end.code if isinstance(end.code, int) else 1

@@ -13,9 +13,12 @@ apart from what goes wrong in a work, which has not begun by then.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import multiprocessing
+import os
 import signal
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from multiprocessing import resource_tracker
@@ -27,7 +30,7 @@ import trio_parallel as untyped  # type: ignore[import-untyped]  # pyright: igno
 from ._autojump import autojump_held
 from ._callables import check_address
 from ._errors import WorkerDiedError
-from ._process_work import Answer, be_ready, begin, to_send
+from ._process_work import SIGNALS, Answer, be_ready, begin, to_send
 from ._process_work import run as run_there
 from ._results import Unkept
 from ._taken_apart import put_together
@@ -84,17 +87,16 @@ class Processes:
         """
         module, path = check_address(work.function)
         try:
-            answer: Answer = await self._run(run_there, module, path, to_send(run))
+            answer: Answer = await self._run(
+                run_there, module, path, to_send(run), work.retain
+            )
         except trio_parallel.BrokenWorkerError as broken:
             return outcome.Error(_died(broken))
         how, what = answer
         if how == "value":
             return outcome.Value(what)
         if how == "unkept":
-            # Nobody asked for it, so it is no failure.
-            return outcome.Value(Unkept(what) if work.retain else None)
-        if how == "exit":
-            return outcome.Error(WorkerDiedError(what))
+            return outcome.Value(Unkept(what))
         error = put_together(what)
         if isinstance(error, Exception):
             return outcome.Error(error)
@@ -125,12 +127,13 @@ def _died(broken: BaseException) -> WorkerDiedError:
     return WorkerDiedError(broken.args[-1].exitcode)
 
 
-# -- Ctrl-C ---------------------------------------------------------------------------
+# -- signals --------------------------------------------------------------------------
 #
-# A terminal sends it to all processes of the program, and it is the scheduler which is to
-# decide what becomes of works. trio-parallel has its processes ignore it, but only once
-# they have come so far: before, they would die, with a traceback. So they are started with
-# the signal blocked, by a thread that has blocked it. Trio-parallel has no place for that.
+# A terminal sends a Ctrl-C to all processes of the program, a service manager a SIGTERM,
+# and it is the scheduler which is to decide what becomes of works. Processes take no notice
+# of either, but only once they have come so far: before, they would die, with a traceback.
+# So they are started with the signals blocked, by a thread that has blocked them.
+# Trio-parallel has no place for that.
 
 
 def _start_quietly(context: Any) -> None:
@@ -149,10 +152,28 @@ def _with_quiet_start(make: Callable[..., Any], *args: Any) -> Any:
 def _start_blocked(process: Any) -> None:
     """Start a process, in whose place a thread calls this."""
     del process.start  # what was put in front of its own
-    # The first start does this, too, and lets the signal in again after it.
+    # The first start does this, too, and lets the signals in again after it.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _started.add(process)
+
+
+_started: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def kill_left(program: int) -> None:
+    """Kill what is left when the program ends, if Trio itself has crashed.
+
+    `multiprocessing` would send it a SIGTERM, and then wait for it.
+    """
+    if os.getpid() == program:  # and not a process that it has forked off
+        for process in set(multiprocessing.active_children()) & set(_started):
+            process.kill()
+
+
+# Comes before what `multiprocessing` has registered: the last comes first.
+atexit.register(kill_left, os.getpid())

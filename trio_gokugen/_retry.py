@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeGuard, cast
 
 import attrs
 
+from ._describe import message_of
 from ._errors import ForeignError, InvalidTaskError, shown
 from ._json import JSON, int64, name
 from ._lengths import LONGEST, TICK, length
@@ -328,12 +329,12 @@ def wish(error: BaseException) -> RetryAfter | Snooze | Discard | None:
 
 
 def bare(wished: RetryAfter | Snooze | Discard) -> RetryAfter | Snooze | Discard:
-    """The same wish, without whatever else was put on the exception."""
+    """The same wish, without whatever else was put on the exception; of bounded size."""
     if isinstance(wished, RetryAfter):
         return RetryAfter(wished.wait)
     if isinstance(wished, Snooze):
         return Snooze(wished.wait, wished.at)
-    return Discard(str(wished))
+    return Discard(message_of(wished))
 
 
 def _alone(error: BaseException) -> Iterator[BaseException]:

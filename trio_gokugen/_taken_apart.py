@@ -2,11 +2,16 @@
 
 Not pickled: what cannot be read at the other end would take the whole answer with it. Here
 each end may fail for itself, and the text is there in any case. What an exception is made
-with must be plain: numbers, text, moments, lists of these, classes, other exceptions.
+with must be plain: numbers, text, moments, lists of these, classes, other exceptions. What
+is in a group is taken apart one by one, each for itself.
+
+It is put together in Trio's thread. So classes are looked up in modules that are imported,
+and nothing is imported for it: that may take long, and runs anybody's code.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -14,9 +19,11 @@ from fractions import Fraction
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
-from ._callables import find
-from ._describe import MAX_MESSAGE, describe, traceback_of
+import attrs
+
+from ._describe import MAX_MESSAGE, describe, message_of, traceback_of
 from ._errors import ForeignError
+from ._retry import bare, wish
 
 Parts: TypeAlias = tuple[Any, ...]
 """Of nothing but values of Python's own, whatever an exception was made of."""
@@ -31,48 +38,56 @@ _CONTAINERS: dict[type, str] = {
     kind: kind.__name__ for kind in (tuple, list, set, frozenset, dict)
 }
 _MAKERS: dict[str, Callable[..., Any]] = {name: kind for kind, name in _CONTAINERS.items()}
+_GROUPS: frozenset[type] = frozenset((BaseExceptionGroup, ExceptionGroup))
+
 DEEPEST = 20
 """How deep what an exception is made with may nest."""
+
+LARGEST = 128 * 1024
+"""Bytes of memory, about, that all of this may take. Of texts no more is kept anyway."""
 
 
 class _CannotError(Exception):
     """A value is not plain."""
 
 
-def taken_apart(error: BaseException) -> Parts:
-    """An exception as plain values, with its traceback as text."""
-    kinds = tuple(".".join(_names(kind)) for kind in type(error).__mro__)
-    told = describe(error).partition("\n\n")[0].partition(": ")[2]
-    parts: Parts | None = None
-    why = ""
-    try:
-        parts = _parts(error, 0)
-    except _CannotError as cannot:
-        why = str(cannot)
-    except Exception as broken:  # noqa: BLE001 (its own `__reduce__`, which is told)
-        why = f"it cannot be taken apart: {_short(broken)}"
-    return kinds, told, traceback_of(error), parts, why
+class _TooLargeError(_CannotError):
+    """There is too much of all that an exception is made with, what is in it included."""
+
+
+@attrs.define
+class _Room:
+    left: int = LARGEST
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise _TooLargeError(f"it was made with more than {LARGEST} bytes")
+
+
+def taken_apart(error: BaseException, below: str = "") -> Parts:
+    """An exception as plain values, with its traceback as text. Of bounded size.
+
+    Who reads the traceback wants to know where the work was, and not how it came to be
+    called: it begins below the frames of the module that is named.
+    """
+    while error.__traceback__ is not None and (
+        error.__traceback__.tb_frame.f_globals.get("__name__") == below
+    ):
+        error.__traceback__ = error.__traceback__.tb_next
+    return (*_told(error, _Room(), 0), traceback_of(error))
 
 
 def put_together(apart: Parts) -> BaseException:
     """The exception that `taken_apart` was given, or a `ForeignError` in its place."""
-    kinds, told, frames, parts, why = apart
-    error: BaseException | None = None
-    if parts is not None:
-        try:
-            error = _made(parts)
-            if ".".join(_names(type(error))) != kinds[0]:
-                error, why = None, "it came out as something else"
-        except Exception as broken:  # noqa: BLE001 (it is told in place of the error)
-            error, why = None, f"it cannot be put together: {_short(broken)}"
+    *told, frames = apart
+    error = _together(*told)
     note = f"In its process:\n{frames}"
-    if error is not None:
-        try:
-            error.add_note(note)
-        except Exception as broken:  # noqa: BLE001 (of a frozen class)
-            error, why = None, f"it takes no note: {_short(broken)}"
-    if error is None:
-        error = ForeignError(kinds, told, why)
+    try:
+        error.add_note(note)
+    except Exception as broken:  # noqa: BLE001 (of a frozen class)
+        kinds, text, _, _ = told
+        error = ForeignError(kinds, text, f"it takes no note: {_short(broken)}")
         error.add_note(note)
     return error
 
@@ -84,21 +99,47 @@ def _short(error: BaseException) -> str:
 # -- apart ----------------------------------------------------------------------------
 
 
-def _parts(error: BaseException, depth: int) -> Parts:
+def _told(error: BaseException, room: _Room, depth: int) -> Parts:
+    """The names of its class and of those above, its text, and its parts, or why not."""
+    kinds = tuple(".".join(_names(kind)) for kind in type(error).__mro__)
+    text = message_of(error)
+    room.take(len(text) + sum(map(len, kinds)))
+    try:
+        return kinds, text, _parts(error, room, depth), ""
+    except _CannotError as cannot:
+        if depth and isinstance(cannot, _TooLargeError):
+            raise
+        why = str(cannot)
+    except Exception as broken:  # noqa: BLE001 (its own `__reduce__`, which is told)
+        why = f"it cannot be taken apart: {_short(broken)}"
+    wanted = wish(error)
+    if wanted is not None:
+        # What it says matters, not what is put on it.
+        return _told(bare(wanted), _Room(), 0)
+    return kinds, text, None, why
+
+
+def _parts(error: BaseException, room: _Room, depth: int) -> Parts:
+    if depth > DEEPEST:
+        raise _CannotError("what it was made with nests too deep")
+    if isinstance(error, SystemExit):
+        raise _CannotError("it would end this program, and not its run only")
     make, args, *rest = cast("Sequence[Any]", error.__reduce_ex__(4))
     state = rest[0] if rest else None
     if any(each is not None for each in rest[1:]):
         raise _CannotError("it is a container, too")
-    return (
-        *_place(make),
-        [_plain(each, depth) for each in args],
-        _plain(state, depth),
-    )
+    if type(error) in _GROUPS:
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        members = [("member", *_told(each, room, depth + 1)) for each in group.exceptions]
+        plain = [_plain(group.message, room, depth), ("list", members)]
+    else:
+        plain = [_plain(each, room, depth) for each in args]
+    return (*_place(make), plain, _plain(state, room, depth))
 
 
 def _names(thing: Any) -> tuple[str, str]:
     """By which the other end finds a class or a function."""
-    module: str = thing.__module__
+    module = str(thing.__module__)
     # As `multiprocessing` calls the program's own module where it is imported.
     return "__main__" if module == "__mp_main__" else module, thing.__qualname__
 
@@ -110,26 +151,35 @@ def _place(thing: Any) -> tuple[str, str]:
     return module, path
 
 
-def _plain(value: object, depth: int) -> Parts:
+def _plain(value: object, room: _Room, depth: int) -> Parts:
     kind = type(value)
     if depth > DEEPEST:
         raise _CannotError("what it was made with nests too deep")
     if kind in _PLAIN:
+        room.take(_size(value))
         return "value", value
     if kind is datetime or kind is time:
         return "value", _at_fixed_offset(cast("datetime | time", value))
     if kind in _CONTAINERS:
-        return _CONTAINERS[kind], _plain_items(cast("Iterable[object]", value), depth + 1)
+        room.take(sys.getsizeof(value))
+        items = _plain_items(cast("Iterable[object]", value), room, depth + 1)
+        return _CONTAINERS[kind], items
     if isinstance(value, type):
         return ("found", *_place(value))
     if isinstance(value, BaseException):
-        return ("error", *_parts(value, depth + 1))
+        return ("error", *_parts(value, room, depth + 1))
     raise _CannotError(f"it was made with a value of type {kind.__qualname__}")
 
 
-def _plain_items(value: Iterable[object], depth: int) -> list[Parts]:
+def _size(value: object) -> int:
+    if isinstance(value, Fraction):  # whose own size is that of two references
+        return sys.getsizeof(value.numerator) + sys.getsizeof(value.denominator)
+    return sys.getsizeof(value)
+
+
+def _plain_items(value: Iterable[object], room: _Room, depth: int) -> list[Parts]:
     items = cast("Any", value).items() if isinstance(value, Mapping) else value
-    return [_plain(each, depth) for each in items]
+    return [_plain(each, room, depth) for each in items]
 
 
 def _at_fixed_offset(moment: datetime | time) -> datetime | time:
@@ -143,9 +193,30 @@ def _at_fixed_offset(moment: datetime | time) -> datetime | time:
 # -- together -------------------------------------------------------------------------
 
 
+def _together(
+    kinds: tuple[str, ...], text: str, parts: Parts | None, why: str
+) -> BaseException:
+    if parts is not None:
+        try:
+            error = _made(parts)
+        except Exception as broken:  # noqa: BLE001 (it is told in place of the error)
+            why = f"it cannot be put together: {_short(broken)}"
+        else:
+            if _is_of(error, kinds[0]):
+                return error
+            why = "it came out as something else"
+    return ForeignError(kinds, text, why)
+
+
+def _is_of(error: BaseException, kind: str) -> bool:
+    # A group becomes one of exceptions only, if what is in it has become such.
+    own = BaseExceptionGroup if type(error) in _GROUPS else type(error)
+    return kind == ".".join(_names(type(error))) or kind == ".".join(_names(own))
+
+
 def _made(parts: Parts) -> BaseException:
     module, path, args, state = parts
-    make = cast("Callable[..., Any]", find(module, path))
+    make = cast("Callable[..., Any]", _found(module, path))
     error = make(*(_value(each) for each in args))
     if not isinstance(error, BaseException):
         raise TypeError(f"{module}.{path} gave no exception")
@@ -155,12 +226,26 @@ def _made(parts: Parts) -> BaseException:
     return error
 
 
+def _found(module: str, path: str) -> Any:
+    """What has this name in a module that is imported here."""
+    if module not in sys.modules:
+        raise LookupError(f"{module} is not imported here")
+    first, *rest = path.split(".")
+    # Not by `getattr`, as a module may import something when it is asked for a name.
+    found = vars(sys.modules[module])[first]
+    for part in rest:
+        found = getattr(found, part)
+    return found
+
+
 def _value(parts: Parts) -> Any:
     how, *rest = parts
     if how == "value":
         return rest[0]
     if how == "found":
-        return find(*rest)
+        return _found(*rest)
     if how == "error":
         return _made(tuple(rest))
+    if how == "member":
+        return _together(*rest)
     return _MAKERS[how](_value(each) for each in rest[0])

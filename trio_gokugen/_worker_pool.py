@@ -40,9 +40,9 @@ from ._errors import (
     WorkNotFoundError,
     WorkStoppedError,
     WorkTimeoutError,
-    shown,
 )
 from ._json import fresh
+from ._limits import limit
 from ._task import Task, evolve
 from .abc import (
     Clock,
@@ -82,23 +82,27 @@ class _Worker:
     until_timeout: trio.CancelScope | None = None
     """What cancels the run at its time-out, if it has one."""
 
+    left: float = math.inf
+    """Seconds that are left of the time-out, while the work waits for its turn."""
+
     exceeded: Exception | None = None
     """The bound that was the first to cancel the run."""
 
     trio_task: trio.lowlevel.Task = attrs.field(init=False)
 
     def wait(self) -> None:
-        """Note that the work waits for its turn: its time-out does not run yet."""
+        """Note that the work waits for its turn: its time-out does not run meanwhile."""
         self.started = False
         if self.until_timeout is not None and not self.until_timeout.cancel_called:
+            # Its condition may have taken some of it.
+            self.left = self.until_timeout.deadline - trio.current_time()
             self.until_timeout.deadline = math.inf
 
-    def begin(self, work: Work) -> None:
+    def begin(self) -> None:
         """Note that it has got its turn, and begins."""
         self.started = True
         if self.until_timeout is not None:
-            assert work.timeout is not None
-            self.until_timeout.deadline = trio.current_time() + work.timeout
+            self.until_timeout.deadline = trio.current_time() + self.left
 
     def stop_waiting(self, _: object) -> trio.lowlevel.Abort:
         """What Trio calls to cancel its wait for a run."""
@@ -145,18 +149,16 @@ class WorkerPoolDispatcher:
         max_threads: int | None = None,
     ) -> None:
         self._works = works
-        self._max_workers = _checked(max_workers, "max_workers")
+        self._max_workers = limit(max_workers, "max_workers")
         self._limiter = trio.CapacityLimiter(max_workers)
         # The pool is the limit; Trio's default of 40 threads would be a second one.
         self._unlimited = trio.CapacityLimiter(math.inf)
         self._threads: trio.CapacityLimiter | None = None
         if max_threads is not None:
-            self._threads = trio.CapacityLimiter(_checked(max_threads, "max_threads"))
+            self._threads = trio.CapacityLimiter(limit(max_threads, "max_threads"))
         if max_processes is None:
             max_processes = _processors()
-        self._process_limiter = trio.CapacityLimiter(
-            _checked(max_processes, "max_processes")
-        )
+        self._process_limiter = trio.CapacityLimiter(limit(max_processes, "max_processes"))
         self._processes: Processes | None = None
         """None before the first work that needs one."""
         # A task that was taken back and claimed anew may have two.
@@ -174,7 +176,7 @@ class WorkerPoolDispatcher:
 
     @max_workers.setter
     def max_workers(self, value: int) -> None:
-        self._max_workers = _checked(value, "max_workers")
+        self._max_workers = limit(value, "max_workers")
         self._limiter.total_tokens = value
 
     def statistics(self) -> DispatcherStatistics:
@@ -345,7 +347,7 @@ class WorkerPoolDispatcher:
             worker.wait()
             async with self._threads:
                 await trio.lowlevel.checkpoint_if_cancelled()
-                worker.begin(work)
+                worker.begin()
                 return await self._in_thread(work, run)
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             return _raised(error)
@@ -372,7 +374,7 @@ class WorkerPoolDispatcher:
                     self._processes = Processes()
                 await self._processes.make_ready()
                 await trio.lowlevel.checkpoint_if_cancelled()
-                worker.begin(work)
+                worker.begin()
                 return await self._processes.call(work, run)
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             return _raised(error)
@@ -428,14 +430,6 @@ class WorkerPoolDispatcher:
         if worker.has_token:
             self._limiter.release_on_behalf_of(worker)
         self._results.send_nowait(TaskResult(run, result))
-
-
-def _checked(value: int, argument: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument}: must be an int, not {shown(value)}")
-    if value < 1:
-        raise ValueError(f"{argument}: must be at least 1, not {shown(value)}")
-    return value
 
 
 def _check_main_is_guarded() -> None:

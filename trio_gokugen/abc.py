@@ -537,6 +537,10 @@ class TaskResult:
     outcome: outcome.Outcome[Any]
     """What the work returned or raised.
 
+    A value that is not to be kept, as its work has no `retain`, may be None instead. What a
+    work in another process raises may be told by another exception, if it cannot be sent or
+    is a `SystemExit`.
+
     A run that was stopped has a `WorkStoppedError`, a `DeadlineExceededError` or a
     `WorkTimeoutError`, which says by what, and by what first; never a `trio.Cancelled`.
     """

@@ -59,13 +59,13 @@ its way to a worker."""
 
 def call_on_worker(text: str) -> Landed:
     """Run a work. All it needs is one text: Dask takes others for keys of its own."""
-    mark, topic, path, task = json.loads(text)
+    mark, topic, path, task, spent = json.loads(text)
     worker = cast("Any", distributed.get_worker())  # works run in a context without it
 
     def tell(progress: Progress) -> None:
         worker.log_event(topic, [mark, progress.to_data()])
 
-    return call_by_path(mark, path, task, tell)
+    return call_by_path(mark, path, task, spent, tell)
 
 
 def stop_on_worker(marks: Iterable[str]) -> None:
@@ -266,7 +266,8 @@ class DaskDispatcher(InFlightDispatcher):
             while self._waiting and size < LARGEST_GRAPH:
                 flight = self._waiting.popleft()
                 task = flight.run.to_json()
-                what = flight.handle, self._topic, self._import_path, task
+                path = self._import_path
+                what = flight.handle, self._topic, path, task, flight.spent
                 texts.append(json.dumps(what))
                 flights.append(flight)
                 size += len(texts[-1])

@@ -27,7 +27,7 @@ checks = DispatcherChecks()
 
 @checks
 async def a_value_is_reported(open_dispatcher: OpenDispatcher) -> None:
-    """What a work returns is its outcome."""
+    """What a work with `retain` returns is its outcome."""
     async with bench(open_dispatcher) as b:
         for work_id in ("echo", "plain_echo", "without_checkpoint"):
             value: object
@@ -41,7 +41,7 @@ async def param_is_passed_by_keyword(open_dispatcher: OpenDispatcher) -> None:
     """The task's `param`, all of it, are the work's keyword arguments."""
     async with bench(open_dispatcher) as b:
         run = run_of("keywords", a=1, b=[2], self="s", task_id="t")
-        expected = [("a", 1), ("b", [2]), ("self", "s"), ("task_id", "t")]
+        expected = [["a", 1], ["b", [2]], ["self", "s"], ["task_id", "t"]]
         expect_value("keywords", await b.outcome_of(run), expected)
         expect_value("keywords", await b.outcome_of(run_of("keywords")), [])
 
@@ -91,13 +91,33 @@ async def a_base_exception_is_reported(open_dispatcher: OpenDispatcher) -> None:
         await b.dispatch(other)
         for by, error_type in (
             ("KeyboardInterrupt", KeyboardInterrupt),
-            ("SystemExit", SystemExit),
             ("BaseExceptionGroup", BaseExceptionGroup),
         ):
             result = await b.outcome_of(run_of("leave", by=by))
             expect_failure(f"a work left by {by}", result, error_type)
         result = await b.outcome_of(run_of("plain_leave"))
         expect_failure("plain_leave", result, KeyboardInterrupt)
+        [result] = await b.results.wait_for(other)
+        expect_value("another work", result, 1)
+
+
+@checks
+@same_process
+async def an_exit_is_reported(open_dispatcher: OpenDispatcher) -> None:
+    """A work that calls `sys.exit` does what it says, where that is the program."""
+    async with bench(open_dispatcher) as b:
+        result = await b.outcome_of(run_of("leave", by="SystemExit"))
+        expect_failure("a work left by SystemExit", result, SystemExit, code=3)
+
+
+@checks
+async def an_exit_ends_its_run(open_dispatcher: OpenDispatcher) -> None:
+    """A work that calls `sys.exit`, wherever it is, ends its run, and stops nobody else."""
+    async with bench(open_dispatcher, 2) as b:
+        other = run_of("take", seconds=0.3, value=1)
+        await b.dispatch(other)
+        result = await b.outcome_of(run_of("leave", by="SystemExit"))
+        expect_failure("a work left by SystemExit", result, BaseException)
         [result] = await b.results.wait_for(other)
         expect_value("another work", result, 1)
 

@@ -1,8 +1,9 @@
 """The works that `check_dispatcher` has run.
 
 Functions of this module and nothing else, so that an executor in another process can
-import them by name. What they return and raise can be pickled, but for what is said to
-need the process of the suite.
+import them by name. What they return is JSON, and to be kept: a dispatcher may drop what
+others return. What they raise can be pickled, but for what is said to need the process of
+the suite.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ conformance_works: WorkRegistry = WorkRegistry()
 TIMEOUT = 5.0
 """Seconds that an attempt of the work ``in_time`` may take."""
 
-_register = conformance_works.register
+_register = conformance_works.register(retain=True)
 
 
 @_register
@@ -49,7 +50,7 @@ async def without_checkpoint(value: Any = None) -> Any:
 async def keywords(**param: Any) -> list[Any]:
     """Return what it was called with."""
     await trio.lowlevel.checkpoint()
-    return sorted(param.items())
+    return [list(item) for item in sorted(param.items())]
 
 
 @_register
@@ -59,7 +60,7 @@ async def take(seconds: float, value: Any = None) -> Any:
     return value
 
 
-_register("in_time", take, timeout=TIMEOUT)
+conformance_works.register("in_time", take, timeout=TIMEOUT, retain=True)
 
 
 @_register
@@ -76,7 +77,7 @@ async def insist(seconds: float, value: Any = None) -> Any:
     return value
 
 
-_register("insist_in_time", insist, timeout=TIMEOUT)
+conformance_works.register("insist_in_time", insist, timeout=TIMEOUT, retain=True)
 
 
 @_register
