@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from trio_gokugen import (
     Discard,
     Retry,
     Snooze,
+    WorkLostError,
     WorkRegistry,
     current_task,
     fixed,
@@ -70,7 +72,18 @@ def die(file: str) -> None:
         os._exit(1)
 
 
-works.register("die_and_retry", die, retry=Retry(3, wait=fixed(1)))
+works.register("die_and_retry", die, retry=Retry(3, wait=fixed(1), retry_on=WorkLostError))
+
+
+@works.register
+def leave() -> None:
+    sys.exit(3)
+
+
+@works.register
+async def leave_a_nursery() -> None:
+    async with trio.open_nursery():
+        raise SystemExit
 
 
 @works.register(retry=Retry(wait=fixed(1)))
@@ -103,14 +116,15 @@ class UnreadableError(Exception):
         super().__init__(one + other)
 
 
-@works.register
+@works.register(retry=Retry(2, wait=fixed(1), retry_on=UnpicklableError))
 def raise_unpicklable() -> None:
     raise UnpicklableError("cannot be sent")
 
 
-@works.register
-def raise_unreadable() -> None:
-    raise UnreadableError("cannot be ", "read")
+@works.register(retry=Retry(2, wait=fixed(1), retry_on=UnreadableError))
+async def raise_unreadable() -> None:
+    async with trio.open_nursery():
+        raise UnreadableError("cannot be ", "read")
 
 
 @works.register

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from trio_gokugen import (
     InvalidTaskError,
     Retry,
     Snooze,
+    WorkLostError,
     WorkRegistry,
     current_scheduler,
     current_task,
@@ -102,7 +104,10 @@ def die(how: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@works.register(process=True, retain=True, retry=Retry(2, wait=fixed(1)))
+once_more = Retry(2, wait=fixed(1), retry_on=WorkLostError)
+
+
+@works.register(process=True, retain=True, retry=once_more)
 def die_at_first() -> int:
     if current_task().attempt == 1:
         os._exit(3)
@@ -270,10 +275,33 @@ works.register("give_in_thread", give, retain=True)
 
 @in_process
 def signals() -> list[str]:
-    """Whether a Ctrl-C would get through to this process, and to what it starts."""
+    """Whether a Ctrl-C and a SIGTERM would get through to this process."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    both = signal.SIGINT, signal.SIGTERM
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    return [str(ignored), str(signal.SIGINT in blocked)]
+    signal.raise_signal(signal.SIGTERM)
+    return [str(ignored), *(str(each in blocked) for each in both)]
+
+
+@in_process
+def end_a_program() -> int:
+    """What a work starts ends by a SIGTERM."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE
+    ) as program:
+        program.terminate()
+        return program.wait()
+
+
+@in_process
+def end_a_fork() -> int:
+    """So does what it forks off."""
+    fork = os.fork()
+    if not fork:
+        while True:
+            time.sleep(1)
+    os.kill(fork, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
 
 
 @in_process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import os
 import pickle
 import threading
 import time
@@ -33,6 +34,7 @@ from trio_gokugen import (
     InvalidTaskError,
     LeakedCancelledError,
     PartialHooks,
+    Retry,
     Schedule,
     Scheduler,
     SchedulerAlreadyRunningError,
@@ -46,8 +48,11 @@ from trio_gokugen import (
     WorkLostError,
     WorkRegistry,
     WorkStoppedError,
+    WorkTimeoutError,
+    _executor_order,
     current_scheduler,
     current_task,
+    fixed,
     open_scheduler,
     report_progress,
 )
@@ -165,7 +170,11 @@ async def test_threads_keep_the_promises(autojump_clock: trio.testing.MockClock)
         )
         await check_dispatcher(
             lambda works, n: ExecutorDispatcher(works, pool, max_in_flight=n),
-            only=["plain_functions_run_in_threads", "the_clock_waits_for_threads"],
+            only=[
+                "plain_functions_run_in_threads",
+                "the_clock_waits_for_threads",
+                "an_exit_is_reported",
+            ],
         )
 
 
@@ -653,7 +662,10 @@ async def test_a_broken_pool_fails_its_runs_and_is_replaced(
             task = await scheduler.add_task("die_and_retry", {"file": str(log)}, after=0)
             ended = await scheduler.wait(task.id)
         assert (ended.state, ended.attempt, ended.retries) == (TaskState.DONE, 2, 1)
-        assert "BrokenProcessPool" in ended.errors[0].err
+        broken = (
+            "WorkLostError: the run was lost: its executor has broken, BrokenProcessPool: "
+        )
+        assert ended.errors[0].err.startswith(broken)
         [error] = hooks.errors
         assert isinstance(error, ExecutorLostError)
         assert isinstance(error.__cause__, concurrent.futures.BrokenExecutor)
@@ -731,6 +743,195 @@ async def test_an_executor_that_refuses_for_another_reason(
         task = await scheduler.add_task("work", after=0)
         ended = await scheduler.wait(task.id)
     assert (ended.err or "").startswith("OSError: too many")
+
+
+@pytest.mark.parametrize("error", [OSError("no process"), ValueError("no luck")])
+async def test_what_is_queued_although_its_run_has_failed(
+    autojump_clock: trio.testing.MockClock, error: Exception
+) -> None:
+    """
+    A pool that can start no process may have the call in its queue all the same: the run
+    has failed, and what is left in the queue does nothing.
+    """
+
+    class Exhausted(Manual):
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            super().submit(*args, **kwargs)
+            if len(self.waiting) == 1:
+                raise error
+            return self.waiting[-1][0]
+
+    works = WorkRegistry()
+    works.register("work", lambda: ran.append(1), retry=Retry(2, wait=fixed(1)))
+    ran: list[int] = []
+    executor = Exhausted()
+    async with opened(works, executor) as scheduler:
+        task = await scheduler.add_task("work", after=0)
+        await until(lambda: len(executor.waiting) == 1)
+        await trio.sleep(1)
+        await until(lambda: len(executor.waiting) == 2)
+        await executor.run_all()
+        ended = await scheduler.wait(task.id)
+    assert (ended.state, ended.attempt) == (TaskState.DONE, 2)
+    assert str(error) in ended.errors[0].err
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("path", [False, True])
+async def test_what_has_begun_is_not_refused(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, path: bool, ended: bool
+) -> None:
+    """
+    A call that a thread has begun, when its pool cannot start another, is the run: what
+    becomes of it is told, and it is not called again.
+    """
+    log = tmp_path / "log"
+    go = tmp_path / "go"
+
+    class Exhausted(Executor):
+        def submit(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+            self, fn: Callable[..., Any], /
+        ) -> Future[Any]:
+            began.append(threads.submit(fn))
+            if ended:
+                go.touch()
+                began[-1].result()
+            while not log.exists():
+                time.sleep(0.001)
+            raise RuntimeError("can't start new thread")
+
+    began: list[Future[Any]] = []
+    works = executor_works.works
+    executor = Exhausted()
+    with ThreadPoolExecutor(1) as threads:
+        dispatcher = ExecutorDispatcher(WORKS if path else works, executor)
+        hooks = PartialHooks(on_dispatch_error=ignore)
+        async with open_scheduler(works, dispatcher=dispatcher, hooks=hooks) as scheduler:
+            param = {"began": str(log), "until": str(go)}
+            task = await scheduler.add_task("wait", param, after=0)
+            await until(lambda: bool(began))
+            go.touch()
+            done = await scheduler.wait(task.id)
+    assert (done.state, done.attempt) == (TaskState.DONE, 1)
+    assert len(log.read_text().splitlines()) == 1
+
+
+async def ignore(error: Exception, action: HookAction) -> HookAction:
+    return HookAction.IGNORE if isinstance(error, ExecutorLostError) else action
+
+
+async def test_a_pool_that_can_start_no_process_runs_nothing_twice(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A call that a pool of processes has queued, and then could start no process for, is not
+    made by the others: its run has failed.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+    works = executor_works.works
+    with processes(2) as pool:
+        inside: Any = pool
+        spawn = inside._spawn_process
+
+        def fail() -> None:
+            inside._spawn_process = spawn
+            time.sleep(0.1)  # as long as the pool needs to take the call from its queue
+            raise OSError("no more processes")
+
+        async with open_scheduler(
+            works, dispatcher=ExecutorDispatcher(WORKS, pool)
+        ) as scheduler:
+            param = {"began": str(log), "until": str(go)}
+            busy = await scheduler.add_task("wait", param, after=0)
+            await until(log.exists)
+            inside._spawn_process = fail
+            task = await scheduler.add_task("take_note", {"file": str(log)}, after=0)
+            failed = await scheduler.wait(task.id)
+            go.touch()
+            assert (await scheduler.wait(busy.id)).state is TaskState.DONE
+            for n in range(4):  # whatever is queued has been taken from the queue by then
+                other = await scheduler.add_task("double", {"number": n}, after=0)
+                assert (await scheduler.wait(other.id)).result == 2 * n
+    assert (failed.err or "").startswith("OSError: no more processes")
+    assert len(log.read_text().splitlines()) == 1
+
+
+class Sending(Executor):
+    """Pickles what it is given, as it is submitted, and maybe in another thread."""
+
+    def __init__(self, *, refuses: bool, thread: bool) -> None:
+        self.refuses = refuses
+        self.thread = thread
+
+    def submit(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, fn: Callable[..., Any], /
+    ) -> Future[Any]:
+        future: Future[Any] = Future()
+        if self.thread:
+            with ThreadPoolExecutor(1) as other:
+                sent = other.submit(pickle.dumps, fn).result()
+        else:
+            sent = pickle.dumps(fn)
+        if self.refuses:
+            raise RuntimeError("no more")
+        future.set_result(pickle.loads(sent)())  # noqa: S301 (our own)
+        return future
+
+
+@pytest.mark.parametrize("thread", [False, True])
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_an_executor_that_sends_at_once(
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    refuses: bool,
+    thread: bool,
+) -> None:
+    """
+    A run whose call was sent is lost if the executor refuses it then: it may have begun.
+    An executor that waits until it is sent need not wait for ever.
+    """
+    monkeypatch.setattr(_executor_order, "PATIENCE", 0.01)
+    works = executor_works.works
+    executor = Sending(refuses=refuses, thread=thread)
+    async with open_scheduler(
+        works,
+        dispatcher=ExecutorDispatcher(WORKS, executor),
+        hooks=PartialHooks(on_dispatch_error=ignore),
+    ) as scheduler:
+        task = await scheduler.add_task("double", {"number": 1}, after=0)
+        ended = await scheduler.wait(task.id)
+    if refuses:
+        assert (ended.err or "").startswith("WorkLostError: the run was lost: its executor")
+        assert "RuntimeError: no more" in (ended.err or "")
+    else:
+        assert ended.result == 2
+
+
+async def test_an_executor_that_turns_out_to_run_works_elsewhere(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Of a registry that cannot be sent it is said what to give instead.
+    """
+    works = executor_works.works
+    executor = Sending(refuses=False, thread=False)
+    async with opened(works, executor) as scheduler:
+        task = await scheduler.add_task("double", {"number": 1}, after=0)
+        ended = await scheduler.wait(task.id)
+    assert (ended.err or "").startswith("TypeError: works: must be the import path")
+
+
+def test_a_call_that_was_withdrawn_is_sent_as_nothing() -> None:
+    """
+    What is sent of a call that was withdrawn calls nothing.
+    """
+    order = _executor_order.far_order("x", WORKS, run_of("double", number=1), 0.0)
+    assert pickle.loads(pickle.dumps(order))() == Landed("value", 2)  # noqa: S301 (our own)
+    assert not order.withdraw()
+    order = _executor_order.far_order("x", WORKS, run_of("double", number=1), 0.0)
+    assert order.withdraw()
+    assert pickle.loads(pickle.dumps(order))() == Landed("refused")  # noqa: S301 (our own)
 
 
 async def test_an_executor_that_refuses_what_it_has_queued(
@@ -816,12 +1017,18 @@ async def test_what_a_work_wants_comes_back_from_a_process(
             ):
                 task = await scheduler.add_task(work_id, after=0)
                 ended = await scheduler.wait(task.id)
-                head = (ended.err or "").splitlines()[0]
-                assert head.startswith(f"ForeignError: executor_works.{kind} (which could")
-                assert words in head
+                err = ended.err or ""
+                assert f"ForeignError: executor_works.{kind} (which could" in err
+                assert words in err
+                assert ended.retries == 1  # as its class is what `retry_on` names
             task = await scheduler.add_task("retain_lock", after=0)
             ended = await scheduler.wait(task.id)
             assert (ended.err or "").startswith("what the work returned cannot be kept")
+            for work_id in ("leave", "leave_a_nursery"):
+                task = await scheduler.add_task(work_id, after=0)
+                ended = await scheduler.wait(task.id)
+                assert ended.state is TaskState.FAILED
+                assert "ForeignError: builtins.SystemExit" in (ended.err or "")
             task = await scheduler.add_task("return_lock", after=0)
             assert (await scheduler.wait(task.id)).state is TaskState.DONE
             # The pool is as good as ever.
@@ -948,6 +1155,63 @@ def test_a_run_that_is_stopped_before_it_is_called_is_refused() -> None:
     assert len(calls._stopped) == calls.REMEMBERED
     assert "x4" not in calls._stopped
     calls._stopped.clear()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_off_can_run_works() -> None:
+    """
+    In a process that is forked off while a run is looked up nothing waits for that.
+    """
+    calls._stopped["x"] = None
+    with calls._lock:
+        child = os.fork()
+        if not child:
+            ok = not calls._stopped and calls._lock.acquire(timeout=5)
+            os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    calls._forget()
+    assert not calls._stopped
+
+
+def test_what_a_condition_has_spent_is_no_time_for_the_work() -> None:
+    """
+    The time-out of a work is that of its condition, too: there is what that has left.
+    """
+    works = WorkRegistry()
+    works.register("sleep", trio.sleep_forever, timeout=3_600)
+
+    @works.register(timeout=3_600)
+    def fail() -> None:
+        raise ValueError("no luck")
+
+    for work_id, spent, kind in (
+        ("sleep", 3_599.99, WorkTimeoutError),
+        ("fail", 3_600, WorkTimeoutError),
+        ("fail", 1_800, ValueError),
+    ):
+        landed = call_here("x", works.get(work_id), run_of(work_id), None, spent)
+        assert type(landed.payload) is kind
+
+
+async def test_a_work_has_what_its_condition_has_left(
+    autojump_clock: trio.testing.MockClock, threads: ThreadPoolExecutor
+) -> None:
+    """
+    A work is cancelled when its condition and itself have taken its time-out, together.
+    """
+    works = WorkRegistry()
+
+    @works.condition
+    async def slow(schedule: Schedule, last: Task | None) -> bool:
+        await trio.sleep(3_599.99)
+        return True
+
+    works.register("sleep", trio.sleep_forever, timeout=3_600)
+    async with opened(works, threads) as scheduler:
+        await scheduler.add_schedule("s", Interval(1e6, anchor=NOON), "sleep", when="slow")
+        await trio.sleep(1e6 + 3_600)
+        [task] = await scheduler.find(TaskQuery(states={TaskState.FAILED}))
+    assert (task.err or "").startswith("WorkTimeoutError")
 
 
 async def test_a_work_may_be_called_where_trio_runs() -> None:

@@ -963,17 +963,50 @@ def test_a_task_with_all_that_there_may_be_is_sent() -> None:
     assert _process_work.to_send(bare)["state"] == "scheduled"  # type: ignore[index]  # pyright: ignore[reportArgumentType]
 
 
-def test_a_new_process_lets_a_ctrl_c_in() -> None:
+def test_a_new_process_lets_signals_in() -> None:
     """
     What is blocked while a process starts is not, once it has begun.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    both = {signal.SIGINT, signal.SIGTERM}
+    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, both)
     try:
         _process_work.begin()
-        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert not both & signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGTERM, handler)
     assert _process_work.be_ready() is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    ("ours", "program", "ends"),
+    [
+        (True, True, False),
+        (True, False, True),
+        (True, None, True),
+        (False, True, True),
+    ],
+)
+def test_who_ends_by_a_sigterm(
+    monkeypatch: pytest.MonkeyPatch, ours: bool, program: bool | None, ends: bool
+) -> None:
+    """
+    A process ends by a SIGTERM if its program has ended, or a work has forked it off.
+    """
+
+    class Program:
+        def is_alive(self) -> bool:
+            return program is True
+
+    raised: list[Any] = []
+    parent = None if program is None else Program()
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setattr(signal, "signal", lambda *args: raised.append(args))
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    process = os.getpid() if ours else 0
+    _process_work.end_if_orphaned(process, signal.SIGTERM, None)
+    assert raised == ([(signal.SIGTERM, signal.SIG_DFL), signal.SIGTERM] if ends else [])
 
 
 async def test_a_scheduler_is_not_opened_while_a_process_starts(
@@ -1275,30 +1308,124 @@ trio_gokugen.WorkRegistry().register("x", process_works.where)
     )
 
 
-def test_a_ctrl_c_does_not_reach_a_process_that_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["SIGINT", "SIGTERM"])
+def test_a_signal_does_not_reach_a_process_that_starts(tmp_path: Path, which: str) -> None:
     """
-    A Ctrl-C that comes while a process imports what it needs is the scheduler's affair.
+    A signal that comes while a process imports what it needs is the scheduler's affair.
     """
-    rest = """
+    rest = f"""
     if __name__ == "__main__":
         print(trio.run(lambda: run("tell", what="name")).state.value)
     else:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.{which})
     """
     done = run_program(write_script(tmp_path, rest), cwd=tmp_path)
     assert done.stderr == ""
     assert done.stdout == "done\n"
 
 
-async def test_a_ctrl_c_in_a_process(
+async def test_signals_in_a_process(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     """
-    A process ignores a Ctrl-C, which is not blocked for what a work starts.
+    A process takes no notice of a Ctrl-C nor of a SIGTERM, which are not blocked for what a
+    work starts, and end that.
     """
     async with open_pool(tmp_path) as pool:
-        assert (await pool.run("signals")).result == ["True", "False"]
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert (await pool.run("signals")).result == ["True", "False", "False"]
+        assert (await pool.run("end_a_program")).result == -signal.SIGTERM
+        assert (await pool.run("end_a_fork")).result == -signal.SIGTERM
+    both = {signal.SIGINT, signal.SIGTERM}
+    assert not both & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_sigterm_for_all_processes(tmp_path: Path) -> None:
+    """
+    A SIGTERM that all processes of a program get, as from systemd, ends no work: a program
+    that stops its scheduler then lets works end, in the grace that it gives them.
+    """
+    rest = """
+    @works.register(process=True, retain=True)
+    def hold(started, go):
+        Path(started).write_text("x")
+        Path(go).read_text()
+        return os.getpid()
+
+    async def main(started, go):
+        repository = HeapRepository()
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async with open_scheduler(works, repository) as scheduler:
+                param = {"started": started, "go": go}
+                await scheduler.add_task("hold", param, after=0, id="a")
+                async for _ in signals:
+                    print("stopping", flush=True)
+                    break
+        print((await repository.get("a")).state.value, flush=True)
+
+    if __name__ == "__main__":
+        trio.run(main, *sys.argv[1:])
+    """
+    pipes = [tmp_path / "started", tmp_path / "go"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    with subprocess.Popen(
+        [sys.executable, write_script(tmp_path, rest), *pipes],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as program:
+        assert pipes[0].read_text() == "x"
+        busy = psutil.Process(program.pid).children(recursive=True)
+        os.killpg(program.pid, signal.SIGTERM)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "stopping\n"
+        pipes[1].write_text("go")
+        stdout, stderr = program.communicate(timeout=PATIENCE)
+    assert (stdout, stderr) == ("done\n", "")
+    assert not psutil.wait_procs(busy, timeout=PATIENCE)[1]
+
+
+def test_a_program_whose_trio_crashes_leaves_nothing(tmp_path: Path) -> None:
+    """
+    A process that is busy when Trio itself crashes is killed, and not waited for.
+    """
+    rest = """
+    async def main(started):
+        async with open_scheduler(works) as scheduler:
+            await scheduler.add_task("spin", {"started": started}, after=0)
+            await trio.to_thread.run_sync(Path(started).read_text)
+            print(*(each.pid for each in multiprocessing.active_children()), flush=True)
+            trio.lowlevel.current_trio_token().run_sync_soon(lambda: 1 / 0)
+            await trio.sleep_forever()
+
+    if __name__ == "__main__":
+        import multiprocessing
+        try:
+            trio.run(main, sys.argv[1])
+        except trio.TrioInternalError:
+            print("crashed")
+    """
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    done = run_program(write_script(tmp_path, rest), started, cwd=tmp_path)
+    process, crashed = done.stdout.split()
+    assert crashed == "crashed"
+    assert not psutil.pid_exists(int(process))
+
+
+async def test_only_the_program_itself_kills_what_is_left(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A process that the program has forked off, and that ends as programs do, kills nothing.
+    """
+    async with open_pool(tmp_path) as pool:
+        process = pid((await pool.run("where")).result)
+        _processes.kill_left(os.getpid() + 1)
+        assert (await pool.run("where")).result == process
+        _processes.kill_left(os.getpid())
+        await in_thread(os.waitid, os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
 def test_a_ctrl_c_at_a_terminal(tmp_path: Path) -> None:
@@ -1374,3 +1501,30 @@ def test_processes_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     program.kill()
     program.communicate(timeout=PATIENCE)
     assert not psutil.wait_procs(idle, timeout=PATIENCE)[1]
+
+
+def test_a_process_whose_program_was_killed_ends_by_a_sigterm(tmp_path: Path) -> None:
+    """
+    A process that is busy when its program is killed can be ended by a SIGTERM.
+    """
+    rest = """
+    async def main(started):
+        async with open_scheduler(works) as scheduler:
+            await scheduler.add_task("spin", {"started": started}, after=0)
+            await trio.sleep_forever()
+
+    if __name__ == "__main__":
+        trio.run(main, sys.argv[1])
+    """
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    with subprocess.Popen(
+        [sys.executable, write_script(tmp_path, rest), started]
+    ) as program:
+        assert started.read_text() == "x"
+        busy = psutil.Process(program.pid).children(recursive=True)
+        program.kill()
+        program.wait(PATIENCE)
+    for process in busy:
+        process.terminate()  # of which that of multiprocessing's own takes no notice
+    assert not psutil.wait_procs(busy, timeout=PATIENCE)[1]

@@ -30,11 +30,17 @@ def brief(text: str) -> str:
     return _cut(text, MAX_MESSAGE)
 
 
-def traceback_of(error: BaseException) -> str:
-    """The innermost frames, with the errors that had come before, bounded, too."""
+def traceback_of(error: BaseException, below: str = "") -> str:
+    """The innermost frames, with the errors that had come before, bounded, too.
+
+    Of frames that it begins with, those of the module `below` are left out.
+    """
     try:
-        summary = traceback.TracebackException.from_exception(
-            error, limit=-MAX_FRAMES, compact=True
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_globals.get("__name__") == below:
+            frames = frames.tb_next
+        summary = traceback.TracebackException(
+            type(error), error, frames, limit=-MAX_FRAMES, compact=True
         )
         text = "".join(summary.format())
     except BaseException as broken:  # noqa: BLE001 (it is told in place of the traceback)

@@ -71,11 +71,7 @@ def taken_apart(error: BaseException, below: str = "") -> Parts:
     Who reads the traceback wants to know where the work was, and not how it came to be
     called: it begins below the frames of the module that is named.
     """
-    while error.__traceback__ is not None and (
-        error.__traceback__.tb_frame.f_globals.get("__name__") == below
-    ):
-        error.__traceback__ = error.__traceback__.tb_next
-    return (*_told(error, _Room(), 0), traceback_of(error))
+    return (*_told(error, _Room(), 0), traceback_of(error, below))
 
 
 def put_together(apart: Parts) -> BaseException:
