@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -389,7 +390,7 @@ def test_what_is_in_a_group_comes_back_for_itself() -> None:
     """
     Of a group comes back what can, and a `Retry` that names all that is in it wants it.
     """
-    lost = Raised.lost["unmakeable"][0]
+    lost = process_works.UnmakeableError(1, 2)
     error = BaseExceptionGroup(
         "g", [ValueError(1), ExceptionGroup("inner", [lost]), SystemExit(3)]
     )
@@ -417,7 +418,7 @@ def test_a_group_that_nests_too_deep_comes_back_in_part() -> None:
     """
     Of groups in groups come back so many as there may be, and then the text of what is in.
     """
-    error: Exception = ValueError("inmost")
+    error: Any = ValueError("inmost")
     for _ in range(DEEPEST + 5):
         error = ExceptionGroup("one more", [error])
     back: Any = put_together(taken_apart(error))
@@ -696,6 +697,38 @@ async def test_an_interrupted_work_is_killed_at_once(
         assert pool.dispatcher.statistics().running == 1
         assert (await pool.run("where")).state is TaskState.DONE
         assert (await pool.let_go("other")).result == other
+
+
+async def test_processes_that_are_killed_leave_no_file_open(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    Of a process that was killed, at work or as it starts, or has died, nothing stays open,
+    not even until the garbage is collected.
+    """
+
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (as many as there are)
+
+    async with open_pool(tmp_path) as pool:
+        await pool.start("first", "spin")
+        await pool.scheduler.interrupt("first")
+        gc.collect()
+        gc.disable()
+        try:
+            before = count()
+            for number in range(2):
+                await pool.start(f"t{number}", "spin")
+                await pool.scheduler.interrupt(f"t{number}")
+                await pool.run("die", how="exit")
+                task = await pool.scheduler.add_task("where", after=0)
+                while not pool.dispatcher.statistics().running:
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked()
+                await pool.scheduler.interrupt(task.id)
+            assert count() == before
+        finally:
+            gc.enable()
 
 
 async def test_a_work_past_its_deadline_is_killed(

@@ -15,6 +15,8 @@ from support import NOON, noon
 
 from trio_gokugen import (
     HeapRepository,
+    Interval,
+    TaskQuery,
     TaskState,
     TrioClock,
     WorkerPoolDispatcher,
@@ -307,6 +309,48 @@ async def test_who_is_stopped_before_its_turn_never_starts(
     else:
         assert task.err is not None
         assert task.err.splitlines()[0].endswith("the work was not started")
+
+
+@pytest.mark.parametrize("max_threads", [None, 1])
+async def test_a_time_out_is_that_of_a_condition_and_its_work(
+    autojump_clock: trio.testing.MockClock, max_threads: int | None
+) -> None:
+    """
+    A work has what its condition has left of its time-out, whether threads have a limit or
+    not.
+    """
+    bench = Works()
+    late = threading.Event()
+
+    @bench.works.register(timeout=5)
+    def polite_until_late() -> None:
+        bench.started.release()
+        while not late.is_set():
+            trio.from_thread.check_cancelled()
+            bench.go.wait(0.001)
+
+    @bench.works.condition
+    async def slow(*_: Any) -> bool:
+        await trio.sleep(3)
+        return True
+
+    pool = WorkerPoolDispatcher(bench.works, max_threads=max_threads)
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(bench.works, dispatcher=pool, clock=clock) as scheduler:
+        await scheduler.add_schedule(
+            "s", Interval(100, anchor=NOON), "polite_until_late", when="slow"
+        )
+        await trio.sleep(103)
+        await bench.wait_started()
+        states = {TaskState.DISPATCHED}
+        [task] = await scheduler.find(TaskQuery(states=states))
+        autojump_clock.jump(2)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        late.set()
+        ended = await scheduler.wait(task.id)
+    assert ended.done_at == noon(105)
+    assert ended.err is not None
+    assert ended.err.startswith("WorkTimeoutError")
 
 
 async def test_a_time_out_does_not_run_while_a_work_waits(
