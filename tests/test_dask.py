@@ -183,10 +183,17 @@ async def test_what_a_work_leaves_comes_back(
         ended = await scheduler.wait(task.id)
         assert (ended.state, ended.attempt, ended.retries) == (TaskState.FAILED, 4, 2)
         assert 'raise Discard("enough")' in (ended.err or "")
-        for work_id in ("raise_unpicklable", "raise_unreadable", "retain_lock"):
+        for work_id, retries, words in (
+            ("raise_unpicklable", 1, "ForeignError: executor_works.UnpicklableError: "),
+            ("raise_unreadable", 1, "ForeignError: executor_works.UnreadableError: "),
+            ("leave", 0, "ForeignError: builtins.SystemExit: 3"),
+            ("leave_a_nursery", 0, "ForeignError: builtins.SystemExit (which"),
+            ("retain_lock", 0, "what the work returned cannot be kept"),
+        ):
             task = await scheduler.add_task(work_id, after=0)
             ended = await scheduler.wait(task.id)
-            assert ended.state is TaskState.FAILED
+            assert (ended.state, ended.retries) == (TaskState.FAILED, retries)
+            assert words in (ended.err or "")
     attempts = [attempt for attempt, _ in noted(log)]
     assert [attempt[-2:] for attempt in attempts] == ["-1", "-2", "-3", "-4"]
 
@@ -224,7 +231,7 @@ async def test_a_run_whose_worker_is_lost_has_failed(
     log, go = tmp_path / "log", tmp_path / "go"
     async with opened(cluster) as scheduler:
         param = {"began": str(log), "until": str(go)}
-        retry = Retry(2, wait=fixed(1))
+        retry = Retry(2, wait=fixed(1), retry_on=WorkLostError)
         task = await scheduler.add_task("wait", param, after=0, retry=retry)
         await until(lambda: len(noted(log)) == 1)
         [(_, process)] = noted(log)
@@ -802,7 +809,7 @@ def test_what_a_worker_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     )
 
     def call(task: Task) -> Landed:
-        return call_on_worker(json.dumps(("mark", "topic", WORKS, task.to_json())))
+        return call_on_worker(json.dumps(("mark", "topic", WORKS, task.to_json(), 0.0)))
 
     assert call(task) == Landed("value", 4)
     stop_on_worker(["mark"])

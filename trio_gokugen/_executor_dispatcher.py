@@ -448,7 +448,9 @@ class ExecutorDispatcher(InFlightDispatcher):
 
         Raises:
           TypeError: the executor is none, or runs in other processes, and works were
-            not given by their import path.
+            not given by their import path; or there is no registry of works.
+          ValueError: works is a string, and no import path; or `max_in_flight` is below 1.
+          ImportError: nothing is found by the import path.
         """
         super().__init__(works, max_in_flight)
         self._lost: BaseException | None = None

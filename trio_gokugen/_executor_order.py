@@ -72,7 +72,10 @@ class Order:
         """In a thread of the executor's."""
         if not self.begin():
             return Landed("refused")
-        landed = self._call()
+        try:
+            landed = self._call()
+        except Exception as error:  # noqa: BLE001 (it is the outcome)
+            landed = Landed("error", error)
         with self._lock:
             self._landed, future = landed, self._future
         if future is not None:

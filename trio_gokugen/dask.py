@@ -411,7 +411,7 @@ async def open_dask_dispatcher(
         worker included.
 
     Raises:
-      TypeError: works is no string, or the client is asynchronous.
+      TypeError: works is no import path of a registry, or the client is asynchronous.
       ExecutorLostError: the cluster cannot be reached.
     """
     if not isinstance(works, str):
