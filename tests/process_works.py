@@ -296,10 +296,15 @@ def end_a_program() -> int:
 @in_process
 def end_a_fork() -> int:
     """So does what it forks off."""
+    there, here = os.pipe()
     fork = os.fork()
     if not fork:
+        os.write(here, b"x")  # from now on it hears of signals
         while True:
             time.sleep(1)
+    os.read(there, 1)
+    os.close(there)
+    os.close(here)
     os.kill(fork, signal.SIGTERM)
     return os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
 

@@ -922,6 +922,23 @@ async def test_an_executor_that_turns_out_to_run_works_elsewhere(
     assert (ended.err or "").startswith("TypeError: works: must be the import path")
 
 
+def test_a_call_that_fails_by_itself_is_told_all_the_same() -> None:
+    """
+    A call that was refused and has begun ends, whatever it raises before it calls a work.
+    """
+
+    def fail() -> Landed:
+        raise LookupError("no such work")
+
+    order = _executor_order.Order(fail)
+    landed = order()
+    assert not order.withdraw()
+    future = order.future()
+    assert future is not None
+    assert future.result() is landed
+    assert isinstance(landed.payload, LookupError)
+
+
 def test_a_call_that_was_withdrawn_is_sent_as_nothing() -> None:
     """
     What is sent of a call that was withdrawn calls nothing.
@@ -1057,7 +1074,7 @@ def test_a_call_by_path_tells_what_it_did() -> None:
     assert isinstance(unkept.payload, Unkept)
     for work_id, path, kind in (
         ("raise_unpicklable", WORKS, ForeignError),
-        ("raise_unreadable", WORKS, ForeignError),
+        ("raise_unreadable", WORKS, ExceptionGroup),
         ("no such work", WORKS, LookupError),
         ("double", "executor_works:nowhere", ImportError),
         ("double", "executor_works:not_here", TypeError),
