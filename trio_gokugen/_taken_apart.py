@@ -14,10 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any, TypeAlias, cast
-from uuid import UUID
 
 import attrs
 
@@ -31,9 +28,11 @@ Parts: TypeAlias = tuple[Any, ...]
 _PLAIN: frozenset[type] = frozenset(
     (
         *(type(None), bool, int, float, complex, str, bytes),
-        *(date, timedelta, Decimal, Fraction, UUID),
+        *(date, timedelta),
     )
 )
+_PLAIN_TOO = (("decimal", "Decimal"), ("fractions", "Fraction"), ("uuid", "UUID"))
+"""By name: to import them would take time, and nobody may have such a value."""
 _CONTAINERS: dict[type, str] = {
     kind: kind.__name__ for kind in (tuple, list, set, frozenset, dict)
 }
@@ -151,7 +150,7 @@ def _plain(value: object, room: _Room, depth: int) -> Parts:
     kind = type(value)
     if depth > DEEPEST:
         raise _CannotError("what it was made with nests too deep")
-    if kind in _PLAIN:
+    if kind in _PLAIN or _is_plain_too(kind):
         room.take(_size(value))
         return "value", value
     if kind is datetime or kind is time:
@@ -167,8 +166,14 @@ def _plain(value: object, room: _Room, depth: int) -> Parts:
     raise _CannotError(f"it was made with a value of type {kind.__qualname__}")
 
 
-def _size(value: object) -> int:
-    if isinstance(value, Fraction):  # whose own size is that of two references
+def _is_plain_too(kind: type) -> bool:
+    return any(
+        getattr(sys.modules.get(module), name, None) is kind for module, name in _PLAIN_TOO
+    )
+
+
+def _size(value: Any) -> int:
+    if type(value).__name__ == "Fraction":  # whose own size is that of two references
         return sys.getsizeof(value.numerator) + sys.getsizeof(value.denominator)
     return sys.getsizeof(value)
 
