@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -161,9 +162,10 @@ async def test_a_pool_that_is_not_there_is_told(
             await scheduler.add_schedules([schedule])
         with pytest.raises(PoolNotFoundError):
             await scheduler.update_schedule("kept", pool="gone")
+        wrong: Any
         for wrong in "", 7:
             with pytest.raises(InvalidTaskError) as caught:
-                await scheduler.add_task("a", after=0, pool=wrong)  # type: ignore[arg-type]
+                await scheduler.add_task("a", after=0, pool=wrong)
             assert caught.value.field == "pool"
         assert [each.id for each in await scheduler.find_schedules()] == ["kept"]
         left = await scheduler.find(TaskQuery(schedule_ids=None, priority=0))

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import timedelta
 from functools import partial
+from typing import cast
 
 import attrs
 import trio
@@ -470,9 +471,10 @@ class PoolsDispatcher:
             if not isinstance(errors, ExceptionGroup):
                 raise
             # If we were cancelled, too, we shall be told so again.
-            if len(errors.exceptions) > 1:
-                raise errors from None
-            [error] = errors.exceptions
+            failed = cast("ExceptionGroup[Exception]", errors)
+            if len(failed.exceptions) > 1:
+                raise failed from None
+            [error] = failed.exceptions
             raise error from error.__cause__
 
     @trio.lowlevel.enable_ki_protection
