@@ -207,7 +207,7 @@ class HeapMachine(RuleBasedStateMachine):
         pending = [t for t in self.model.tasks if t.state is TaskState.SCHEDULED]
         counts = trio.run(self.store.count_pending)
         assert sum(counts.values()) == len(pending)
-        entries = sum(len(heap.entries) for heap in self.store._heaps)
+        entries = sum(heap.living + heap.dead for heap in self.store._heaps)
         assert entries <= 2 * len(pending) + 64 * 3
 
 

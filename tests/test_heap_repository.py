@@ -92,7 +92,7 @@ async def test_works_are_merged() -> None:
 
 def held(store: HeapStore) -> int:
     """How many entries the heaps hold, dead or alive."""
-    return sum(len(heap.entries) for heap in store._heaps)
+    return sum(heap.living + heap.dead for heap in store._heaps)
 
 
 async def test_cancelling_everything_frees_everything() -> None:

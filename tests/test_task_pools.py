@@ -20,7 +20,9 @@ from trio_gokugen import (
     HeapRepository,
     Interval,
     InvalidTaskError,
+    PartialHooks,
     Pool,
+    PoolExistsError,
     PoolNotFoundError,
     PoolsDispatcher,
     Retry,
@@ -32,12 +34,13 @@ from trio_gokugen import (
     TaskQuery,
     TaskState,
     TrioClock,
+    WorkerPoolDispatcher,
     WorkRegistry,
     current_task,
     fixed,
     open_scheduler,
 )
-from trio_gokugen.abc import TaskRepository
+from trio_gokugen.abc import Fetch, HookAction, TaskRepository
 from trio_gokugen.sql import open_sql_repository
 
 
@@ -306,7 +309,7 @@ async def test_the_pool_stays(autojump_clock: trio.testing.MockClock) -> None:
 
 async def test_a_dumped_task_is_loaded_with_its_pool(tmp_path: Path) -> None:
     """
-    A dump has the pools of tasks and schedules; one of before has none.
+    A dump has the pools of tasks and schedules.
     """
     bench, repository, other = Bench(), HeapRepository(), HeapRepository()
     async with bench.open(repository) as scheduler:
@@ -342,6 +345,107 @@ async def test_pools_in_a_pool_are_chosen_by_their_names(
                 await scheduler.add_task("other", {"seconds": 9}, after=0, pool=pool)
         log = await bench.wait_idle(scheduler)
     assert [moment for _, moment in log] == [0] * 5 + [9] * 5
+
+
+class Wrapped:
+    """What stands in front of a dispatcher, and is none of a kind that is known."""
+
+    def __init__(self, dispatcher: PoolsDispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dispatcher, name)
+
+
+async def test_pools_behind_something_are_seen(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    The names of pools are what a dispatcher tells of itself, of whatever class it is.
+    """
+    bench = Bench()
+    inner: Any = Wrapped(PoolsDispatcher(bench.works, {"x": Pool(1)}))
+    bench.pools = PoolsDispatcher(bench.works, {"in": Pool(inner, works=["a"])})
+    async with bench.open() as scheduler:
+        with pytest.raises(PoolNotFoundError):
+            await scheduler.add_task("a", after=0, pool="in")
+        task = await scheduler.add_task("other", after=0, pool="x")
+        assert (await scheduler.wait(task.id)).state is TaskState.DONE
+
+
+def test_a_name_is_of_one_pool() -> None:
+    """
+    Neither may a pool have the name of one that is in another.
+    """
+    works = WorkRegistry()
+    inner = PoolsDispatcher(works, {"x": Pool(1)})
+    dispatcher = PoolsDispatcher(works, {"in": Pool(inner)})
+    with pytest.raises(PoolExistsError, match="'x'"):
+        dispatcher.add("x", Pool(1))
+    with pytest.raises(PoolExistsError, match="'x'"):
+        dispatcher.add("y", Pool(PoolsDispatcher(works, {"x": Pool(1)})))
+    assert dispatcher.statistics().pools == {"x"}
+
+
+async def test_drain_leaves_what_runs_in_pools_of_others(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    A scheduler without pools does not wait for what another runs in one that is named.
+    """
+    bench, other = Bench(), Bench()
+    async with (
+        open_sql_repository(database_url) as mine,
+        open_sql_repository(database_url) as theirs,
+        bench.open(theirs) as scheduler,
+        open_scheduler(other.works, mine) as without,
+    ):
+        await scheduler.add_task("a", {"seconds": 100}, after=0, pool="b")
+        await trio.sleep(1)
+        with trio.fail_after(50):
+            await without.drain()
+        assert scheduler.statistics().running == 1
+
+
+async def test_a_group_of_somebody_else_is_told_as_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Only errors of several fetches are taken apart for the hook; and an error that is raised
+    again and again does not grow.
+    """
+
+    class Failing(WorkerPoolDispatcher):
+        def __init__(self, works: WorkRegistry, error: Exception) -> None:
+            super().__init__(works)
+            self.error = error
+
+        async def dispatch(self, fetch: Fetch) -> None:
+            await trio.sleep(1)
+            raise self.error
+
+    group = ExceptionGroup("mine", [OSError("a"), KeyError("b")])
+    error = OSError("c")
+    told: list[Exception] = []
+
+    async def on_dispatch_error(error: Exception, _: HookAction) -> HookAction:
+        told.append(error)
+        return HookAction.RETRY if len(told) < 9 else HookAction.RAISE
+
+    works = WorkRegistry()
+    for dispatcher in (
+        Failing(works, group),
+        PoolsDispatcher(works, {"p": Pool(Failing(works, error))}, default=Pool(1)),
+    ):
+        told.clear()
+        hooks = PartialHooks(on_dispatch_error=on_dispatch_error)
+        with pytest.raises(ExceptionGroup):
+            async with open_scheduler(works, dispatcher=dispatcher, hooks=hooks):
+                await trio.sleep(1_000)
+        assert len(told) == 9
+        assert all(each is told[0] for each in told)
+        assert told[0] in (group, error)
+    assert not hasattr(error, "__notes__")
 
 
 @pytest.mark.parametrize("has_pools", [True, False])

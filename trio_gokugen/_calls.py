@@ -46,9 +46,14 @@ class Calls:
         if name is not None:
             self._works.get_condition(name)
 
-    def _check_pool(self, name: str | None) -> None:
-        if name is not None and name not in self._dispatcher.statistics().pools:
-            raise PoolNotFoundError(name)
+    def _check_pools(self, *names: str | None) -> None:
+        named = [name for name in names if name is not None]
+        if not named:
+            return
+        pools = self._dispatcher.statistics().pools
+        for name in named:
+            if name not in pools:
+                raise PoolNotFoundError(name)
 
     @asynccontextmanager
     async def _turn(self, kind: str, id: str) -> AsyncGenerator[Callable[[], None]]:

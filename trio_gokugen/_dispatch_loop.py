@@ -29,6 +29,7 @@ from .abc import (
     Claimed,
     ClaimTasks,
     Dispatcher,
+    FetchErrors,
     Free,
     HookAction,
     LoopHooks,
@@ -131,7 +132,7 @@ class DispatchLoop:
         except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
             errors = _apart(error)
             for each in errors:
-                if any(each is decided for decided in self._decided):
+                if any(_holds(each, decided) for decided in self._decided):
                     raise _with_others(each, errors) from each.__cause__
             if self._refused:
                 # The update loop refuses a claim only as it ends, and the nursery with
@@ -297,13 +298,20 @@ class DispatchLoop:
         await trio.sleep(IGNORED_PAUSE)
 
 
+def _holds(error: Exception, wanted: Exception) -> bool:
+    """Whether it is the other error, or a group that has it somewhere."""
+    if isinstance(error, ExceptionGroup):
+        group = cast("ExceptionGroup[Exception]", error)
+        return any(_holds(each, wanted) for each in group.exceptions)
+    return error is wanted
+
+
 def _apart(error: Exception) -> list[Exception]:
-    """An error, or those of a group, each once."""
-    if not isinstance(error, ExceptionGroup):
+    """An error, or those of several fetches, each once."""
+    if not isinstance(error, FetchErrors):
         return [error]
-    group = cast("ExceptionGroup[Exception]", error)
     found: list[Exception] = []
-    for each in itertools.chain.from_iterable(map(_apart, group.exceptions)):
+    for each in itertools.chain.from_iterable(map(_apart, error.exceptions)):
         # One may be there twice, if one write had the claims of several pools.
         if not any(each is other for other in found):
             found.append(each)
@@ -313,6 +321,7 @@ def _apart(error: Exception) -> list[Exception]:
 def _with_others(error: Exception, errors: Sequence[Exception]) -> Exception:
     """The error, with the others in its notes."""
     for other in errors:
-        if other is not error:
-            error.add_note(brief(f"and another pool: {type(other).__name__}: {other}"))
+        note = brief(f"and another pool: {type(other).__name__}: {other}")
+        if other is not error and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
     return error

@@ -141,8 +141,7 @@ class HeapStore(BulkRepository):
         await trio.lowlevel.checkpoint()
         pending: dict[str, int] = {}
         for heap in self._heaps:
-            if len(heap):
-                pending[heap.work_id] = pending.get(heap.work_id, 0) + len(heap)
+            pending[heap.work_id] = pending.get(heap.work_id, 0) + heap.living
         return pending
 
     async def get_schedule(self, schedule_id: str) -> Schedule:
@@ -299,7 +298,7 @@ class HeapStore(BulkRepository):
                 made = len(claimed.made)
                 next_ = claimed.made[-1]
                 where = heap.pool, heap.work_id
-                if only.rooms or (next_.pool, next_.work_id) != where:
+                if heap.lanes or (next_.pool, next_.work_id) != where:
                     # It may be in another heap, if a user has changed the one before; or,
                     # with limits, among those of another value.
                     heads = heaps.heads(only)

@@ -37,7 +37,7 @@ class Heap:
     this value: so nobody meets them again before there is room.
     """
 
-    __slots__ = ("dead", "entries", "lanes", "limits", "pool", "work_id")
+    __slots__ = ("dead", "entries", "lanes", "limits", "living", "pool", "work_id")
 
     def __init__(self, pool: str | None, work_id: str) -> None:
         self.pool = pool
@@ -47,24 +47,25 @@ class Heap:
         self.limits: dict[KeyLimit, None] = {}
         """Those by which some have been put aside."""
 
+        self.living = 0
         self.dead = 0
-
-    def __len__(self) -> int:
-        aside = sum(map(len, self.lanes.values())) if self.lanes else 0
-        return len(self.entries) + aside - self.dead
+        """How many entries are, of all of these."""
 
     def push(self, entry: Entry) -> None:
         """Add an entry: to those of its value, if some of it were put aside."""
+        self.living += 1
         entries = self.entries
-        for limit in self.limits:
-            value = limit.value_of(entry[4])
-            if value is not None and (limit, value) in self.lanes:
-                entries = self.lanes[limit, value]
-                break
+        if self.lanes:
+            for limit in self.limits:
+                value = limit.value_of(entry[4])
+                if value is not None and (limit, value) in self.lanes:
+                    entries = self.lanes[limit, value]
+                    break
         heapq.heappush(entries, entry)
 
     def pop(self, lane: _Lane | None) -> None:
         """Take the first entry off, of those put aside by a value, or of the others."""
+        self.living -= 1
         heapq.heappop(self.entries if lane is None else self.lanes[lane])
 
     def put_aside(self, lane: _Lane, entry: Entry) -> None:
@@ -101,21 +102,18 @@ class Heaps:
         heap = heaps.get(task.work_id)
         if heap is None:
             heap = heaps[task.work_id] = Heap(task.pool, task.work_id)
-        if heap.lanes:
-            heap.push(entry)
-        else:
-            heapq.heappush(heap.entries, entry)
+        heap.push(entry)
 
     def bury(self, entry: Entry) -> None:
         """Count as dead an entry that has been replaced."""
         task = entry[4]
         heaps = self._unnamed if task.pool is None else self._named[task.pool]
         heap = heaps[task.work_id]
+        heap.living -= 1
         heap.dead += 1
-        size = len(heap) + heap.dead
-        if heap.dead == size:
+        if not heap.living:
             self._drop(heap)
-        elif heap.dead > _FEW and heap.dead * 2 > size:
+        elif heap.dead > _FEW and heap.dead > heap.living:
             living, everywhere = self._living, [heap.entries, *heap.lanes.values()]
             heap.entries = [
                 e for each in everywhere for e in each if living.get(e[4].id) is e
@@ -159,7 +157,7 @@ class Heaps:
             heapq.heapreplace(heads, (entry, heap, lane))
             return
         heapq.heappop(heads)
-        if not len(heap):
+        if not heap.living:
             self._drop(heap)
 
     def _of(self, only: TaskFilter) -> list[Heap]:

@@ -45,6 +45,7 @@ from .abc import (
     Dispatcher,
     DispatcherStatistics,
     Fetch,
+    FetchErrors,
     Free,
     OfPools,
     ResultChannel,
@@ -408,7 +409,11 @@ class PoolsDispatcher:
                 f"workers: the pool {name!r} has pools in it: set rate and limits on these"
             )
         rooms = tuple(KeyRoom(limit) for limit in pool.limits)
-        self._lanes[name] = _Lane(workers, name, works, pool.rate, rooms, pool.paused)
+        lane = _Lane(workers, name, works, pool.rate, rooms, pool.paused)
+        for other in self._lanes.values():
+            if both := sorted(_names(lane) & _names(other)):
+                raise PoolExistsError(both[0])
+        self._lanes[name] = lane
 
     # -- what the scheduler calls -----------------------------------------------------
 
@@ -471,11 +476,10 @@ class PoolsDispatcher:
             if not isinstance(errors, ExceptionGroup):
                 raise
             # If we were cancelled, too, we shall be told so again.
-            failed = cast("ExceptionGroup[Exception]", errors)
-            if len(failed.exceptions) > 1:
-                raise failed from None
-            [error] = failed.exceptions
-            raise error from error.__cause__
+            several = [*cast("ExceptionGroup[Exception]", errors).exceptions]
+            if len(several) > 1:
+                raise FetchErrors("several pools have failed", several) from None
+            raise several[0] from several[0].__cause__
 
     @trio.lowlevel.enable_ki_protection
     async def _feed(self, name: str, fetch: Fetch) -> None:
@@ -543,9 +547,8 @@ class PoolsDispatcher:
 
 def _names(lane: _Lane) -> frozenset[str]:
     """The names by which tasks choose a pool: its own, or those of the pools in it."""
-    if isinstance(lane.dispatcher, PoolsDispatcher):
-        return lane.dispatcher.statistics().pools
-    return frozenset() if lane.works is None else frozenset({lane.name})
+    inside = lane.dispatcher.statistics().pools
+    return inside if inside or lane.works is None else frozenset({lane.name})
 
 
 def _statistics(lane: _Lane) -> PoolStatistics:

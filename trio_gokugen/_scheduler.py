@@ -239,7 +239,7 @@ class Scheduler(Tasks, Schedules):
             return False
         work_ids = self._works.work_ids
         running = TaskQuery(states={TaskState.DISPATCHED}, work_ids=work_ids)
-        if await self._repository.find(running, 1):
+        if any(map(self._ours().accepts, await self._repository.find(running))):
             return True
         # What was put back between the two looks.
         return await self._repository.get_next(self._ours()) is not None

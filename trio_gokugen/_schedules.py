@@ -122,7 +122,7 @@ class Schedules(Calls):
         )
         self._check(schedule.work_id, schedule.param)
         self._check_condition(schedule.when)
-        self._check_pool(schedule.pool)
+        self._check_pools(schedule.pool)
         return _there(await self._say(lambda now: PutSchedule(schedule, now)))
 
     async def add_schedules(self, schedules: Iterable[Schedule]) -> list[Schedule]:
@@ -210,7 +210,7 @@ class Schedules(Calls):
             if new.when != before.when:
                 self._check_condition(new.when)
             if new.pool != before.pool:
-                self._check_pool(new.pool)
+                self._check_pools(new.pool)
             return _there(await self._say(said, end_turn))
 
     async def remove_schedule(self, id: str) -> bool:
@@ -303,7 +303,7 @@ class Schedules(Calls):
             try:
                 self._check(schedule.work_id, schedule.param)
                 self._check_condition(schedule.when)
-                self._check_pool(schedule.pool)
+                self._check_pools(schedule.pool)
             except (
                 InvalidTaskError,
                 WorkNotFoundError,

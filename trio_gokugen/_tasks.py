@@ -116,7 +116,7 @@ class Tasks(Calls):
         new = mutated(new, mutate, now)
         check_key(new, if_exists)
         self._check(new.work_id, new.param)
-        self._check_pool(new.pool)
+        self._check_pools(new.pool)
         [task] = await self._add(engine, [new], if_exists)
         return task
 
@@ -158,8 +158,8 @@ class Tasks(Calls):
                 )
             param = mutated(given, mutate, now, index)
             self._check(param.work_id, param.param, index)
-            self._check_pool(param.pool)
             new.append(param)
+        self._check_pools(*(param.pool for param in new))
         return await self._add(engine, new, if_exists)
 
     async def _add(
@@ -211,7 +211,7 @@ class Tasks(Calls):
             pool=pool,
         )
         if update.pool is not UNCHANGED:
-            self._check_pool(update.pool)
+            self._check_pools(update.pool)
 
         def operation(now: datetime) -> UpdateTask:
             return UpdateTask(task_id, update, now)

@@ -87,6 +87,7 @@ __all__ = [
     "DispatcherStatistics",
     "EndTask",
     "Fetch",
+    "FetchErrors",
     "Free",
     "HookAction",
     "IfExists",
@@ -580,6 +581,14 @@ class DispatcherStatistics:
 
     pools: frozenset[str] = frozenset()
     """The names of the pools that tasks can choose."""
+
+
+class FetchErrors(ExceptionGroup[Exception]):
+    """Several calls of `fetch` have failed that went on side by side.
+
+    What a dispatcher raises then: the hooks are asked about the first error, which has the
+    others in its notes, and not about the group.
+    """
 
 
 class Dispatcher(Protocol):

@@ -161,7 +161,9 @@ def _lanes(ongoing: Ongoing, only: TaskFilter) -> list[Lane]:
     if pools is None:
         return _pending(ongoing, only, ongoing.say.pending_lanes, {})
     lanes = [] if works is None else [("", work) for work in sorted(works)]
-    names = sorted(pools.names) if works is not None else ["", *sorted(pools.names)]
+    names = sorted(name for name in pools.names if name)
+    if works is None:
+        names.append("")
     if names:
         listed = {"names": ongoing.dialect.listed(names)}
         lanes += _pending(ongoing, only, ongoing.say.lanes_of_pools, listed)

@@ -60,7 +60,8 @@ def search(
         "works": query.work_ids,
         "schedules": query.schedule_ids,
         "keys": query.keys,
-        "pools": query.pools,
+        # Of tasks that name none it is empty.
+        "pools": query.pools and [name for name in query.pools if name],
     }
     for name, values in lists.items():
         if values is not None:
@@ -164,7 +165,6 @@ def _states_and_works(dialect: Dialect, query: TaskQuery) -> Iterator[ColumnElem
     if query.work_ids is not None:
         yield dialect.among(TASK.c.work_id, "works")
     if query.pools is not None:
-        # Of tasks that name none it is empty, which no pool is.
         yield dialect.among(TASK.c.pool, "pools")
 
 

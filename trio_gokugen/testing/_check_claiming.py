@@ -98,6 +98,7 @@ async def claim_respects_the_pools(repository: TaskRepository) -> None:
     p, one = frozenset({"p"}), frozenset({"one"})
     for only, expected in (
         (TaskFilter(pools=OfPools(works=frozenset())), ""),
+        (TaskFilter(pools=OfPools(frozenset({""}), frozenset())), ""),
         (TaskFilter(pools=OfPools(works=one)), "b"),
         (TaskFilter(pools=OfPools()), "be"),
         (TaskFilter(one, pools=OfPools()), "b"),

@@ -135,6 +135,7 @@ async def find_by_pools(repository: TaskRepository) -> None:
         (TaskQuery(pools={"p", "?"}), "begj"),
         (TaskQuery(pools={"p", "P"}), "abdeghjk"),
         (TaskQuery(pools=()), ""),
+        (TaskQuery(pools={""}), ""),
         (TaskQuery(pools={"p"}, states={_S.SCHEDULED}), "be"),
         (TaskQuery(pools={"p"}, work_ids={"one"}), "gje"),
         (TaskQuery(pools={"p"}, ids={"b", "c"}), "b"),
