@@ -10,6 +10,8 @@ MAKEFLAGS += --no-builtin-rules
 
 # The environment made here decides what is imported, not the caller's.
 unexport PYTHONPATH PYTHONHOME
+# Hundreds of the tests' programs import the package: it is compiled once, not by each.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # pyright's wrapper would ask the network for a newer version at every start.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -18,6 +20,8 @@ VENV := .venv
 # Two processes on two cores; each has servers of its own, so not as many as there may be cores.
 # A file stays in one of them: in a page, a block goes on with what the blocks before it have made.
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# What is run without coverage is long, and needs nothing of others: who is idle takes from who is not.
+UNCOVERED := $(PYTEST) --dist worksteal -m uncovered
 # Not written out where it is used: its comma would be one of `call`.
 EXTRAS := dask,postgresql,process
 BENCH_VENV := .venv-bench
@@ -72,7 +76,7 @@ check: $(VENV)/.check  ## Run everything that CI runs: format, lint, types, impo
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" pyright --verifytypes trio_gokugen --ignoreexternal
 	$(VENV)/bin/lint-imports --no-cache --no-logo
 	$(PY) -m coverage erase
-	$(PY) $(PYTEST) -m uncovered
+	$(PY) $(UNCOVERED)
 	$(PY) -m coverage run $(PYTEST) -m "not uncovered"
 	$(PY) -m coverage combine --quiet
 	$(PY) -m coverage report
