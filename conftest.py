@@ -8,6 +8,7 @@ any. Files that a block writes are gone after it.
 
 import ast
 import functools
+import gc
 import inspect
 import sys
 from contextlib import chdir
@@ -39,6 +40,13 @@ settings.load_profile("unhurried")
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
 pytest_plugins = ["databases", "parallel"]
+
+
+def pytest_collection_finish() -> None:
+    # What was imported stays: the tests that look for what is left behind need not go
+    # through it, time and again.
+    gc.collect()
+    gc.freeze()
 
 
 def run_block(example: Example) -> None:
