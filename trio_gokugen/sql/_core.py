@@ -42,7 +42,7 @@ from ._ongoing import InTheWayError, LookFirstError, Ongoing, Unknown
 from ._rows import task_of
 from ._schedule_rows import UNREADABLE, schedule_of
 from ._search import search
-from ._statements import Statements
+from ._statements import statements
 from ._transaction import Transaction
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class SQLCore(BulkRepository):
         self._reading = self.dialect.for_reading(engine)
         self.name = name
         self._lease = lease
-        self._statements = Statements(self.dialect)
+        self._statements = statements(type(self.dialect))
         self._closed = False
         self._unknown = Unknown()
         self._make_id = IdMaker()

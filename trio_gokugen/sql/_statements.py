@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import attrs
@@ -277,3 +278,9 @@ class Statements:
         self.lock_tasks: Select[Any] = dialect.locked(
             select(TASK.c.id).where(these).order_by(TASK.c.id)
         )
+
+
+@cache
+def statements(kind: type[Dialect]) -> Statements:
+    """What is said to databases of a kind: to make it takes longer than to open one."""
+    return Statements(kind())
