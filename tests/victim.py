@@ -12,6 +12,7 @@ and ``cancel`` with an id, the last two as soon as they are acknowledged; ``star
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -52,6 +53,7 @@ from trio_gokugen.sql._occurrences import Schedules
 from trio_gokugen.sql._ongoing import Ongoing
 from trio_gokugen.sql._postgresql import PostgreSQL
 from trio_gokugen.sql._sqlite import SQLite
+from trio_gokugen.sql._statements import statements
 
 for module in (
     "alembic.command",
@@ -386,6 +388,11 @@ def fork(order: Order) -> int:
 
 def obey(lines: Iterable[str]) -> None:
     """Carry out orders until there are no more."""
+    # What is here now is the same in all forks: none looks through it, or copies it.
+    statements(SQLite)
+    statements(PostgreSQL)
+    gc.collect()
+    gc.freeze()
     pid = 0
     for line in lines:
         if line.startswith("{"):
