@@ -73,10 +73,16 @@ def in_memory() -> Path | None:
 
 
 @pytest.fixture
-def sqlite_url() -> Generator[str]:
-    """A file that is not there yet, where it need not wait for the disk."""
+def fast_path() -> Generator[Path]:
+    """An empty directory, where what is written need not wait for the disk."""
     with TemporaryDirectory(prefix="gokugen-", dir=in_memory()) as directory:
-        yield f"sqlite:///{Path(directory) / 'tasks.db'}"
+        yield Path(directory)
+
+
+@pytest.fixture
+def sqlite_url(fast_path: Path) -> str:
+    """A file that is not there yet."""
+    return f"sqlite:///{fast_path / 'tasks.db'}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -17,8 +17,9 @@ if SHARED:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files of what is long: they aren't waited for at the end."""
     if SHARED:
-        items.sort(key=is_short)
+        items.sort(key=order)
 
 
-def is_short(item: pytest.Item) -> bool:
-    return not any(map(item.get_closest_marker, ("long", "uncovered")))
+def order(item: pytest.Item) -> list[bool]:
+    """First what is marked as long, then what may be."""
+    return [item.get_closest_marker(mark) is None for mark in ("long", "uncovered")]

@@ -157,6 +157,7 @@ def replay(
         )
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_scheduler_cancelled_at_every_step(seed: int) -> None:
     """
@@ -192,6 +193,7 @@ CALLS: dict[str, Callable[[Scheduler], Awaitable[object]]] = {
 }
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("call", CALLS)
 def test_a_caller_cancelled_at_every_step(call: str) -> None:
     """

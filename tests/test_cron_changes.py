@@ -146,6 +146,7 @@ def moments_of(cron: Trigger, since: datetime) -> list[datetime]:
     return found
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("piece", PIECES)
 def test_every_kind_of_change(piece: int) -> None:
     """
@@ -172,6 +173,7 @@ def check(expression: str, name: str, change: datetime, around: Around) -> None:
         assert moments_of(cron, change - AROUND) == moments, (cron, change)
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("piece", PIECES)
 def test_all_moments_between_two_have_the_same_next(piece: int) -> None:
     """

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import outcome
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -41,6 +42,8 @@ from trio_gokugen.abc import (
 )
 from trio_gokugen.testing._model import Model
 from trio_gokugen.testing._walk import comparable_error
+
+pytestmark = pytest.mark.uncovered
 
 NOON = datetime(2030, 6, 1, 12, tzinfo=UTC)
 

@@ -95,6 +95,7 @@ def held(store: HeapStore) -> int:
     return sum(heap.living + heap.dead for heap in store._heaps)
 
 
+@pytest.mark.uncovered
 async def test_cancelling_everything_frees_everything() -> None:
     """
     Of a hundred thousand tasks that are cancelled, the heap keeps none for later.

@@ -73,6 +73,7 @@ def sigint() -> Generator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.uncovered
 @pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("part", range(4))
 def test_an_interrupt_at_any_line(part: int) -> None:

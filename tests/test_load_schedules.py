@@ -415,6 +415,7 @@ def layouts(draw: st.DrawFn) -> Writer:
     return writer
 
 
+@pytest.mark.uncovered
 @settings(max_examples=300)
 @given(layouts())
 def test_lines_of_keys(writer: Writer) -> None:
@@ -438,6 +439,7 @@ def test_lines_are_found_of_few_levels() -> None:
     assert max(map(len, lines)) <= DEEPEST
 
 
+@pytest.mark.uncovered
 def test_what_is_as_deep_as_can_be(tmp_path: Path) -> None:
     """
     However deep a value nests, it is one error, also where it can just be read.
@@ -746,6 +748,7 @@ def table_of(said: dict[str, Any]) -> Iterator[str]:
         yield f"{key} = {as_toml(value)}"
 
 
+@pytest.mark.uncovered
 @settings(
     max_examples=300,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import attrs
 import hypothesis.strategies as st
+import pytest
 import trio
 import trio.testing
 from hypothesis import settings
@@ -32,6 +33,8 @@ from trio_gokugen import (
     TrioClock,
     WorkerPoolDispatcher,
 )
+
+pytestmark = pytest.mark.uncovered
 
 WORKERS = 2
 

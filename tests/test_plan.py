@@ -241,6 +241,7 @@ def each_of(schedules: Sequence[Schedule], dropped: Dropped) -> Iterator[Any]:
         nominal = schedule.following(nominal)
 
 
+@pytest.mark.uncovered
 @settings(max_examples=60)
 @given(st.lists(definitions, min_size=1, max_size=3), downtimes)
 def test_a_scheduler_does_as_planned(
@@ -282,6 +283,7 @@ def enumerated(
     return in_time[:1] if late.run == "earliest" else in_time[-1:]
 
 
+@pytest.mark.uncovered
 @settings(max_examples=300)
 @given(triggers, lates, st.sampled_from([0, 0.25, 5]), st.integers(1, 900))
 def test_what_is_late_is_chosen_rightly(

@@ -169,6 +169,7 @@ some_rate = st.none() | st.builds(
 )
 
 
+@pytest.mark.uncovered
 @given(
     tasks=tasks_of_pools,
     sizes=st.lists(st.integers(1, 3), min_size=3, max_size=3),
@@ -229,6 +230,7 @@ def test_each_pool_is_as_if_it_were_alone(
     assert together == alone
 
 
+@pytest.mark.uncovered
 @given(
     due=st.lists(st.integers(0, 40), min_size=1, max_size=30),
     limit=st.integers(1, 4),
@@ -351,6 +353,7 @@ def starts_within_limits(
 some_limits = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
+@pytest.mark.uncovered
 @given(tasks=some_tasks, workers=st.integers(1, 5), limits=some_limits)
 def test_limits_by_value_are_kept(
     tasks: list[Wanted], workers: int, limits: tuple[int, int]
@@ -362,6 +365,7 @@ def test_limits_by_value_are_kept(
     starts_within_limits(tasks, workers, limits, None)
 
 
+@pytest.mark.uncovered
 @settings(max_examples=10)
 @given(tasks=some_tasks, workers=st.integers(1, 5), limits=some_limits)
 def test_limits_by_value_are_kept_in_a_database(

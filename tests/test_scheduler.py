@@ -133,6 +133,7 @@ async def test_order_among_due_tasks(autojump_clock: trio.testing.MockClock) -> 
     assert {when for what, when in bench.starts if what != "plug"} == {11.0}
 
 
+@pytest.mark.uncovered
 async def test_a_year_of_tasks_is_on_time(autojump_clock: trio.testing.MockClock) -> None:
     """
     Ten thousand tasks over a year start to the microsecond when they are due.

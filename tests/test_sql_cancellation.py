@@ -58,6 +58,7 @@ async def state(scheduler: Scheduler) -> list[Task]:
     return [attrs.evolve(task, cancelled_at=None) for task in await scheduler.find()]
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("name", CALLS)
 async def test_a_caller_who_is_cancelled_at_any_statement(
     autojump_clock: trio.testing.MockClock, database_url: str, name: str

@@ -18,7 +18,7 @@ from postgresql import Server
 from trio_gokugen import Task, TaskQuery, TaskState
 from trio_gokugen.sql import SQLRepository, open_sql_repository
 
-TASKS = 20_000
+TASKS = 6_000
 PATIENCE = 120.0
 LONG_DUE = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -58,6 +58,7 @@ async def all_ended(repository: SQLRepository) -> list[Task]:
 
 
 @pytest.mark.long
+@pytest.mark.uncovered
 @pytest.mark.parametrize("members", [2, 4])
 async def test_each_task_is_done_once(
     mortal_server: Server, mortal_url: str, tmp_path: Path, members: int

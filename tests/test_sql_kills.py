@@ -1,4 +1,8 @@
-"""What a SQLite file holds after its program was killed, at any moment."""
+"""What a SQLite file holds after its program was killed, at any moment.
+
+What a program has written is there when only the program is killed, whether or not it had
+come to the disk: so the files may be in memory.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,9 @@ from typing import Self
 import attrs
 import pytest
 import victim
+
+# Of those who are killed no coverage is taken anyway.
+pytestmark = [pytest.mark.long, pytest.mark.uncovered]
 
 KILLS = 200
 KILLED = -signal.SIGKILL
@@ -285,13 +292,12 @@ def kills_at(killer: Killer, directory: Path, play: str, spot: str) -> int:
     raise AssertionError
 
 
-@pytest.mark.long
-def test_at_random_moments(killer: Killer, tmp_path: Path) -> None:
+def test_at_random_moments(killer: Killer, fast_path: Path) -> None:
     """
     Killed 200 times at random moments, a program loses no task that was acknowledged, runs
     none that was cancelled, and runs again exactly what was in flight at a kill.
     """
-    story = Story(killer, tmp_path / "story")
+    story = Story(killer, fast_path / "story")
     usual: list[float] = []
     for _ in range(5):
         began = time.monotonic()
@@ -311,12 +317,12 @@ def test_at_random_moments(killer: Killer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("play", ["short", "stopped"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_at_each_commit(killer: Killer, tmp_path: Path, play: str, when: str) -> None:
+def test_at_each_commit(killer: Killer, fast_path: Path, play: str, when: str) -> None:
     """
     Nothing is amiss if a program is killed before or after any of its commits, of which
     the first makes the tables, and the last one is in the shutdown.
     """
-    assert kills_at(killer, tmp_path / "stories", play, f"{when} commit") >= 8
+    assert kills_at(killer, fast_path / "stories", play, f"{when} commit") >= 8
 
 
 @pytest.mark.parametrize(
@@ -344,21 +350,21 @@ def test_at_each_commit(killer: Killer, tmp_path: Path, play: str, when: str) ->
     ],
 )
 def test_at_each_step(
-    killer: Killer, tmp_path: Path, play: str, spot: str, times: int
+    killer: Killer, fast_path: Path, play: str, spot: str, times: int
 ) -> None:
     """
     Nothing is amiss if a program is killed between the claim of a task and its start, in
     the work, between its end and its record, at any step of the shutdown, or right before
     or after the tables are made.
     """
-    assert kills_at(killer, tmp_path / "stories", play, spot) == times
+    assert kills_at(killer, fast_path / "stories", play, spot) == times
 
 
-def test_in_a_migration(killer: Killer, tmp_path: Path) -> None:
+def test_in_a_migration(killer: Killer, fast_path: Path) -> None:
     """
     Killed after any statement that makes the tables, a program leaves none of them.
     """
-    directory = tmp_path / "stories"
+    directory = fast_path / "stories"
     directory.mkdir()
     for nth in itertools.count(1):
         story = Story(killer, directory / str(nth))

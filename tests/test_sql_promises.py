@@ -18,6 +18,8 @@ from trio_gokugen.sql import ScheduleRow, SQLRepository, TaskRow, open_sql_repos
 from trio_gokugen.sql._open import _engine
 from trio_gokugen.testing import REPOSITORY_CHECKS, check_repository
 
+pytestmark = [pytest.mark.long, pytest.mark.uncovered]
+
 PARTS = 4
 """In which the checks are done: on a busy machine, no test may take minutes."""
 
@@ -49,7 +51,6 @@ class Databases:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.uncovered
 async def test_sqlite_in_memory(autojump_clock: trio.testing.MockClock, part: int) -> None:
     """
     A database in memory keeps all promises.
@@ -58,19 +59,17 @@ async def test_sqlite_in_memory(autojump_clock: trio.testing.MockClock, part: in
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.uncovered
 async def test_a_sqlite_file(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, part: int
+    autojump_clock: trio.testing.MockClock, fast_path: Path, part: int
 ) -> None:
     """
     A file keeps all promises.
     """
     numbers = itertools.count()
-    await Databases(lambda: f"sqlite:///{tmp_path / str(next(numbers))}.db").check(part)
+    await Databases(lambda: f"sqlite:///{fast_path / str(next(numbers))}.db").check(part)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.long
 async def test_postgresql(
     autojump_clock: trio.testing.MockClock, postgresql_server: Server, part: int
 ) -> None:
@@ -82,9 +81,8 @@ async def test_postgresql(
         await Databases(lambda: stack.enter_context(new_database())).check(part)
 
 
-@pytest.mark.long
 async def test_an_engine_of_the_users_own(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path
+    autojump_clock: trio.testing.MockClock, fast_path: Path
 ) -> None:
     """
     An engine that somebody else has made will do, even one that begins transactions by
@@ -96,7 +94,7 @@ async def test_an_engine_of_the_users_own(
     async def open_own() -> AsyncGenerator[SQLRepository]:
         nonlocal number
         number += 1
-        engine = create_engine(f"sqlite:///{tmp_path / str(number)}.db")
+        engine = create_engine(f"sqlite:///{fast_path / str(number)}.db")
 
         @event.listens_for(engine, "connect")
         def leave_transactions_alone(connection: Any, _: object) -> None:

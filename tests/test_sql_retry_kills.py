@@ -23,6 +23,8 @@ from trio_gokugen.sql import open_sql_repository
 
 __all__ = ["killer"]
 
+pytestmark = [pytest.mark.long, pytest.mark.uncovered]
+
 ALL = bool(os.environ.get("GOKUGEN_ALL_KILLS"))
 COMMITS = range(1, 99) if ALL else range(2, 99, 5)
 """The task is added, and then each time: claimed, refused a key, told twice, and ended."""
@@ -34,10 +36,10 @@ KILLS = 2
 
 
 @pytest.fixture
-def empty(killer: Killer, tmp_path: Path) -> Path:
+def empty(killer: Killer, fast_path: Path) -> Path:
     """A file that has its tables, so that few statements are about these."""
-    path = tmp_path / "empty.db"
-    killer.start(victim.Order(f"sqlite:///{path}", str(tmp_path / "log"), "last"))
+    path = fast_path / "empty.db"
+    killer.start(victim.Order(f"sqlite:///{path}", str(fast_path / "log"), "last"))
     assert killer.wait() == 0
     return path
 
@@ -185,14 +187,14 @@ def judge_progress(task: Task, lines: list[Line]) -> None:
     ids=["before commit", "after commit", "after a statement"],
 )
 def test_killed(
-    killer: Killer, tmp_path: Path, empty: Path, spot: str, times: range
+    killer: Killer, fast_path: Path, empty: Path, spot: str, times: range
 ) -> None:
     """
     Whenever a program is killed whose work fails, and whoever takes it up, each failure is
     recorded together with the next attempt, and counted once, and the last one succeeds.
     """
     for nth in times:
-        here = tmp_path / str(nth)
+        here = fast_path / str(nth)
         here.mkdir()
         shutil.copyfile(empty, here / "tasks.db")
         story = Story(killer, here)

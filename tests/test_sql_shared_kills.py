@@ -31,6 +31,8 @@ from trio_gokugen.sql import open_sql_repository
 
 __all__ = ["killer"]
 
+pytestmark = [pytest.mark.long, pytest.mark.uncovered]
+
 LEASE = 6.0
 """Of the survivor, who must not lose what it runs, however busy the machine is."""
 
