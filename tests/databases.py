@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from postgresql import Server
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, make_url
 from support import Bench, open_bench
 
 from trio_gokugen import HeapRepository, Scheduler
-from trio_gokugen.sql import open_sql_repository
+from trio_gokugen.sql import migrate, open_sql_repository
 
 ENOUGH = 2**30
 """Bytes for the files of all tests that run at a time."""
@@ -50,10 +50,24 @@ def mortal_server() -> Generator[Server]:
         yield server
 
 
-@pytest.fixture
-def postgresql_url(postgresql_server: Server) -> Generator[str]:
-    """An empty database on the server."""
+@pytest.fixture(scope="session")
+def postgresql_tables(postgresql_server: Server) -> Generator[str]:
+    """The name of a database of that server that has the tables, to be copied."""
     with postgresql_server.new_database() as url:
+        with engine_of(url) as engine:
+            migrate(engine)
+        yield str(make_url(url).database)
+
+
+@pytest.fixture
+def postgresql_url(
+    request: pytest.FixtureRequest, postgresql_server: Server
+) -> Generator[str]:
+    """A database on the server: an empty one, or with tables if the test is marked so."""
+    template: str | None = None
+    if request.node.get_closest_marker("tables") is not None:
+        template = request.getfixturevalue("postgresql_tables")
+    with postgresql_server.new_database(template) as url:
         yield url
 
 
@@ -79,15 +93,33 @@ def fast_path() -> Generator[Path]:
         yield Path(directory)
 
 
+@pytest.fixture(scope="session")
+def sqlite_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that has the tables, to be copied."""
+    file = tmp_path_factory.mktemp("tables") / "tasks.db"
+    with engine_of(f"sqlite:///{file}") as engine:
+        migrate(engine)
+    return file
+
+
 @pytest.fixture
-def sqlite_url(fast_path: Path) -> str:
-    """A file that is not there yet."""
-    return f"sqlite:///{fast_path / 'tasks.db'}"
+def sqlite_file(request: pytest.FixtureRequest, fast_path: Path) -> Path:
+    """A file that is not there yet, or one with tables if the test is marked so."""
+    file = fast_path / "tasks.db"
+    if request.node.get_closest_marker("tables") is not None:
+        shutil.copyfile(request.getfixturevalue("sqlite_tables"), file)
+    return file
+
+
+@pytest.fixture
+def sqlite_url(sqlite_file: Path) -> str:
+    """The URL of that file."""
+    return f"sqlite:///{sqlite_file}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """An empty database of either kind."""
+    """A database of either kind: an empty one, or with tables if the test is marked so."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
 

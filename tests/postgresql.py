@@ -167,10 +167,11 @@ class Server:
         return f"postgresql://postgres@/{database}?host={self._directory}"
 
     @contextmanager
-    def new_database(self) -> Generator[str]:
-        """The URL of an empty database, which is gone afterwards."""
+    def new_database(self, template: str | None = None) -> Generator[str]:
+        """The URL of a database, empty or a copy of another, which is gone afterwards."""
         name = f"d{next(self._numbers)}"
-        self._execute(f"CREATE DATABASE {name}")
+        copied = "" if template is None else f" TEMPLATE {template}"
+        self._execute(f"CREATE DATABASE {name}{copied}")
         try:
             yield self.url(name)
         finally:

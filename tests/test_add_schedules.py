@@ -35,6 +35,8 @@ from trio_gokugen._trigger import BaseTrigger
 from trio_gokugen.abc import OnSchedule, Operation
 from trio_gokugen.sql import open_sql_repository
 
+pytestmark = pytest.mark.tables
+
 
 def schedule(schedule_id: str, work_id: str = "note", **fields: Any) -> Schedule:
     fields = {"trigger": Interval(60), "created_at": noon(-1e6), **fields}

@@ -45,9 +45,7 @@ LISTED = (
         pytest.param(
             lambda: TimedRepository(SlowlyReadStore()), marks=pytest.mark.uncovered
         ),
-        pytest.param(
-            lambda: FaultyRepository(HeapRepository()), marks=pytest.mark.uncovered
-        ),
+        lambda: FaultyRepository(HeapRepository()),
     ],
     ids=["heap", "list", "threads", "slow", "faultless"],
 )

@@ -37,6 +37,8 @@ from trio_gokugen import (
 from trio_gokugen.abc import OnSchedule
 from trio_gokugen.testing import Call, FaultyRepository
 
+pytestmark = pytest.mark.tables
+
 Asked: TypeAlias = list[tuple[float, TaskState | None]]
 
 

@@ -61,6 +61,8 @@ from trio_gokugen.abc import (
 from trio_gokugen.sql import open_sql_repository
 from trio_gokugen.testing import check_dispatcher
 
+pytestmark = pytest.mark.tables
+
 mood: contextvars.ContextVar[str] = contextvars.ContextVar("mood", default="calm")
 
 

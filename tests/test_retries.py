@@ -42,6 +42,8 @@ from trio_gokugen import (
 from trio_gokugen.abc import CancelTask, Operation, RetryTask
 from trio_gokugen.sql import open_sql_repository
 
+pytestmark = pytest.mark.tables
+
 
 def failing(bench: Bench, errors: Sequence[BaseException | None], **how: Any) -> None:
     """Register ``flaky``, each of whose runs ends in the next of these ways."""

@@ -40,6 +40,8 @@ from trio_gokugen._schedule import PutSchedule, ScheduleUpdate, UpdateSchedule
 from trio_gokugen._trigger import BaseTrigger
 from trio_gokugen.sql import open_sql_repository
 
+pytestmark = pytest.mark.tables
+
 
 def times(*benches: Bench) -> list[float]:
     return [when for bench in benches for _, when in bench.starts]

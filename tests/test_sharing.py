@@ -52,6 +52,8 @@ from trio_gokugen.abc import (
 from trio_gokugen.sql import SQLRepository, open_sql_repository
 from trio_gokugen.testing import Call, FaultyRepository
 
+pytestmark = pytest.mark.tables
+
 FOR_EVER = 10_000.0
 
 

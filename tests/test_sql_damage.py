@@ -29,6 +29,8 @@ from trio_gokugen import (
 )
 from trio_gokugen.sql import open_sql_repository
 
+pytestmark = pytest.mark.tables
+
 DAMAGE = "UPDATE gokugen_task SET {} = {} WHERE id = 'bad'"
 LETTER = "CAST(x'ff' AS TEXT)"
 """On SQLite, text that is none."""
@@ -86,16 +88,15 @@ DAMAGES_OF_DUE_TASKS = [
 
 @pytest.mark.parametrize(("column", "value"), DAMAGES_OF_DUE_TASKS)
 async def test_a_due_task_on_sqlite(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, column: str, value: str
+    autojump_clock: trio.testing.MockClock, sqlite_file: Path, column: str, value: str
 ) -> None:
     """
     A task of which a column cannot be read fails as it falls due, and says which it was;
     the others run, and nothing else is disturbed by it.
     """
-    file = tmp_path / "tasks.db"
-    url = f"sqlite:///{file}"
+    url = f"sqlite:///{sqlite_file}"
     await make(url)
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(sqlite_file, isolation_level=None)) as connection:
         connection.execute(DAMAGE.format(column, value))
     await check_that_it_fails(url, column)
 
@@ -145,16 +146,15 @@ NEVER_DUE_ON_SQLITE = [
 
 @pytest.mark.parametrize(("column", "value"), NEVER_DUE_ON_SQLITE)
 async def test_a_task_that_cannot_fall_due_on_sqlite(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, column: str, value: str
+    autojump_clock: trio.testing.MockClock, sqlite_file: Path, column: str, value: str
 ) -> None:
     """
     A task of which it cannot be read when it is due, or for what, is told as failed; the
     others run, and nothing else is disturbed by it.
     """
-    file = tmp_path / "tasks.db"
-    url = f"sqlite:///{file}"
+    url = f"sqlite:///{sqlite_file}"
     await make(url)
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(sqlite_file, isolation_level=None)) as connection:
         connection.execute(DAMAGE.format(column, value))
     await check_that_it_is_left(url, column)
 
@@ -176,15 +176,14 @@ async def test_a_task_that_cannot_fall_due_on_postgresql(
 
 
 async def test_an_id_that_cannot_be_read(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path
+    autojump_clock: trio.testing.MockClock, sqlite_file: Path
 ) -> None:
     """
     A task whose id cannot be read fails as it falls due, and the others run.
     """
-    file = tmp_path / "tasks.db"
-    url = f"sqlite:///{file}"
+    url = f"sqlite:///{sqlite_file}"
     await make(url)
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(sqlite_file, isolation_level=None)) as connection:
         connection.execute(DAMAGE.format("id", LETTER))
     async with open_sql_repository(url) as repository, open_bench(repository) as bench:
         await bench[0].drain()
@@ -211,15 +210,14 @@ DAMAGES_BESIDE_LIMITS = [
 
 @pytest.mark.parametrize(("column", "value"), DAMAGES_BESIDE_LIMITS)
 async def test_limits_by_value_on_sqlite(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, column: str, value: str
+    autojump_clock: trio.testing.MockClock, sqlite_file: Path, column: str, value: str
 ) -> None:
     """
     The same where so many of a value may run, which is looked for in all of them.
     """
-    file = tmp_path / "tasks.db"
-    url = f"sqlite:///{file}"
+    url = f"sqlite:///{sqlite_file}"
     await make(url)
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(sqlite_file, isolation_level=None)) as connection:
         connection.execute(
             """UPDATE gokugen_task SET meta = '{"a":1}', param = '{"a":2}'"""
         )
@@ -292,16 +290,15 @@ async def ran_within_limits(url: str) -> list[tuple[str, float]]:
 
 @pytest.mark.parametrize("value", ["'half'", "'{}'", """'{"fraction":2}'"""])
 async def test_progress_of_a_run_that_ends(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path, value: str
+    autojump_clock: trio.testing.MockClock, sqlite_file: Path, value: str
 ) -> None:
     """
     A run whose progress cannot be read ends as it would, and only then is found damaged.
     """
-    file = tmp_path / "tasks.db"
 
     async def work() -> None:
         await current_scheduler().progress(0.5)
-        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(sqlite_file, isolation_level=None)) as connection:
             connection.execute(DAMAGE.format("progress", value))
         await trio.sleep(1)
 
@@ -312,7 +309,7 @@ async def test_progress_of_a_run_that_ends(
 
     hooks = PartialHooks(on_task_done=note)
     async with (
-        open_sql_repository(f"sqlite:///{file}", synchronous="off") as repository,
+        open_sql_repository(f"sqlite:///{sqlite_file}", synchronous="off") as repository,
         open_bench(repository, hooks=hooks) as (scheduler, bench),
     ):
         bench.works.register("work", work)

@@ -54,6 +54,8 @@ from trio_gokugen.sql import (
 
 __all__ = ["killer"]
 
+pytestmark = pytest.mark.tables
+
 TICK = 20_000
 """Microseconds between the occurrences of the victims."""
 
@@ -95,18 +97,19 @@ def killed_at(killer: Killer, directory: Path, number: int, spot: str, nth: int)
     return killed
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("number", [1, 2], ids=["skip", "allow"])
 @pytest.mark.parametrize(
     ("spot", "step"),
     [("before commit", 2), ("after commit", 2), ("after a statement", 9)],
 )
-def test_killed(killer: Killer, tmp_path: Path, number: int, spot: str, step: int) -> None:
+def test_killed(killer: Killer, fast_path: Path, number: int, spot: str, step: int) -> None:
     """
     Killed between any two statements, a program loses no occurrence of a schedule, and
     makes none twice.
     """
     kills = 0
-    while killed_at(killer, tmp_path / str(kills), number, spot, 1 + kills * step):
+    while killed_at(killer, fast_path / str(kills), number, spot, 1 + kills * step):
         kills += 1
     # On a busy machine what would be several commits is fewer.
     assert kills >= 3

@@ -43,6 +43,8 @@ from trio_gokugen.abc import (
 )
 from trio_gokugen.sql import NameTakenError, SQLRepository, open_sql_repository
 
+pytestmark = pytest.mark.tables
+
 NEVER = 1e6
 """Seconds between two looks of who is to be told."""
 
