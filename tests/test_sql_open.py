@@ -316,7 +316,7 @@ async def test_what_adding_many_takes(
     What is in memory while tasks are added is hardly more than the tasks themselves.
     """
     peaks: list[float] = []
-    for count in 4_000, 16_000:
+    for count in 10_000, 20_000:
         tasks = [stored(f"{count} {n}", param={"text": "x" * 500}) for n in range(count)]
         async with open_sql_repository(sqlite_url, synchronous="off") as repository:
             await repository.get_next()  # so that all is imported
