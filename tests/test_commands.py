@@ -131,6 +131,7 @@ pieces = st.lists(
 )
 
 
+@pytest.mark.uncovered
 @settings(max_examples=40)
 @given(st.lists(pieces, max_size=8), values, pieces)
 def test_whatever_is_filled_in_ends_as_one_argument(
@@ -1200,6 +1201,7 @@ def sigint() -> Generator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.uncovered
 @pytest.mark.long
 @pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("stdin", [None, "x"])

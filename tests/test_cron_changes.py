@@ -173,7 +173,6 @@ def check(expression: str, name: str, change: datetime, around: Around) -> None:
         assert moments_of(cron, change - AROUND) == moments, (cron, change)
 
 
-@pytest.mark.uncovered
 @pytest.mark.parametrize("piece", PIECES)
 def test_all_moments_between_two_have_the_same_next(piece: int) -> None:
     """

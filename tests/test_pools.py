@@ -367,7 +367,6 @@ def test_limits_by_value_are_kept(
     starts_within_limits(tasks, workers, limits, None)
 
 
-@pytest.mark.uncovered
 @settings(max_examples=10)
 @given(tasks=some_tasks, workers=st.integers(1, 5), limits=some_limits)
 def test_limits_by_value_are_kept_in_a_database(

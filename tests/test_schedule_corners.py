@@ -808,6 +808,7 @@ class Bursts(BaseTrigger):
         raise NotImplementedError
 
 
+@pytest.mark.uncovered
 @pytest.mark.parametrize("overlap", ["allow", "skip"])
 @pytest.mark.parametrize("expression", ["0 9 * * MON-FRI", "* * * * *", "0 0 29 2 *"])
 async def test_very_many_that_are_late(

@@ -182,7 +182,6 @@ class History:
             self.moments += [each.first + n * EVERY for n in range(passed)]
 
 
-@pytest.mark.uncovered
 @pytest.mark.parametrize("seed", range(10))
 async def test_each_moment_comes_once(seed: int) -> None:
     """

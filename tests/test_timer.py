@@ -641,6 +641,7 @@ async def take_what_is_due(repository: Repository, clock: Clock) -> None:
             await repository.mark_dispatched(task.id, clock.now())
 
 
+@pytest.mark.uncovered
 @settings(max_examples=150)
 @given(steps, st.booleans())
 @example([(0, "add", "a", 9), (1, "add", "b", 2), (0, "add", "c", 1)], True)
