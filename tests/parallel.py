@@ -21,5 +21,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def order(item: pytest.Item) -> list[bool]:
-    """First what is marked as long, then what may be."""
-    return [item.get_closest_marker(mark) is None for mark in ("long", "uncovered")]
+    """First what is marked as long, then what may be: a page has a block that is."""
+    unmarked = [item.get_closest_marker(mark) is None for mark in ("long", "uncovered")]
+    return [*unmarked, item.path.suffix != ".md"]

@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -197,9 +198,12 @@ print(process_time() - start)
     def seconds(modules: str) -> float:
         return float(run(program.format(modules)))
 
-    # Interleaved, so that whatever else the machine is at strikes both alike.
-    times = [
-        (seconds(f"{DEPENDENCIES}, trio_gokugen"), seconds(DEPENDENCIES)) for _ in range(5)
-    ]
-    ours, theirs = map(min, zip(*times, strict=True))
+    # Interleaved, so that whatever else the machine is at strikes both alike; more often
+    # where it is at so much that a core is slower in one of them all the time.
+    ours = theirs = math.inf
+    for number in range(20):
+        ours = min(ours, seconds(f"{DEPENDENCIES}, trio_gokugen"))
+        theirs = min(theirs, seconds(DEPENDENCIES))
+        if number >= 4 and ours / theirs <= 2:
+            break
     assert ours / theirs <= 2

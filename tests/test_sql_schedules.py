@@ -242,7 +242,6 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.uncovered
 @pytest.mark.parametrize("rule", UNKNOWN)
 async def test_a_schedule_that_is_not_known(
     autojump_clock: trio.testing.MockClock,
@@ -646,7 +645,6 @@ async def test_the_next_occurrence_is_gone(
     assert [when for _, when in bench.starts] == [10.0]
 
 
-@pytest.mark.uncovered
 async def test_schedules_that_are_unchanged(database_url: str) -> None:
     """
     To add schedules that are there already takes as few statements for many as for one;
