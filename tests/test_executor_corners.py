@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import threading
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from concurrent.futures import ProcessPoolExecutor as Processes
+from types import ModuleType
 from typing import Any
 
 import executor_works
@@ -358,3 +360,20 @@ async def test_a_lost_executor_does_not_keep_other_pools(
         for task in near:
             assert (await scheduler.wait(task.id)).state is TaskState.DONE
     assert 2 <= asked <= 20
+
+
+def test_nothing_is_imported_for_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An error whose class is of a module that is not imported here comes as another, which
+    says so.
+    """
+    module: Any = ModuleType("far_away")
+    kind = type("FarError", (Exception,), {"__module__": "far_away"})
+    module.FarError = kind
+    with monkeypatch.context() as there:
+        there.setitem(sys.modules, "far_away", module)
+        told = taken_apart(kind("as it is"))
+    back = put_together(told)
+    assert isinstance(back, ForeignError)
+    assert "far_away is not imported here" in str(back)
+    assert "far_away" not in sys.modules

@@ -48,6 +48,7 @@ from trio_gokugen.abc import (
     TriggerSchedule,
     UpdateTask,
 )
+from trio_gokugen.testing._model import Model
 
 LIMITS = (
     KeyLimit(1, param="n"),
@@ -255,3 +256,30 @@ async def test_occurrences_go_on_though_limits_have_put_some_aside(
         schedule = await scheduler.get_schedule("s")
         assert schedule.next_at == noon(102)
     assert len(ran) == 4 + 20
+
+
+async def test_a_claim_is_as_a_plain_list_has_it() -> None:
+    """
+    Within limits, and with some that are past their deadline, the same is taken from the
+    heaps as by looking through all tasks.
+    """
+    store, model = HeapStore(), Model()
+    tasks = [
+        Task(
+            id=str(n),
+            work_id="w",
+            param={"n": n % 3},
+            scheduled_at=NOON,
+            created_at=NOON,
+            deadline=noon(1) if n % 5 == 0 else None,
+        )
+        for n in range(20)
+    ]
+    room = KeyRoom(LIMITS[1], {"0": 1})
+    operations = AddTasks(tasks), ClaimTasks(9, noon(2), TaskFilter(rooms=(room,)))
+    claimed = (await store.apply(operations))[1].unwrap()
+    as_planned = model.apply(operations)[1].unwrap()
+    assert claimed.tasks == as_planned.tasks
+    assert len(claimed.tasks) == 5
+    assert claimed.expired == as_planned.expired
+    assert [task.id for task in claimed.expired] == ["0", "5"]

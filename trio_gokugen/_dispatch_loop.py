@@ -221,19 +221,20 @@ class DispatchLoop:
 
     async def _sleep(self, only: TaskFilter) -> Task | None:
         """Sleep until a task is due and return it, or until somebody wakes us."""
-        scope, known = trio.CancelScope(), self._works.work_ids
         # Others may have added tasks of works that are registered here since: nobody tells.
         shared = self._repository.poll < math.inf
-        long = LOOK_FOR_NEW if shared else math.inf
-        self._sleepers[scope] = _Asleep(only, known)
-        try:
-            with scope:
-                while self._works.work_ids is known:
-                    with trio.move_on_after(long):
-                        return await self._repository.wait_until_due(self._known(only))
-        finally:
-            del self._sleepers[scope]
-        return None
+        while True:
+            known = self._works.work_ids
+            until = trio.current_time() + LOOK_FOR_NEW if shared else math.inf
+            scope = trio.CancelScope(deadline=until)
+            self._sleepers[scope] = _Asleep(only, known)
+            try:
+                with scope:
+                    return await self._repository.wait_until_due(self._known(only))
+            finally:
+                del self._sleepers[scope]
+            if trio.current_time() < until or self._works.work_ids is not known:
+                return None
 
     def claim_now(self, work_id: str) -> None:
         """Claim without a look before: somebody knows that a task of the work is due.
