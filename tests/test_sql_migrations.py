@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from alembic import command
@@ -21,8 +22,8 @@ from sqlalchemy import bindparam, inspect, text
 from sqlalchemy.orm import Session
 from support import NOON, noon, stored
 
-from trio_gokugen import Interval, Late, Schedule, TaskQuery, TaskState, sql
-from trio_gokugen.abc import ClaimTasks, RecoverAction
+from trio_gokugen import Interval, Late, Progress, Schedule, TaskQuery, TaskState, sql
+from trio_gokugen.abc import ClaimTasks, OfPools, RecoverAction, TaskFilter
 from trio_gokugen.sql import SchemaError, TaskRow, _migrate, open_sql_repository
 from trio_gokugen.sql._schema import Base, Moment
 
@@ -320,6 +321,46 @@ async def test_schedules_are_brought_up_to_date(database_url: str) -> None:
             ("head", noon(9)),
         ]
         assert await repository.find(of_schedule, 1, found[0]) == found[1:2]
+    assert tables(database_url) == TABLES
+
+
+RARE_OF_0005 = """
+    UPDATE gokugen_task SET unique_key = 'k', progress = '{"fraction": 0.5, "note": null,
+        "at": "2030-06-01T12:00:00+00:00"}',
+        rare = '{"retry": null, "retries": 2, "errors": [], "when": null}'
+    WHERE id = 'later'
+"""
+"""What few tasks of the fifth revision have."""
+
+
+async def test_tasks_of_before_name_no_pool(database_url: str) -> None:
+    """
+    Tasks of the fifth revision, in each state, and schedules name no pool: they are found
+    and claimed as those that are added now.
+    """
+    upgrade_to("0005", database_url)
+    moment = Moment()
+    with engine_of(database_url) as engine, engine.begin() as connection:
+        moments = {"past": datetime(2020, 1, 1, tzinfo=UTC), "noon": NOON, "later": noon(9)}
+        for statement in OF_0001, OF_0003, RARE_OF_0005:
+            values = [
+                bindparam(name, at, moment)
+                for name, at in moments.items()
+                if f":{name}" in statement
+            ]
+            said = text(statement.replace("T12:00:00+", r"T12\:00\:00+"))
+            connection.execute(said.bindparams(*values))
+    rare = {"key": "k", "retries": 2, "progress": Progress(fraction=0.5, at=NOON)}
+    expected = [attrs.evolve(t, **rare) if t.id == "later" else t for t in LEFT]
+    async with open_sql_repository(database_url) as repository:
+        found = await repository.find(TaskQuery())
+        assert found == expected
+        assert {task.pool for task in found} == {None}
+        assert [each.pool for each in await repository.find_schedules()] == [None]
+        await repository.add([stored("new"), stored("named", pool="p")])
+        unnamed = TaskFilter(frozenset({"note"}), pools=OfPools())
+        claimed = await repository.claim(9, noon(1), unnamed)
+        assert [task.id for task in claimed.tasks] == ["first", "new", "later"]
     assert tables(database_url) == TABLES
 
 
