@@ -27,7 +27,7 @@ async def tell(task: Task) -> None:
     """What cron would send as a mail."""
     print(f"{task.schedule_id} is {task.state.value}, at attempt {task.attempt}")
     if task.err is not None:
-        print(task.err.partition("\n\nTraceback")[0])
+        print(task.err.partition("\n\n")[0])  # what comes below is for who debugs
     elif isinstance(task.result, dict):
         print(task.result["stdout"])
 

@@ -110,6 +110,20 @@ EVERY = {
         "task 0: no work is registered as 'greet'",
     ),
     "no pool": (PoolNotFoundError("mail"), "there is no pool 'mail'"),
+    "no pool to name": (
+        PoolNotFoundError("mail", ()),
+        (
+            "there is no pool 'mail' that a task can name: give the scheduler a"
+            " PoolsDispatcher that has it"
+        ),
+    ),
+    "no such pool": (
+        PoolNotFoundError("mail", ("a", "b")),
+        (
+            "there is no pool 'mail' that a task can name: there are 'a', 'b'; or leave it"
+            " to the work"
+        ),
+    ),
     "a pool twice": (PoolExistsError("mail"), "there is a pool 'mail' already"),
     "a work in two pools": (
         PoolExistsError("mail", "send"),
@@ -159,7 +173,10 @@ EVERY = {
     "not running": (SchedulerNotRunningError(), "the scheduler is not running"),
     "executor lost": (
         ExecutorLostError("it was shut down"),
-        "the executor takes no more work: it was shut down",
+        (
+            "the executor takes no more work: it was shut down; a hook, on_dispatch_error,"
+            " may give the dispatcher another and answer RETRY"
+        ),
     ),
     "run lost": (
         WorkLostError("the cluster is gone"),

@@ -1143,12 +1143,20 @@ AnyDispatcher: Any = PoolsDispatcher
         (lambda works: AnyPool(1, works=3), TypeError, "must be names of works, not 3"),
         (lambda works: Pool(1, works=["\0"]), InvalidTaskError, "works"),
         (lambda works: AnyPool(1, rate=3), TypeError, "rate: must be a Rate, not 3"),
-        (lambda works: AnyPool(1, limits="a"), TypeError, "must be KeyLimits, not 'a'"),
-        (lambda works: AnyPool(1, limits=3), TypeError, "must be KeyLimits, not 3"),
+        (
+            lambda works: AnyPool(1, limits="a"),
+            TypeError,
+            "must be a list of KeyLimits, not 'a'",
+        ),
+        (
+            lambda works: AnyPool(1, limits=3),
+            TypeError,
+            "must be a list of KeyLimits, not 3",
+        ),
         (
             lambda works: AnyPool(1, limits=[3]),
             TypeError,
-            "limits: must be KeyLimits, not 3",
+            "limits: must be a list of KeyLimits, not 3",
         ),
         (
             lambda works: KeyLimit(0, param="a"),
@@ -1156,11 +1164,11 @@ AnyDispatcher: Any = PoolsDispatcher
             "must be at least 1, not 0",
         ),
         (lambda works: KeyLimit(True, param="a"), InvalidTaskError, "must be an int, not"),
-        (lambda works: KeyLimit(1), InvalidTaskError, "param: or meta must be given"),
+        (lambda works: KeyLimit(1), InvalidTaskError, "param: must be given, or else meta"),
         (
             lambda works: KeyLimit(1, param="a", meta="b"),
             InvalidTaskError,
-            "param: or meta must be given, and not both",
+            "param: must be given, or else meta, and not both",
         ),
         (lambda works: KeyLimit(1, meta="\0"), InvalidTaskError, "meta: must not"),
         (lambda works: AnyPool(1, paused=1), TypeError, "paused: must be a bool, not 1"),

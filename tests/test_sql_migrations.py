@@ -350,7 +350,11 @@ async def test_tasks_of_before_name_no_pool(database_url: str) -> None:
             ]
             said = text(statement.replace("T12:00:00+", r"T12\:00\:00+"))
             connection.execute(said.bindparams(*values))
-    rare = {"key": "k", "retries": 2, "progress": Progress(fraction=0.5, at=NOON)}
+    rare: dict[str, Any] = {
+        "key": "k",
+        "retries": 2,
+        "progress": Progress(fraction=0.5, at=NOON),
+    }
     expected = [attrs.evolve(t, **rare) if t.id == "later" else t for t in LEFT]
     async with open_sql_repository(database_url) as repository:
         found = await repository.find(TaskQuery())

@@ -53,7 +53,7 @@ class Calls:
         pools = self._dispatcher.statistics().pools
         for name in named:
             if name not in pools:
-                raise PoolNotFoundError(name)
+                raise PoolNotFoundError(name, tuple(sorted(pools)))
 
     @asynccontextmanager
     async def _turn(self, kind: str, id: str) -> AsyncGenerator[Callable[[], None]]:

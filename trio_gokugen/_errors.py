@@ -149,12 +149,23 @@ class WorkExistsError(GokugenError, ValueError):
 
 @attrs.frozen
 class PoolNotFoundError(GokugenError, LookupError):
-    """There is no pool of this name. Add it, or correct the name."""
+    """There is no pool of this name, or none that tasks can name.
+
+    Add it, or correct the name. The pool of all other works is for tasks that name none.
+    """
 
     pool: str
 
+    names: tuple[str, ...] | None = None
+    """Those that tasks can name, if it was for one that it was named."""
+
     def __str__(self) -> str:
-        return f"there is no pool {self.pool!r}"
+        if self.names is None:
+            return f"there is no pool {self.pool!r}"
+        what = f"there is no pool {self.pool!r} that a task can name"
+        if not self.names:
+            return f"{what}: give the scheduler a PoolsDispatcher that has it"
+        return f"{what}: there are {quoted(self.names)}; or leave it to the work"
 
 
 @attrs.frozen
@@ -464,7 +475,10 @@ class ExecutorLostError(GokugenError):
     why: str
 
     def __str__(self) -> str:
-        return printable(f"the executor takes no more work: {self.why}")
+        return printable(
+            f"the executor takes no more work: {self.why}; a hook, on_dispatch_error, may"
+            " give the dispatcher another and answer RETRY"
+        )
 
 
 # -- why a work did not end by itself -----------------------------------------------

@@ -35,7 +35,7 @@ class KeyLimit:
     def __attrs_post_init__(self) -> None:
         at_least_one(self.limit, "limit")
         if (self.param is None) == (self.meta is None):
-            raise InvalidTaskError("param", "or meta must be given, and not both")
+            raise InvalidTaskError("param", "must be given, or else meta, and not both")
         as_name(self.name, "param" if self.meta is None else "meta")
 
     @property

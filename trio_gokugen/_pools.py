@@ -93,11 +93,11 @@ def _work_ids(value: Collection[str]) -> frozenset[str]:
 
 def _limits(value: Iterable[KeyLimit]) -> tuple[KeyLimit, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"limits: must be KeyLimits, not {shown(value)}")
+        raise TypeError(f"limits: must be a list of KeyLimits, not {shown(value)}")
     limits = tuple(value)
     for each in limits:
         if not isinstance(each, KeyLimit):
-            raise TypeError(f"limits: must be KeyLimits, not {shown(each)}")
+            raise TypeError(f"limits: must be a list of KeyLimits, not {shown(each)}")
     return limits
 
 
