@@ -6,6 +6,7 @@ It runs what is in the file until Ctrl-C. Without one, it takes `commands.toml` 
 and runs each of its schedules once, now.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -27,7 +28,8 @@ async def tell(task: Task) -> None:
     """What cron would send as a mail."""
     print(f"{task.schedule_id} is {task.state.value}, at attempt {task.attempt}")
     if task.err is not None:
-        print(task.err.partition("\n\n")[0])  # what comes below is for who debugs
+        # Without the traceback, or that of a group: one has exceeded its time.
+        print(re.split(r"\n\n.*Traceback", task.err, maxsplit=1)[0])
     elif isinstance(task.result, dict):
         print(task.result["stdout"])
 
