@@ -377,3 +377,17 @@ def test_nothing_is_imported_for_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(back, ForeignError)
     assert "far_away is not imported here" in str(back)
     assert "far_away" not in sys.modules
+
+
+class Outer:
+    class InnerError(Exception):
+        """Of a class within another."""
+
+
+def test_an_error_of_a_class_within_another_comes_back() -> None:
+    """
+    It is found by its qualified name.
+    """
+    back = put_together(taken_apart(Outer.InnerError("as it is")))
+    assert type(back) is Outer.InnerError
+    assert back.args == ("as it is",)
