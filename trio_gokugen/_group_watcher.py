@@ -22,9 +22,6 @@ from . import _process_group as process_group
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 """Seconds between two looks at the same group: each pause is twice the one before."""
 
-# The watcher's thread: whatever else the program has threads for must not keep it waiting.
-_threads = trio.CapacityLimiter(math.inf)
-
 
 @attrs.define(eq=False)
 class _Waiting:
@@ -51,6 +48,11 @@ class _Watcher:
     """If there are none, nobody watches."""
 
     _has_more: threading.Event = attrs.field(factory=threading.Event, init=False)
+
+    # Whatever else the program has threads for must not keep this one waiting.
+    _threads: trio.CapacityLimiter = attrs.field(
+        factory=lambda: trio.CapacityLimiter(math.inf), init=False
+    )
 
     async def wait(self, group: int, seconds: float) -> bool:
         now = time.monotonic()
@@ -79,7 +81,7 @@ class _Watcher:
         """Look once, at those whose turn it is; gives those that need not wait any more."""
         waiting = [*self._waiting]
         try:
-            return await trio.to_thread.run_sync(self._look, waiting, limiter=_threads)
+            return await trio.to_thread.run_sync(self._look, waiting, limiter=self._threads)
         except Exception as error:  # noqa: BLE001 (there may be no thread: told to all)
             for each in waiting:
                 each.failed = error

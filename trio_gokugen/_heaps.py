@@ -49,7 +49,7 @@ class Heap:
 
         self.living = 0
         self.dead = 0
-        """How many entries are, of all of these."""
+        """How many of all these entries are alive, and how many are not."""
 
     def push(self, entry: Entry) -> None:
         """Add an entry: to those of its value, if some of it were put aside."""
@@ -79,10 +79,14 @@ Head: TypeAlias = tuple[Entry, Heap, _Lane | None]
 
 
 class Heaps:
-    """All of them. An iterable of those that there are."""
+    """All of them. An iterable of those that there are.
 
-    def __init__(self, living: Mapping[str, Entry]) -> None:
-        self._living = living
+    Args:
+      held: By id, the entries that the store holds.
+    """
+
+    def __init__(self, held: Mapping[str, Entry]) -> None:
+        self._held = held
         self._unnamed: dict[str, Heap] = {}
         """By work, those of tasks that name no pool."""
 
@@ -114,9 +118,9 @@ class Heaps:
         if not heap.living:
             self._drop(heap)
         elif heap.dead > _FEW and heap.dead > heap.living:
-            living, everywhere = self._living, [heap.entries, *heap.lanes.values()]
+            held, everywhere = self._held, [heap.entries, *heap.lanes.values()]
             heap.entries = [
-                e for each in everywhere for e in each if living.get(e[4].id) is e
+                e for each in everywhere for e in each if held.get(e[4].id) is e
             ]
             heapq.heapify(heap.entries)
             heap.lanes = {}
@@ -176,7 +180,7 @@ class Heaps:
         entries = heap.entries if lane is None else heap.lanes[lane]
         while entries:
             entry = entries[0]
-            if self._living.get(entry[4].id) is not entry:
+            if self._held.get(entry[4].id) is not entry:
                 heapq.heappop(entries)
                 heap.dead -= 1
                 continue

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -60,11 +60,11 @@ class OfPools:
         return OfPools(self.names & other.names, _both(self.works, other.works))
 
 
-_Names: TypeAlias = frozenset[str] | None
+_Some = TypeVar("_Some", frozenset[str], OfPools)
 
 
-def _both(one: _Names, other: _Names) -> _Names:
-    """What is in both sets, where none is the set of all."""
+def _both(one: _Some | None, other: _Some | None) -> _Some | None:
+    """What both want, where none wants all."""
     if one is None or other is None:
         return other if one is None else one
     return one & other
@@ -113,11 +113,7 @@ class TaskFilter:
             room.begin(task)
 
     def __and__(self, other: TaskFilter) -> TaskFilter:
-        pools, theirs = self.pools, other.pools
-        if pools is None or theirs is None:
-            pools = theirs if pools is None else pools
-        else:
-            pools &= theirs
+        pools = _both(self.pools, other.pools)
         work_ids = _both(self.work_ids, other.work_ids)
         once = self.at_most_once | other.at_most_once
         return TaskFilter(work_ids, once, self.rooms + other.rooms, pools)

@@ -37,6 +37,7 @@ from ._json import at_least_one
 from ._json import name as as_name
 from ._key_limits import KeyLimit, KeyRoom
 from ._lengths import length
+from ._limits import limit
 from ._task import Task
 from ._worker_pool import WorkerPoolDispatcher
 from .abc import (
@@ -134,8 +135,8 @@ class Pool:
             raise TypeError(f"paused: must be a bool, not {shown(self.paused)}")
         if not isinstance(self.workers, int) or isinstance(self.workers, bool):
             check_part(self.workers, Dispatcher, "workers")
-        elif self.workers < 1:
-            raise ValueError(f"workers: must be at least 1, not {shown(self.workers)}")
+        else:
+            limit(self.workers, "workers")
 
 
 @attrs.frozen
