@@ -30,8 +30,8 @@ import victim
 # Of those who are killed no coverage is taken anyway.
 pytestmark = [pytest.mark.long, pytest.mark.uncovered]
 
-KILLS = 200 if os.environ.get("GOKUGEN_ALL_KILLS") else 120
-"""At random moments: fewer may miss some of what is to be met."""
+KILLS = 200 if os.environ.get("GOKUGEN_ALL_KILLS") else 80
+"""At random moments."""
 KILLED = -signal.SIGKILL
 
 
@@ -300,6 +300,10 @@ def test_at_random_moments(killer: Killer, fast_path: Path) -> None:
     none that was cancelled, and runs again exactly what was in flight at a kill.
     """
     story = Story(killer, fast_path / "story")
+    # Moments so short that chance may miss them: these are met first.
+    assert story.kill_at("short", "before start", 1)
+    assert story.kill_at("short", "in the work", 1)
+    story.go_on("short")
     usual: list[float] = []
     for _ in range(5):
         began = time.monotonic()
@@ -312,7 +316,7 @@ def test_at_random_moments(killer: Killer, fast_path: Path) -> None:
     assert story.added
     assert story.cancelled
     assert {attempt for _, attempt in story.starts} >= {1, 2}
-    # Killed between the claim and the start, in the work, and after it.
+    # Killed between the claim and the start, and in the work.
     assert story.in_flight - story.starts
     assert (story.in_flight & story.starts) - story.ends
 
