@@ -1160,10 +1160,10 @@ AnyDispatcher: Any = PoolsDispatcher
         ),
         (
             lambda works: KeyLimit(0, param="a"),
-            InvalidTaskError,
+            ValueError,
             "must be at least 1, not 0",
         ),
-        (lambda works: KeyLimit(True, param="a"), InvalidTaskError, "must be an int, not"),
+        (lambda works: KeyLimit(True, param="a"), TypeError, "must be an int, not"),
         (lambda works: KeyLimit(1), InvalidTaskError, "param: must be given, or else meta"),
         (
             lambda works: KeyLimit(1, param="a", meta="b"),
@@ -1172,8 +1172,8 @@ AnyDispatcher: Any = PoolsDispatcher
         ),
         (lambda works: KeyLimit(1, meta="\0"), InvalidTaskError, "meta: must not"),
         (lambda works: AnyPool(1, paused=1), TypeError, "paused: must be a bool, not 1"),
-        (lambda works: Rate(0, 1), InvalidTaskError, "limit: must be at least 1, not 0"),
-        (lambda works: Rate(True, 1), InvalidTaskError, "limit: must be an int, not True"),
+        (lambda works: Rate(0, 1), ValueError, "limit: must be at least 1, not 0"),
+        (lambda works: Rate(True, 1), TypeError, "limit: must be an int, not True"),
         (lambda works: Rate(1, 0), InvalidTaskError, "per: must be more than nothing"),
         (lambda works: Rate(1, -1), InvalidTaskError, "per: must not be negative"),
         (lambda works: AnyRate(1, "1s"), InvalidTaskError, "per: must be a timedelta"),

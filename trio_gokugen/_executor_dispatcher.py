@@ -49,7 +49,7 @@ from ._executor_calls import (
     stop,
 )
 from ._executor_order import Order, far_order
-from ._limits import limit
+from ._limits import at_least_one
 from ._taken_apart import put_together
 from ._task import Progress, Task
 from .abc import (
@@ -106,7 +106,7 @@ class InFlightDispatcher:
                 "works: must be a registry of works, or its import path 'module:name',"
                 f" not {shown(works)}"
             )
-        self._max_in_flight = limit(max_in_flight, "max_in_flight")
+        self._max_in_flight = at_least_one(max_in_flight, "max_in_flight")
         self._flights: dict[tuple[str, int], Flight] = {}
         self._landed: deque[tuple[Flight, Landed | BaseException]] = deque()
         """What other threads have brought: appended there, and collected in Trio."""
@@ -141,7 +141,7 @@ class InFlightDispatcher:
 
     @max_in_flight.setter
     def max_in_flight(self, value: int) -> None:
-        self._max_in_flight = limit(value, "max_in_flight")
+        self._max_in_flight = at_least_one(value, "max_in_flight")
         self._room.unpark_all()
 
     def statistics(self) -> DispatcherStatistics:

@@ -184,11 +184,3 @@ def same(one: JSON, other: JSON) -> bool:
 def a_value(value: object) -> str:
     """A value as a message has it that must not tell what it is."""
     return f"a value of type {type(value).__name__}"
-
-
-def at_least_one(value: object, field: str) -> None:
-    """Raise an `InvalidTaskError` for what is no number of things, or none at all."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTaskError(field, f"must be an int, not {shown(value)}")
-    if value < 1:
-        raise InvalidTaskError(field, f"must be at least 1, not {shown(value)}")

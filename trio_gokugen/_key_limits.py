@@ -9,8 +9,8 @@ from typing import Any, Self
 import attrs
 
 from ._errors import InvalidTaskError
-from ._json import at_least_one
 from ._json import name as as_name
+from ._limits import at_least_one
 from ._task import Task
 
 
@@ -22,7 +22,7 @@ class KeyLimit:
     the name, or have null, a list or an object there, are not limited.
 
     Raises:
-      InvalidTaskError: names the argument that cannot be used.
+      TypeError, ValueError: names the argument that cannot be used.
     """
 
     limit: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._errors import shown
 
 
-def limit(value: int, argument: str) -> int:
+def at_least_one(value: int, argument: str) -> int:
     """The value, which must be a number from 1 on.
 
     Raises:

@@ -33,11 +33,10 @@ from ._errors import (
     StopReason,
     shown,
 )
-from ._json import at_least_one
 from ._json import name as as_name
 from ._key_limits import KeyLimit, KeyRoom
 from ._lengths import length
-from ._limits import limit
+from ._limits import at_least_one
 from ._task import Task
 from ._worker_pool import WorkerPoolDispatcher
 from .abc import (
@@ -73,7 +72,7 @@ class Rate:
     """How often runs may start: at most `limit` within any span of `per` seconds.
 
     Raises:
-      InvalidTaskError: names the argument that cannot be used.
+      TypeError, ValueError: names the argument that cannot be used.
     """
 
     limit: int
@@ -136,7 +135,7 @@ class Pool:
         if not isinstance(self.workers, int) or isinstance(self.workers, bool):
             check_part(self.workers, Dispatcher, "workers")
         else:
-            limit(self.workers, "workers")
+            at_least_one(self.workers, "workers")
 
 
 @attrs.frozen

@@ -42,7 +42,7 @@ from ._errors import (
     WorkTimeoutError,
 )
 from ._json import fresh
-from ._limits import limit
+from ._limits import at_least_one
 from ._task import Task, evolve
 from .abc import (
     Clock,
@@ -149,16 +149,18 @@ class WorkerPoolDispatcher:
         max_threads: int | None = None,
     ) -> None:
         self._works = works
-        self._max_workers = limit(max_workers, "max_workers")
+        self._max_workers = at_least_one(max_workers, "max_workers")
         self._limiter = trio.CapacityLimiter(max_workers)
         # The pool is the limit; Trio's default of 40 threads would be a second one.
         self._unlimited = trio.CapacityLimiter(math.inf)
         self._threads: trio.CapacityLimiter | None = None
         if max_threads is not None:
-            self._threads = trio.CapacityLimiter(limit(max_threads, "max_threads"))
+            self._threads = trio.CapacityLimiter(at_least_one(max_threads, "max_threads"))
         if max_processes is None:
             max_processes = _processors()
-        self._process_limiter = trio.CapacityLimiter(limit(max_processes, "max_processes"))
+        self._process_limiter = trio.CapacityLimiter(
+            at_least_one(max_processes, "max_processes")
+        )
         self._processes: Processes | None = None
         """None before the first work that needs one."""
         # A task that was taken back and claimed anew may have two.
@@ -176,7 +178,7 @@ class WorkerPoolDispatcher:
 
     @max_workers.setter
     def max_workers(self, value: int) -> None:
-        self._max_workers = limit(value, "max_workers")
+        self._max_workers = at_least_one(value, "max_workers")
         self._limiter.total_tokens = value
 
     def statistics(self) -> DispatcherStatistics:
