@@ -1544,4 +1544,4 @@ def test_progress_may_be_told_inside_works_only() -> None:
         report_progress(2)
     error = came_back(call_by_path("x", WORKS, run_of("tell", until="x").to_json()))
     assert isinstance(error, RuntimeError)
-    assert "this executor brings no progress back" in str(error)
+    assert "this executor brings back nothing before the work has ended" in str(error)
