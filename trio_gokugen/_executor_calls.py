@@ -120,8 +120,8 @@ def report_progress(fraction: float, note: str | None = None) -> None:
         ) from None
     if tell is None:
         raise RuntimeError(
-            "report_progress(): this executor brings back nothing before the work has ended:"
-            " run it in a pool of threads or on a cluster, or have it tell nothing"
+            "report_progress(): this executor brings back nothing before the work has"
+            " ended: run it in a pool of threads or on a cluster, or have it tell nothing"
         )
     tell(told)
 
