@@ -27,7 +27,7 @@ import trio.testing
 from trio.testing import MockClock
 
 import trio_gokugen
-from trio_gokugen import Scheduler, TaskQuery, TaskState, dask, sql
+from trio_gokugen import Scheduler, TaskQuery, TaskState, abc, dask, sql
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -448,7 +448,7 @@ def test_the_tests_of_an_example_pass_on_their_own() -> None:
 def test_the_reference_has_every_public_name() -> None:
     """
     `docs/api.md` lists what can be imported from the package, its `sql` and its `dask`,
-    once each.
+    once each: also those that `trio_gokugen.abc` has, too.
     """
     reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = re.findall(
@@ -458,6 +458,11 @@ def test_the_reference_has_every_public_name() -> None:
     extras += [f"trio_gokugen.dask.{name}" for name in dask.__all__]
     names = [*trio_gokugen.__all__, *extras]
     assert sorted(listed) == sorted(names)
+    excluded = re.search(
+        r"trio_gokugen\.abc$(?s:.*?):exclude-members: (.*)", reference, re.M
+    )
+    assert excluded is not None
+    assert {*excluded[1].split(", ")} == {*abc.__all__} & {*trio_gokugen.__all__}
 
 
 # -- the reminder service, on a real loopback socket and virtual time ----------------
