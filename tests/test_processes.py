@@ -5,21 +5,15 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import pickle
 import signal
-import subprocess
 import sys
-import textwrap
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from datetime import UTC, datetime, time, timedelta, timezone
-from fractions import Fraction
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import attrs
 import process_works
@@ -28,11 +22,10 @@ import pytest
 import trio
 import trio.testing
 from leftovers import children, nothing_left
-from process_works import OwnError, Plain, Raised, works
+from process_works import Plain, Raised, works
 from support import NOON, noon
 
 from trio_gokugen import (
-    Discard,
     ForeignError,
     HeapRepository,
     Interval,
@@ -52,7 +45,7 @@ from trio_gokugen import (
     open_scheduler,
 )
 from trio_gokugen._describe import describe
-from trio_gokugen._taken_apart import DEEPEST, LARGEST, put_together, taken_apart
+from trio_gokugen._taken_apart import put_together
 from trio_gokugen.abc import Condition, Work
 from trio_gokugen.testing import SAME_PROCESS_CHECKS, check_dispatcher
 
@@ -299,56 +292,6 @@ async def test_exceptions_come_back(
             assert "_process_work.py" not in task.err
 
 
-@pytest.mark.parametrize("which", Raised.whole)
-def test_exceptions_are_put_together(which: str) -> None:
-    """
-    An exception that was taken apart is the same when it is put together, but for a note.
-    """
-    error = Raised.whole[which]
-    back = put_together(taken_apart(error))
-    assert type(back) is type(error)
-    assert [repr(each) for each in back.args] == [repr(each) for each in error.args]
-    own = {k: v for k, v in vars(error).items() if k != "__notes__"}
-    assert {k: v for k, v in vars(back).items() if k != "__notes__"} == own
-    assert str(back) == str(error)
-
-
-def test_what_is_added_to_an_exception_stays() -> None:
-    """
-    An exception has its notes, and its attributes, when it comes back.
-    """
-    error = process_works.OwnError("noted")
-    error.add_note("look here")
-    error.code = 8
-    back: Any = put_together(taken_apart(error))
-    assert back.code == 8
-    assert back.__notes__[0] == "look here"
-
-
-@pytest.mark.parametrize(
-    "moment",
-    [
-        datetime(2030, 1, 1, 9, tzinfo=ZoneInfo("Asia/Tokyo")),
-        datetime(2030, 1, 1, 9, tzinfo=timezone(timedelta(hours=9))),
-        datetime(2030, 1, 1, 9),
-        time(9, tzinfo=UTC),
-        time(9, tzinfo=ZoneInfo("Asia/Tokyo")),
-    ],
-    ids=repr,
-)
-def test_moments_come_back_as_moments(moment: datetime | time) -> None:
-    """
-    A moment of any time zone is the same moment when it comes back.
-    """
-    apart = taken_apart(process_works.OwnError("t", moment))
-    assert "zoneinfo" not in repr(apart[2])
-    back = put_together(apart)
-    assert back.args[1].utcoffset() == moment.utcoffset()
-    # Of a time in a zone nobody knows the offset without a day.
-    known = moment.utcoffset() is not None
-    assert back.args[1] == (moment if known else moment.replace(tzinfo=None))
-
-
 async def test_what_cannot_come_back_is_told(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
@@ -370,124 +313,6 @@ async def test_what_cannot_come_back_is_told(
             assert why in head
             assert "in fail" in task.err
         assert (await pool.run("where")).result == process
-
-
-@pytest.mark.parametrize("which", Raised.lost)
-def test_what_cannot_be_put_together(which: str) -> None:
-    """
-    In the place of an exception that cannot be made anew is one that tells of it.
-    """
-    error, why = Raised.lost[which]
-    back = put_together(taken_apart(error))
-    assert isinstance(back, ForeignError)
-    assert back.kinds[0] == f"{type(error).__module__}.{type(error).__qualname__}"
-    assert back.kinds[-1] == "builtins.object"
-    assert back.text == str(error)
-    assert why in back.why
-
-
-def test_what_is_in_a_group_comes_back_for_itself() -> None:
-    """
-    Of a group comes back what can, and a `Retry` that names all that is in it wants it.
-    """
-    lost = process_works.UnmakeableError(1, 2)
-    error = BaseExceptionGroup(
-        "g", [ValueError(1), ExceptionGroup("inner", [lost]), SystemExit(3)]
-    )
-    error.add_note("look here")
-    back = put_together(taken_apart(error))
-    # There is nothing left in it that would have to leave the program.
-    assert type(back) is ExceptionGroup
-    assert back.message == "g"
-    assert back.__notes__[0] == "look here"
-    plain, inner, left = back.exceptions
-    assert repr(plain) == "ValueError(1)"
-    assert isinstance(inner, ExceptionGroup)
-    assert isinstance(left, ForeignError)
-    assert str(left) == (
-        "builtins.SystemExit: 3"
-        " (which could not come back: it would end this program, and not its run only)"
-    )
-    assert Retry(retry_on=process_works.UnmakeableError).wants(inner)
-    assert not Retry(retry_on=process_works.UnmakeableError).wants(back)
-    kept = put_together(taken_apart(BaseExceptionGroup("g", [KeyboardInterrupt()])))
-    assert type(kept) is BaseExceptionGroup
-
-
-def test_a_group_that_nests_too_deep_comes_back_in_part() -> None:
-    """
-    Of groups in groups come back so many as there may be, and then the text of what is in.
-    """
-    error: Any = ValueError("inmost")
-    for _ in range(DEEPEST + 5):
-        error = ExceptionGroup("one more", [error])
-    back: Any = put_together(taken_apart(error))
-    for _ in range(DEEPEST + 1):
-        [back] = back.exceptions
-    assert isinstance(back, ForeignError)
-    assert "nests too deep" in back.why
-
-
-def noted_at_length() -> Exception:
-    error = ValueError("noted")
-    error.add_note("x" * BIG)
-    return error
-
-
-BIG = 1_000_000
-LARGE: dict[str, BaseException] = {
-    "text": OwnError("x" * BIG),
-    "bytes": OwnError("b", b"x" * BIG),
-    "number": OwnError("n", 1 << (8 * BIG)),
-    "fraction": OwnError("f", Fraction(1, 1 << (8 * BIG))),
-    "list": OwnError("l", list(range(BIG // 10))),
-    "group": ExceptionGroup("g", [ValueError("x" * (BIG // 10)) for _ in range(20)]),
-    "many": ExceptionGroup("g", [ValueError(n) for n in range(BIG // 100)]),
-    "wish": Discard("x" * BIG),
-    "note": noted_at_length(),
-}
-
-
-@pytest.mark.parametrize("which", LARGE)
-def test_no_error_is_sent_that_is_too_large(which: str) -> None:
-    """
-    However large an error is, what is sent of it is not, and it is told as far as can be.
-    """
-    apart = taken_apart(LARGE[which])
-    assert len(pickle.dumps(apart)) < 2 * LARGEST
-    back = put_together(apart)
-    if which == "wish":
-        assert isinstance(back, Discard)
-        return
-    assert isinstance(back, ForeignError)
-    assert back.why == f"it was made with more than {LARGEST} bytes"
-    assert len(back.text) <= 1_000
-
-
-def test_nothing_is_imported_for_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    An error whose class is in a module that the program has not imported is told in its
-    place; and a module that would import something when it is asked is not asked.
-    """
-    apart = taken_apart(process_works.OwnError("own"))
-    with monkeypatch.context() as patch:
-        patch.delitem(sys.modules, "process_works")
-        back = put_together(apart)
-        assert "process_works" not in sys.modules
-    assert isinstance(back, ForeignError)
-    assert "LookupError: process_works is not imported here" in back.why
-    assert Retry(retry_on=process_works.OwnError).wants(back)
-
-    def lazy(name: str) -> Any:
-        raise AssertionError(name)
-
-    module = ModuleType("process_works")
-    vars(module)["__getattr__"] = lazy
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "process_works", module)
-        back = put_together(apart)
-    assert isinstance(back, ForeignError)
-    assert "KeyError" in back.why
 
 
 @pytest.mark.parametrize(
@@ -676,6 +501,20 @@ async def test_what_was_not_opened_can_be_closed(
     await _processes.Processes().aclose()
 
 
+async def test_only_the_program_itself_kills_what_is_left(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A process that the program has forked off, and that ends as programs do, kills nothing.
+    """
+    async with open_pool(tmp_path) as pool:
+        process = pid((await pool.run("where")).result)
+        _processes.kill_left(os.getpid() + 1)
+        assert (await pool.run("where")).result == process
+        _processes.kill_left(os.getpid())
+        await in_thread(os.waitid, os.P_PID, process, os.WEXITED | os.WNOWAIT)
+
+
 # -- what is stopped --------------------------------------------------------------------
 
 
@@ -818,6 +657,21 @@ async def test_a_dispatcher_may_be_used_again(
             assert children() == {seen[-1]}
         assert children() == set()
     assert len(set(seen)) == 2
+
+
+async def test_signals_in_a_process(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A process takes no notice of a Ctrl-C nor of a SIGTERM, which are not blocked for what a
+    work starts, and end that.
+    """
+    async with open_pool(tmp_path) as pool:
+        assert (await pool.run("signals")).result == ["True", "False", "False"]
+        assert (await pool.run("end_a_program")).result == -signal.SIGTERM
+        assert (await pool.run("end_a_fork")).result == -signal.SIGTERM
+    both = {signal.SIGINT, signal.SIGTERM}
+    assert not both & signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 # -- whose turn it is -------------------------------------------------------------------
@@ -1122,148 +976,6 @@ def test_the_work_says_where_it_runs() -> None:
         works.register("x", process_works.where, process=1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
-# -- conformance ------------------------------------------------------------------------
-
-
-class InProcesses:
-    """A registry whose plain functions run in processes."""
-
-    def __init__(self, registry: Any) -> None:
-        self._registry = registry
-        self.work_ids: frozenset[str] = registry.work_ids
-
-    def get(self, work_id: str) -> Work:
-        work: Work = self._registry.get(work_id)
-        return attrs.evolve(work, in_process=work.in_thread)
-
-    def get_condition(self, name: str) -> Condition:
-        condition: Condition = self._registry.get_condition(name)
-        return condition
-
-
-@pytest.mark.long
-async def test_processes_keep_the_promises_of_a_dispatcher(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """
-    The suite for dispatchers passes with its plain functions in processes.
-    """
-    seen: list[str] = []
-
-    class Watched(InProcesses):
-        def get(self, work_id: str) -> Work:
-            work = super().get(work_id)
-            seen.append(work_id)
-            return work
-
-    await check_dispatcher(
-        lambda registry, max_workers: WorkerPoolDispatcher(Watched(registry), max_workers),
-        skip=SAME_PROCESS_CHECKS,
-    )
-    assert {"plain_echo", "plain_fail", "plain_leave", "plain_set_variable"} <= set(seen)
-
-
-# -- programs ---------------------------------------------------------------------------
-
-
-SCRIPT = """
-import os, signal, sys, threading
-from pathlib import Path
-import trio
-from trio_gokugen import *
-
-works = WorkRegistry()
-
-class Mine(Exception): ...
-
-@works.register(process=True, retain=True)
-def tell(what):
-    if what == "error":
-        raise Mine("of the script")
-    return os.path.basename(__file__), __name__
-
-@works.register(process=True)
-def spin(started):
-    Path(started).write_text("x")
-    while True:
-        pass
-
-async def run(work_id, **param):
-    async with open_scheduler(works) as scheduler:
-        task = await scheduler.add_task(work_id, param, after=0)
-        return await scheduler.wait(task.id)
-"""
-
-
-def write_script(directory: Path, rest: str, name: str = "script.py") -> Path:
-    path = directory / name
-    path.write_text(SCRIPT + textwrap.dedent(rest))
-    return path
-
-
-def run_program(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("how", ["script", "module"])
-def test_a_script_may_have_its_works_in_itself(tmp_path: Path, how: str) -> None:
-    """
-    Functions and errors of the program's own file are found in its processes, and back.
-    """
-    rest = """
-    if __name__ == "__main__":
-        print(trio.run(lambda: run("tell", what="name")).result)
-        print(trio.run(lambda: run("tell", what="error")).err.splitlines()[0])
-    """
-    path = write_script(tmp_path, rest)
-    arguments: tuple[str | Path, ...] = (path,) if how == "script" else ("-m", "script")
-    done = run_program(*arguments, cwd=tmp_path)
-    assert done.stderr == ""
-    assert done.stdout == "['script.py', '__mp_main__']\nMine: of the script\n"
-
-
-def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
-    """
-    A script that would run itself anew in each process does not, and says what to do.
-    """
-    rest = """
-    print("begins", __name__)
-    print(trio.run(lambda: run("tell", what="name")).err)
-    """
-    done = run_program(write_script(tmp_path, rest), cwd=tmp_path)
-    assert "RuntimeError: this process was started to run works" in done.stderr
-    assert 'put its trio.run under if __name__ == "__main__":' in done.stderr
-    assert done.stdout.startswith("begins __main")
-    err = done.stdout.partition("WorkerDiedError")[2]
-    assert "exit code 1" in err
-    assert 'A script must call trio.run under if __name__ == "__main__":' in err
-
-
-@pytest.mark.parametrize("how", ["-c", "package", "directory"])
-def test_what_is_no_file_is_told_so(tmp_path: Path, how: str) -> None:
-    """
-    A program that another process cannot import is told to put the function elsewhere.
-    """
-    package = tmp_path / "package"
-    package.mkdir()
-    write_script(package, "", "__main__.py")
-    programs: dict[str, tuple[str | Path, ...]] = {
-        "-c": ("-c", SCRIPT),
-        "package": ("-m", "package"),
-        "directory": (package,),
-    }
-    done = run_program(*programs[how], cwd=tmp_path)
-    assert done.stderr.splitlines()[-1].startswith("TypeError: function: it is in the pro")
-    assert "put the function into a module" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("spec", "file", "found"),
     [
@@ -1314,250 +1026,42 @@ def test_a_module_is_imported_to_find_a_function(monkeypatch: pytest.MonkeyPatch
     assert _callables.find("colorsys", "rgb_to_hsv").__name__ == "rgb_to_hsv"
 
 
-def test_without_the_extra(tmp_path: Path) -> None:
-    """
-    Without trio-parallel a work in a process is refused as it is registered, and it is
-    told what to install; with it, it is not imported before a work runs.
-    """
-    program = """
-import sys, process_works
-import trio_gokugen
-assert "trio_parallel" not in sys.modules
-assert "multiprocessing" not in sys.modules
-import importlib.util
-there = importlib.util.find_spec
-sys.modules["trio_gokugen._work_registry"].find_spec = lambda name: None
-try:
-    trio_gokugen.WorkRegistry().register("x", process_works.where, process=True)
-except ImportError as error:
-    print(error.name, error)
-trio_gokugen.WorkRegistry().register("x", process_works.where)
-"""
-    done = run_program("-c", program, cwd=Path(__file__).parent)
-    assert done.stderr == ""
-    assert done.stdout == (
-        "trio_parallel process=True needs trio-parallel:"
-        ' pip install "trio_gokugen[process]"\n'
-    )
+# -- conformance ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["SIGINT", "SIGTERM"])
-def test_a_signal_does_not_reach_a_process_that_starts(tmp_path: Path, which: str) -> None:
-    """
-    A signal that comes while a process imports what it needs is the scheduler's affair.
-    """
-    rest = f"""
-    if __name__ == "__main__":
-        print(trio.run(lambda: run("tell", what="name")).state.value)
-    else:
-        signal.raise_signal(signal.{which})
-    """
-    done = run_program(write_script(tmp_path, rest), cwd=tmp_path)
-    assert done.stderr == ""
-    assert done.stdout == "done\n"
+class InProcesses:
+    """A registry whose plain functions run in processes."""
+
+    def __init__(self, registry: Any) -> None:
+        self._registry = registry
+        self.work_ids: frozenset[str] = registry.work_ids
+
+    def get(self, work_id: str) -> Work:
+        work: Work = self._registry.get(work_id)
+        return attrs.evolve(work, in_process=work.in_thread)
+
+    def get_condition(self, name: str) -> Condition:
+        condition: Condition = self._registry.get_condition(name)
+        return condition
 
 
-async def test_signals_in_a_process(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path
+@pytest.mark.long
+async def test_processes_keep_the_promises_of_a_dispatcher(
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     """
-    A process takes no notice of a Ctrl-C nor of a SIGTERM, which are not blocked for what a
-    work starts, and end that.
+    The suite for dispatchers passes with its plain functions in processes.
     """
-    async with open_pool(tmp_path) as pool:
-        assert (await pool.run("signals")).result == ["True", "False", "False"]
-        assert (await pool.run("end_a_program")).result == -signal.SIGTERM
-        assert (await pool.run("end_a_fork")).result == -signal.SIGTERM
-    both = {signal.SIGINT, signal.SIGTERM}
-    assert not both & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    seen: list[str] = []
 
+    class Watched(InProcesses):
+        def get(self, work_id: str) -> Work:
+            work = super().get(work_id)
+            seen.append(work_id)
+            return work
 
-def test_a_sigterm_for_all_processes(tmp_path: Path) -> None:
-    """
-    A SIGTERM that all processes of a program get, as from systemd, ends no work: a program
-    that stops its scheduler then lets works end, in the grace that it gives them.
-    """
-    rest = """
-    @works.register(process=True, retain=True)
-    def hold(started, go):
-        Path(started).write_text("x")
-        Path(go).read_text()
-        return os.getpid()
-
-    async def main(started, go):
-        repository = HeapRepository()
-        with trio.open_signal_receiver(signal.SIGTERM) as signals:
-            async with open_scheduler(works, repository) as scheduler:
-                param = {"started": started, "go": go}
-                await scheduler.add_task("hold", param, after=0, id="a")
-                async for _ in signals:
-                    print("stopping", flush=True)
-                    break
-        print((await repository.get("a")).state.value, flush=True)
-
-    if __name__ == "__main__":
-        trio.run(main, *sys.argv[1:])
-    """
-    pipes = [tmp_path / "started", tmp_path / "go"]
-    for pipe in pipes:
-        os.mkfifo(pipe)
-    with subprocess.Popen(
-        [sys.executable, write_script(tmp_path, rest), *pipes],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as program:
-        assert pipes[0].read_text() == "x"
-        busy = psutil.Process(program.pid).children(recursive=True)
-        os.killpg(program.pid, signal.SIGTERM)
-        assert program.stdout is not None
-        assert program.stdout.readline() == "stopping\n"
-        pipes[1].write_text("go")
-        stdout, stderr = program.communicate(timeout=PATIENCE)
-    assert (stdout, stderr) == ("done\n", "")
-    assert not psutil.wait_procs(busy, timeout=PATIENCE)[1]
-
-
-def test_a_program_whose_trio_crashes_leaves_nothing(tmp_path: Path) -> None:
-    """
-    A process that is busy when Trio itself crashes is killed, and not waited for.
-    """
-    rest = """
-    async def main(started):
-        async with open_scheduler(works) as scheduler:
-            await scheduler.add_task("spin", {"started": started}, after=0)
-            await trio.to_thread.run_sync(Path(started).read_text)
-            print(*(each.pid for each in multiprocessing.active_children()), flush=True)
-            trio.lowlevel.current_trio_token().run_sync_soon(lambda: 1 / 0)
-            await trio.sleep_forever()
-
-    if __name__ == "__main__":
-        import multiprocessing
-        try:
-            trio.run(main, sys.argv[1])
-        except trio.TrioInternalError:
-            print("crashed")
-    """
-    started = tmp_path / "started"
-    os.mkfifo(started)
-    done = run_program(write_script(tmp_path, rest), started, cwd=tmp_path)
-    process, crashed = done.stdout.split()
-    assert crashed == "crashed"
-    assert not psutil.pid_exists(int(process))
-
-
-async def test_only_the_program_itself_kills_what_is_left(
-    autojump_clock: trio.testing.MockClock, tmp_path: Path
-) -> None:
-    """
-    A process that the program has forked off, and that ends as programs do, kills nothing.
-    """
-    async with open_pool(tmp_path) as pool:
-        process = pid((await pool.run("where")).result)
-        _processes.kill_left(os.getpid() + 1)
-        assert (await pool.run("where")).result == process
-        _processes.kill_left(os.getpid())
-        await in_thread(os.waitid, os.P_PID, process, os.WEXITED | os.WNOWAIT)
-
-
-def test_a_ctrl_c_at_a_terminal(tmp_path: Path) -> None:
-    """
-    Of a Ctrl-C that all processes get only the program itself tells, no process is left,
-    and the task is put back.
-    """
-    rest = """
-    async def main(started):
-        repository = HeapRepository()
-        try:
-            async with open_scheduler(works, repository) as scheduler:
-                await scheduler.add_task("spin", {"started": started}, after=0, id="a")
-                await trio.sleep_forever()
-        finally:
-            print((await repository.get("a")).state.value, flush=True)
-
-    if __name__ == "__main__":
-        try:
-            trio.run(main, sys.argv[1])
-        except* KeyboardInterrupt:
-            print("interrupted")
-    """
-    started = tmp_path / "started"
-    os.mkfifo(started)
-    program = subprocess.Popen(
-        [sys.executable, "-c", RESTORED, write_script(tmp_path, rest), started],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    await check_dispatcher(
+        lambda registry, max_workers: WorkerPoolDispatcher(Watched(registry), max_workers),
+        skip=SAME_PROCESS_CHECKS,
     )
-    assert started.read_text() == "x"
-    busy = psutil.Process(program.pid).children(recursive=True)
-    assert len(busy) == 2  # and the one of multiprocessing's own
-    os.killpg(program.pid, signal.SIGINT)
-    stdout, stderr = program.communicate(timeout=PATIENCE)
-    assert stderr == ""
-    assert stdout == "scheduled\ninterrupted\n"
-    assert not psutil.wait_procs(busy, timeout=PATIENCE)[1]
-
-
-RESTORED = """
-import os, signal, sys
-# What a shell runs in the background ignores it.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-
-
-def test_processes_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
-    """
-    The idle processes of a program that was killed end by themselves.
-    """
-    rest = """
-    async def main():
-        async with open_scheduler(works) as scheduler:
-            task = await scheduler.add_task("tell", {"what": "name"}, after=0)
-            await scheduler.wait(task.id)
-            print("idle", flush=True)
-            await trio.sleep_forever()
-
-    if __name__ == "__main__":
-        trio.run(main)
-    """
-    program = subprocess.Popen(
-        [sys.executable, write_script(tmp_path, rest)], stdout=subprocess.PIPE, text=True
-    )
-    assert program.stdout is not None
-    assert program.stdout.readline() == "idle\n"
-    idle = psutil.Process(program.pid).children(recursive=True)
-    assert len(idle) == 2  # and the one of multiprocessing's own
-    program.kill()
-    program.communicate(timeout=PATIENCE)
-    assert not psutil.wait_procs(idle, timeout=PATIENCE)[1]
-
-
-def test_a_process_whose_program_was_killed_ends_by_a_sigterm(tmp_path: Path) -> None:
-    """
-    A process that is busy when its program is killed can be ended by a SIGTERM.
-    """
-    rest = """
-    async def main(started):
-        async with open_scheduler(works) as scheduler:
-            await scheduler.add_task("spin", {"started": started}, after=0)
-            await trio.sleep_forever()
-
-    if __name__ == "__main__":
-        trio.run(main, sys.argv[1])
-    """
-    started = tmp_path / "started"
-    os.mkfifo(started)
-    with subprocess.Popen(
-        [sys.executable, write_script(tmp_path, rest), started]
-    ) as program:
-        assert started.read_text() == "x"
-        busy = psutil.Process(program.pid).children(recursive=True)
-        program.kill()
-        program.wait(PATIENCE)
-    for process in busy:
-        process.terminate()  # of which that of multiprocessing's own takes no notice
-    assert not psutil.wait_procs(busy, timeout=PATIENCE)[1]
+    assert {"plain_echo", "plain_fail", "plain_leave", "plain_set_variable"} <= set(seen)
