@@ -8,7 +8,7 @@ import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -150,3 +150,34 @@ def result_of(task: Task) -> Any:
     """The result of a task that is done."""
     assert task.err is None, task.err
     return task.result
+
+
+WAIT = """
+    import signal, sys
+    def leave(*_):
+        print("leaving", flush=True)
+        sys.exit(7)
+    signal.signal(signal.SIGTERM, leave)
+    print("here", flush=True)
+    open(sys.argv[1], "w").write("ready")
+    signal.pause()
+"""
+
+
+IGNORE = """
+    import signal, sys
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open(sys.argv[1], "w").write("ready")
+    while True:
+        signal.pause()
+"""
+
+
+async def stop_all(commands: Sequence[Command], fifos: Sequence[Path]) -> None:
+    """Run commands, and cancel them at once as soon as each has told something."""
+    async with trio.open_nursery() as nursery:
+        for command in commands:
+            nursery.start_soon(command.run, {})
+        for fifo in fifos:
+            await hear(fifo)
+        nursery.cancel_scope.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import functools
 import gc
@@ -13,12 +12,10 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import (
     Callable,
-    Collection,
     Generator,
     Mapping,
     Sequence,
@@ -32,7 +29,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import Shop, gone, hear, result_of, run_one
+from processes import IGNORE, WAIT, Shop, hear, result_of, run_one, stop_all
 from support import NOON, stored
 from trio.testing import MockClock
 
@@ -450,6 +447,10 @@ def test_a_code_means_one_thing() -> None:
         InvalidCommandError, match=r"^retry_on: has 'SIGKILL', .*discard_on"
     ):
         Command(["ls"], discard_on=[1, "SIGKILL"], retry_on=["SIGKILL", 2])
+    # Of two names that a signal has, either is meant.
+    with pytest.raises(InvalidCommandError, match=r"^retry_on: has 'SIGABRT'"):
+        Command(["ls"], discard_on=["SIGABRT"], retry_on=["SIGIOT"])
+    assert Command(["ls"], success=["SIGIOT"]).success == ("SIGABRT",)
 
 
 def test_a_command_is_a_value() -> None:
@@ -638,6 +639,27 @@ async def test_the_program_is_looked_for_where_it_will_be(
     await refused(shop.command("./only-ours", cwd=its))
     await refused(shop.command("tool", inherit=()))
     assert await prints("true", inherit=()) == ""  # where the system has its own
+    program(tmp_path / "with:colon" / "sub" / "tool")
+    path = {"PATH": "sub:/bin"}
+    assert await prints("tool", env=path, cwd=tmp_path / "with:colon") == "sub\n"
+    await refused(shop.command(f"{its}/tool/"))
+
+
+def test_a_program_is_looked_for_though_our_directory_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If our own working directory was removed, a program with a path of its own is found, and
+    one that would be in the directory is refused.
+    """
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    Command(["true"]).check_param({})
+    Command(["/bin/true"]).check_param({})
+    with pytest.raises(InvalidTaskError, match="there is no program"):
+        Command(["./true"]).check_param({})
 
 
 async def test_a_program_may_be_elsewhere(
@@ -938,17 +960,6 @@ async def test_a_result_can_always_be_kept(
 
 # -- how it is stopped ----------------------------------------------------------------
 
-WAIT = """
-    import signal, sys
-    def leave(*_):
-        print("leaving", flush=True)
-        sys.exit(7)
-    signal.signal(signal.SIGTERM, leave)
-    print("here", flush=True)
-    open(sys.argv[1], "w").write("ready")
-    signal.pause()
-"""
-
 
 async def test_a_timeout_stops_it(autojump_clock: MockClock, shop: Shop) -> None:
     """
@@ -1045,10 +1056,13 @@ async def test_after_its_grace_it_is_killed(
     fifo = shop.fifo()
     steps: list[object] = []
 
-    async def wait(group: int, seconds: float) -> bool:
-        has_ended = await group_watcher.wait_for_end(group, seconds)
-        steps.append((seconds, has_ended))
-        return has_ended
+    async def wait(
+        leader: trio.Process, seconds: float, *signals: signal.Signals
+    ) -> group_watcher.Waited:
+        steps.append(("to others", *signals))
+        waited = await group_watcher.wait_for_end(leader, seconds, *signals)
+        steps.append((seconds, waited.has_ended))
+        return waited
 
     def send(process: trio.Process, *signals: signal.Signals) -> bool:
         steps.extend(signals)
@@ -1059,8 +1073,9 @@ async def test_after_its_grace_it_is_killed(
     monkeypatch.setattr(run_command, "wait_for_end", wait)
     await stop_all([shop.python(IGNORE, str(fifo), grace=grace)], [fifo])
     assert steps == [
-        *(signal.SIGTERM, signal.SIGCONT, (grace, False)),
-        *(signal.SIGKILL, (run_command.AFTER_KILL, True)),
+        *(signal.SIGTERM, signal.SIGCONT, ("to others", signal.SIGTERM, signal.SIGCONT)),
+        *((grace, False), signal.SIGKILL, ("to others", signal.SIGKILL)),
+        (run_command.AFTER_KILL, True),
     ]
 
 
@@ -1086,7 +1101,8 @@ async def test_the_grace_is_counted_by_a_real_clock(
     monkeypatch.setattr(group_watcher, "time", SimpleNamespace(monotonic=monotonic))
     monkeypatch.setattr(process_group, "living", living)
     with autojump_held():
-        assert not await group_watcher.wait_for_end(7, 0.1)
+        leader: Any = SimpleNamespace(pid=7, poll=lambda: None)
+        assert not (await group_watcher.wait_for_end(leader, 0.1)).has_ended
     assert seen == pytest.approx([1000, 1000.04, 1000.08, 1000.12])
     assert trio.current_time() == 0
 
@@ -1239,6 +1255,42 @@ def test_a_keyboard_interrupt_at_any_line_leaves_nothing(
     gc.collect()  # what hung on the errors
 
 
+@pytest.mark.uncovered
+@pytest.mark.usefixtures("sigint")
+def test_a_keyboard_interrupt_while_it_is_stopped(shop: Shop) -> None:
+    """
+    Whenever Ctrl-C comes while a command that was cancelled is stopped, it is sent all the
+    signals, and leaves no sooner and no later.
+    """
+    source = """
+        import signal, sys
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(sys.argv[1], "w").write("ready")
+        signal.sigtimedwait([signal.SIGUSR1], 100)
+    """
+
+    async def main(interrupt: AtLine) -> None:
+        fifo = shop.fifo()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shop.python(source, str(fifo), grace=0).run, {})
+            await hear(fifo)
+            sys.settrace(interrupt.trace)
+            nursery.cancel_scope.cancel()
+
+    previous = sys.gettrace()
+    for line in range(1, 30):
+        interrupt = AtLine(line)
+        began = time.monotonic()
+        try:
+            with pytest.raises(BaseException) as caught:  # noqa: PT011 (or in groups)
+                trio.run(main, interrupt)
+        finally:
+            sys.settrace(previous)
+        assert is_interrupt(caught.value)
+        assert time.monotonic() - began < 50, line
+    gc.collect()  # what hung on the errors
+
+
 async def test_where_there_are_no_groups(
     autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1253,409 +1305,6 @@ async def test_where_there_are_no_groups(
     fifo = shop.fifo()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shop.python(WAIT, str(fifo)).run, {})
-        await hear(fifo)
-        nursery.cancel_scope.cancel()
-
-
-# -- groups of processes --------------------------------------------------------------
-
-
-def test_a_number_that_is_used_again_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """
-    If a process that was waited for has a number that another one has now, its group is no
-    more, and that of the other gets no signal.
-    """
-
-    class Gone:
-        pid = os.getpid()
-        args = ("gone",)
-
-        def poll(self) -> int:
-            return 0
-
-    def kill(*_: Any) -> None:
-        raise AssertionError("a stranger was sent a signal")
-
-    monkeypatch.setattr(os, "killpg", kill)
-    monkeypatch.setattr(os, "waitpid", kill)
-    gone: Any = Gone()
-    assert not process_group.send(gone, signal.SIGTERM)
-    process_group.reap(gone)
-
-
-def fake_processes(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, processes: Mapping[int, tuple[str, int]]
-) -> None:
-    """Have the system tell of these: their states, "" for one that has gone, and groups."""
-    (folder / "self").mkdir()
-    (folder / "self" / "stat").touch()
-    for pid, (state, group) in processes.items():
-        (folder / str(pid)).mkdir()
-        if state:
-            stat = f"{pid} (a) Z 1) {state} 1 {group} {group} {'0 ' * 13}1 0 0"
-            (folder / str(pid) / "stat").write_text(stat)
-
-    def getpgid(pid: int) -> int:
-        state, group = processes[pid]
-        if not state:
-            raise ProcessLookupError
-        return group
-
-    monkeypatch.setattr(os, "getpgid", getpgid)
-    monkeypatch.setattr(process_group, "_PROC", folder)
-
-
-def fake_groups(monkeypatch: pytest.MonkeyPatch, groups: Collection[int]) -> None:
-    """Have the system say that there are these groups, and of one that it is not ours."""
-
-    def killpg(group: int, number: int) -> None:
-        assert number == 0
-        if group not in groups:
-            raise ProcessLookupError
-        if group == 77:
-            raise PermissionError
-
-    monkeypatch.setattr(os, "killpg", killpg)
-
-
-def test_what_the_system_tells_of_a_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    A group lives if it has a member that has not ended, whatever its name; and for as long
-    as it is there, if its members are not told of.
-    """
-    fake_processes(
-        monkeypatch,
-        tmp_path,
-        {
-            11: ("Z", 77),
-            12: ("S", 77),
-            13: ("R", 77),
-            14: ("X", 88),
-            88: ("Z", 88),
-            15: ("", 88),
-            90: ("T", 90),
-            16: ("D", 91),
-            92: ("S", 40),  # whoever has the number of a leader that has gone
-        },
-    )
-    fake_groups(monkeypatch, {77, 88, 90, 91, 99})
-    alive = process_group.living({each: each for each in (77, 88, 90, 91, 92, 99, 100)})
-    assert alive in (
-        {77: 12, 90: 90, 91: 16, 99: 99},
-        {77: 13, 90: 90, 91: 16, 99: 99},
-    )
-
-
-def test_who_was_found_alive_is_looked_at_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    As long as a member that was found alive is, no other process is looked at.
-    """
-    fake_processes(monkeypatch, tmp_path, {77: ("Z", 77), 12: ("S", 77), 88: ("R", 88)})
-    fake_groups(monkeypatch, {77, 88})
-    looks = count_looks(monkeypatch)
-    found = process_group.living({77: 77, 88: 88})
-    assert found == {77: 12, 88: 88}
-    assert len(looks) == 1
-    assert process_group.living(found) == found
-    assert len(looks) == 1
-
-
-def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes each time that all processes of the system are listed."""
-    looks: list[str] = []
-    listdir: Any = os.listdir
-
-    def noting(path: Any = ".") -> Any:
-        if str(path) == str(process_group._PROC):
-            looks.append(threading.current_thread().name)
-        return listdir(path)
-
-    monkeypatch.setattr(os, "listdir", noting)
-    return looks
-
-
-@pytest.mark.parametrize("failing", ["listdir", "open"])
-def test_who_cannot_be_looked_at_may_be_alive(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    failing: str,
-) -> None:
-    """
-    If there is no file descriptor left to look at processes by, a group lives for as long
-    as it is there.
-    """
-    fake_processes(monkeypatch, tmp_path, {77: ("Z", 77), 12: ("Z", 77)})
-    fake_groups(monkeypatch, {77})
-
-    def fail(*_: Any, **__: Any) -> Any:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    assert process_group.living({77: 77}) == {}
-    with monkeypatch.context() as patched:
-        patched.setattr(os if failing == "listdir" else builtins, failing, fail)
-        assert process_group.living({77: 77, 88: 88}) == {77: 77}
-    said = [record.getMessage() for record in caplog.records]
-    if failing == "listdir":
-        assert said == [
-            "processes cannot be looked at: [Errno 24] Too many open files",
-        ]
-
-
-def test_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """
-    On a system that does not tell of processes a group lives for as long as it is there.
-    """
-    monkeypatch.setattr(process_group, "_PROC", tmp_path)
-    fake_groups(monkeypatch, {77, 88})
-    assert process_group.living({77: 77, 88: 12, 99: 99}) == {77: 77, 88: 12}
-
-
-IGNORE = """
-    import signal, sys
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    open(sys.argv[1], "w").write("ready")
-    while True:
-        signal.pause()
-"""
-
-
-async def stop_all(commands: Sequence[Command], fifos: Sequence[Path]) -> None:
-    """Run commands, and cancel them at once as soon as each has told something."""
-    async with trio.open_nursery() as nursery:
-        for command in commands:
-            nursery.start_soon(command.run, {})
-        for fifo in fifos:
-            await hear(fifo)
-        nursery.cancel_scope.cancel()
-
-
-CHILD_IGNORES = """
-    import os, signal, sys
-    child = os.fork()
-    if not child:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        open(sys.argv[1], "w").write("ready")
-    while True:
-        signal.pause()
-"""
-
-
-@pytest.mark.parametrize(
-    ("source", "most"), [(IGNORE, 1), (CHILD_IGNORES, 3)], ids=["leader", "child"]
-)
-async def test_one_look_serves_all(
-    autojump_clock: MockClock,
-    shop: Shop,
-    monkeypatch: pytest.MonkeyPatch,
-    source: str,
-    most: int,
-) -> None:
-    """
-    While commands that ignore that they are to stop are waited for, all processes of the
-    system are looked at only once somebody has ended, and never in Trio's thread, nor by
-    two at a time.
-    """
-    fifos = [shop.fifo() for _ in range(5)]
-    commands = [shop.python(source, str(fifo), grace=1) for fifo in fifos]
-    looks = count_looks(monkeypatch)
-    looking = threading.Lock()
-    living = process_group.living
-
-    def alone(groups: Mapping[int, int]) -> dict[int, int]:
-        assert looking.acquire(blocking=False)
-        try:
-            assert threading.current_thread() is not threading.main_thread()
-            return living(groups)
-        finally:
-            looking.release()
-
-    monkeypatch.setattr(process_group, "living", alone)
-    await stop_all(commands, fifos)
-    assert len(looks) <= most * len(commands)
-
-
-def test_who_comes_later_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Those who wait are looked at together, as far as it is soon their turn; who comes later
-    has the others looked at no more often.
-    """
-    now = 0.0
-    looked_at: list[set[int]] = []
-
-    def living(groups: dict[int, int]) -> dict[int, int]:
-        looked_at.append({*groups})
-        return groups
-
-    monkeypatch.setattr(group_watcher, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(process_group, "living", living)
-    watcher = group_watcher._Watcher()
-    old, second = (group_watcher._Waiting(group, 100, 0) for group in (1, 2))
-    for _ in range(9):
-        assert not watcher._look([old, second])
-        now = old.look_at
-    assert looked_at == [{1, 2}] * 9
-    old.look_at = second.look_at = now + group_watcher.LONGEST_PAUSE * 3 / 4
-    new = group_watcher._Waiting(3, 100, now)
-    assert not watcher._look([old, second, new])
-    assert looked_at[-1] == {3}
-
-
-async def test_who_comes_later_does_not_wait_for_the_others_turn(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    Who comes while nobody else's turn is near is looked at at once.
-    """
-    watcher = group_watcher._Watcher()
-    waits = trio.Event()
-    look = group_watcher._Watcher._look
-
-    def noting(self: Any, waiting: list[Any]) -> set[Any]:
-        trio.from_thread.run_sync(waits.set)
-        return look(self, waiting)
-
-    def living(groups: Mapping[int, int]) -> dict[int, int]:
-        return {group: group for group in groups if group != 1}
-
-    monkeypatch.setattr(group_watcher._Watcher, "_look", noting)
-    monkeypatch.setattr(process_group, "living", living)
-    never = time.monotonic() + 1e6
-    other = group_watcher._Waiting(1, never, never)
-    watcher._waiting.append(other)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watcher._watch)
-        await waits.wait()
-        assert not await watcher.wait(2, 0)
-        assert not other.over.is_set()
-        other.look_at = 0
-        assert await watcher.wait(1, 0)  # which has the other one looked at, too
-        await other.over.wait()
-
-
-def test_what_runs_as_the_trio_run_ends_is_stopped(shop: Shop) -> None:
-    """
-    A command of a system task, which is cancelled as the Trio run ends, is waited for.
-    """
-    fifo = shop.fifo()
-    command = shop.python(IGNORE, str(fifo), grace=0.05)
-
-    async def main() -> None:
-        trio.lowlevel.spawn_system_task(command.run, {})
-        await hear(fifo)
-
-    trio.run(main)
-    assert not shop.running()
-
-
-def test_what_cannot_be_read_from_is_not_waited_for(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    If the system will not watch a pipe, the command fails, and the Trio run comes to its
-    end.
-    """
-
-    def fail(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(run_command._Reader, "add", fail)
-    with pytest.raises(OSError, match="No space left"):
-        trio.run(shop.command("true").run, {})
-
-
-async def test_who_was_not_seen_is_killed(
-    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    A child that was born as the members of its group were looked at, and not seen, is
-    killed: nothing is left of a command that has ended.
-    """
-    command = shop.python(
-        """
-        import os, signal
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        child = os.fork()
-        if not child:
-            while True:
-                signal.pause()
-        print(child, flush=True)
-        """,
-        grace=1e8,
-    )
-
-    def blind(groups: set[int]) -> tuple[dict[int, int], set[int]]:
-        return {}, {*groups}
-
-    monkeypatch.setattr(process_group, "_members", blind)
-    child = int(result_of(await run_one(command))["stdout"])
-    assert gone(child)
-
-
-async def test_without_a_thread_it_is_killed(
-    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    If there is no thread to wait for its end in, what is stopped is killed, and it is told
-    why; and the next is waited for again.
-    """
-    fifo, again = shop.fifo(), shop.fifo()
-    command = shop.python(IGNORE, str(fifo), grace=1e8)
-
-    async def none(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("can't start new thread")
-
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(RuntimeError, match="can't start new thread"),
-        flatten_subgroups=True,
-    ):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(command.run, {})
-            await hear(fifo)
-            monkeypatch.setattr(trio.to_thread, "run_sync", none)
-            nursery.cancel_scope.cancel()
-    monkeypatch.undo()
-    assert not shop.running()
-    await stop_all([shop.python(IGNORE, str(again), grace=0)], [again])
-
-
-def test_those_who_have_become_ours_are_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """
-    Of a group whose leader has ended, all that have ended are waited for, one by one.
-    """
-    waited: list[int] = []
-    answers = [(11, 0), (12, 0), (0, 0)]
-
-    def waitpid(pid: int, options: int) -> tuple[int, int]:
-        waited.append(pid)
-        return answers.pop(0)
-
-    leader: Any = SimpleNamespace(pid=10, poll=lambda: 0)
-    monkeypatch.setattr(process_group, "_is_used", lambda pid: False)
-    monkeypatch.setattr(os, "waitpid", waitpid)
-    process_group.reap(leader)
-    assert waited == [-10] * 3
-
-
-async def test_without_proc_it_works_as_well(
-    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """
-    Where the system does not list its processes, what is stopped is stopped all the same.
-    """
-    monkeypatch.setattr(process_group, "_PROC", shop.folder / "nowhere")
-    fifo = shop.fifo()
-    command = shop.python(WAIT, str(fifo))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(command.run, {})
         await hear(fifo)
         nursery.cancel_scope.cancel()
 
@@ -1709,9 +1358,11 @@ def test_a_mapping_may_say_what_a_command_is() -> None:
             "other": {"argv": ["true"], "timeout": "1m30s", "retry": 3},
             "made": {"argv": ["true"], "retry": Retry(4), "grace": timedelta(minutes=1)},
             "none": {"argv": ["true"], "retry": None, "timeout": None},
+            "discards": {"argv": ["true"], "success": [1], "discard_on": [0]},
+            "retries": {"argv": ["true"], "success": [1], "retry_on": [0]},
         }
     )
-    assert works.work_ids == {"one", "other", "made", "none"}
+    assert works.work_ids == {"one", "other", "made", "none", "discards", "retries"}
     assert works.get("made").retry == Retry(4)
     assert works.get("none").retry is None
     assert works.get("none").timeout is None

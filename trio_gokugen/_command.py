@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -180,7 +179,7 @@ def _codes(value: Collection[Code], field: str) -> tuple[Code, ...]:
 
 def _code(value: object, field: str) -> Code:
     if isinstance(value, str) and value in signal.Signals.__members__:
-        return value
+        return signal.Signals[value].name
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if is_int and 0 <= cast("int", value) <= _LARGEST_CODE:
         return cast("int", value)
@@ -421,9 +420,7 @@ def _has_folder(program: str) -> bool:
 def _found(program: str, env: Mapping[str, str], cwd: str | None) -> str | None:
     """The path of a program, looked for as it will be once it is started."""
     # A relative path is one from there, and so is a relative one within PATH.
-    base = Path(cwd or os.curdir).absolute()
-    if _has_folder(program):
-        return shutil.which(base / program)
-    folders = (base / each for each in os.get_exec_path(dict(env)))
-    found = (shutil.which(program, path=str(each)) for each in folders)
-    return next(filter(None, found), None)
+    folders = [""] if _has_folder(program) else os.get_exec_path(dict(env))
+    # A `Path` would lose the slash at the end by which a program is none.
+    paths = (os.path.join(cwd or os.curdir, each, program) for each in folders)  # noqa: PTH118
+    return next(filter(None, map(shutil.which, paths)), None)

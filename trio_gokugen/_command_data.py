@@ -43,7 +43,7 @@ def _checked(key: str, value: Any) -> Any:
     if key not in _KEYS:
         raise InvalidCommandError(str(key), _unknown(_KEYS))
     read = _READERS[key](value, key) if key in _READERS else value
-    tried: dict[str, Any] = {"argv": ["any"], key: read}
+    tried: dict[str, Any] = {"argv": ["any"], "success": (), key: read}
     Command(**tried)
     return read
 

@@ -1,8 +1,9 @@
-"""Waiting for process groups to end: one watcher for all that a Trio run waits for.
+"""Waiting for what commands have started to end: one watcher for all of a Trio run.
 
-There is no event for the end of a group, so it has to be looked for, again and again. Each
-look is made in a thread, and serves all that are waiting: a hundred groups, whose members
-ignore that they are to end, take about as much as one, and Trio's loop is not held up.
+There is no event for the end of a session, so it has to be looked for, again and again.
+Each look is made in a thread, and serves all that are waiting: a hundred sessions, whose
+members ignore that they are to end, take about as much as one, and Trio's loop is not held
+up.
 
 It is the thread that counts the time, too. Processes live in real time, whatever Trio's
 clock shows.
@@ -11,8 +12,10 @@ clock shows.
 from __future__ import annotations
 
 import math
+import signal
 import threading
 import time
+from collections.abc import Sequence
 
 import attrs
 import trio
@@ -20,18 +23,33 @@ import trio
 from . import _process_group as process_group
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
-"""Seconds between two looks at the same group: each pause is twice the one before."""
+"""Seconds between two looks at the same session: each pause is twice the one before."""
+
+
+@attrs.frozen
+class Waited:
+    """What has become of a session by the end of the wait."""
+
+    has_ended: bool
+    others: set[int]
+    """The groups in it, besides that of its leader, that were sent signals."""
 
 
 @attrs.define(eq=False)
 class _Waiting:
-    """A group that somebody waits for."""
+    """A session that somebody waits for."""
 
-    group: int
+    session: int
     until: float
     look_at: float
+    signals: Sequence[signal.Signals] = ()
+    """What its other groups are to be sent, when it is looked at first."""
+
+    others: set[int] = attrs.field(factory=set[int], init=False)
+    """Those groups."""
+
     member: int = attrs.field(init=False)
-    """Who is looked at: the leader at first, whose number is the group's."""
+    """Who is looked at: the leader at first, whose number is the session's."""
 
     pause: float = attrs.field(default=SHORTEST_PAUSE / 2, init=False)
     has_ended: bool = attrs.field(default=False, init=False)
@@ -39,7 +57,7 @@ class _Waiting:
     over: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.member = self.group
+        self.member = self.session
 
 
 @attrs.define(eq=False)
@@ -54,9 +72,11 @@ class _Watcher:
         factory=lambda: trio.CapacityLimiter(math.inf), init=False
     )
 
-    async def wait(self, group: int, seconds: float) -> bool:
+    async def wait(
+        self, session: int, seconds: float, signals: Sequence[signal.Signals]
+    ) -> Waited:
         now = time.monotonic()
-        waiting = _Waiting(group, now + seconds, now)
+        waiting = _Waiting(session, now + seconds, now, signals)
         if not self._waiting:
             trio.lowlevel.spawn_system_task(
                 self._watch, name="trio_gokugen watcher of commands"
@@ -65,11 +85,11 @@ class _Watcher:
         self._has_more.set()
         await waiting.over.wait()
         if waiting.failed is not None:
-            raise waiting.failed
-        return waiting.has_ended
+            raise RuntimeError(str(waiting.failed)) from waiting.failed
+        return Waited(waiting.has_ended, waiting.others)
 
     async def _watch(self) -> None:
-        # Who waits does so for some seconds only, and under a shield: even as a run ends.
+        # Who waits does so for a time only, and under a shield: even as a run ends.
         with trio.CancelScope(shield=True):
             while self._waiting:
                 over = await self._next_over()
@@ -94,14 +114,19 @@ class _Watcher:
         now = time.monotonic()
         # Those whose turn it is soon have it now, and are together from now on.
         due = [each for each in waiting if each.look_at <= now + each.pause / 2]
-        alive = process_group.living({each.group: each.member for each in due})
+        if unsent := {each.session: each.signals for each in due if each.signals}:
+            others = process_group.send_to_others(unsent)
+            for each in due:
+                each.others |= others.get(each.session, set())
+                each.signals = ()
+        alive = process_group.living({each.session: each.member for each in due})
         over: set[_Waiting] = set()
         for each in due:
-            each.has_ended = each.group not in alive
+            each.has_ended = each.session not in alive
             if each.has_ended or each.until <= now:
                 over.add(each)
             else:
-                each.member = alive[each.group]
+                each.member = alive[each.session]
                 each.pause = min(2 * each.pause, LONGEST_PAUSE)
                 each.look_at = min(now + each.pause, each.until)
         return over
@@ -110,18 +135,27 @@ class _Watcher:
 _watcher: trio.lowlevel.RunVar[_Watcher] = trio.lowlevel.RunVar("trio_gokugen_watcher")
 
 
-async def wait_for_end(group: int, seconds: float) -> bool:
-    """Wait until all in a group have ended, and tell whether they have.
+async def wait_for_end(
+    leader: trio.Process, seconds: float, *signals: signal.Signals
+) -> Waited:
+    """Wait until all in a session have ended.
 
     Real seconds. To be called under a shield, as it need not be cancelled: it waits no
     longer than that.
 
+    Args:
+      leader: The process that leads it.
+      seconds: The longest to wait.
+      signals: What the groups besides the leader's are sent before.
+
     Raises:
       RuntimeError: there is no thread to wait in.
     """
+    if process_group.has_gone(leader):
+        return Waited(has_ended=True, others=set())
     try:
         watcher = _watcher.get()
     except LookupError:
         watcher = _Watcher()
         _watcher.set(watcher)
-    return await watcher.wait(group, seconds)
+    return await watcher.wait(leader.pid, seconds, signals)

@@ -149,9 +149,13 @@ class _Reader:
                     _read(key.fd, key.data)
 
 
-def _read(fd: int, output: Output, most: int = CHUNK) -> None:
-    with contextlib.suppress(BlockingIOError):
-        output.add(os.read(fd, most))
+def _read(fd: int, output: Output, most: int = CHUNK) -> int:
+    try:
+        data = os.read(fd, most)
+    except BlockingIOError:
+        return 0
+    output.add(data)
+    return len(data)
 
 
 _reader: trio.lowlevel.RunVar[_Reader | None] = trio.lowlevel.RunVar("trio_gokugen_reader")
@@ -190,8 +194,8 @@ def _pipe_to(output: Output) -> Generator[int]:
             # pipe, and write for ever.
             left = array("i", [0])
             fcntl.ioctl(read, termios.FIONREAD, left)
-            if left[0]:
-                _read(read, output, left[0])
+            while left[0] > 0 and (taken := _read(read, output, left[0])):
+                left[0] -= taken
     finally:
         os.close(read)
         os.close(write)
@@ -263,6 +267,8 @@ class _Run:
     )
     _process: trio.Process | None = attrs.field(default=None, init=False)
     _was_stopped: bool = attrs.field(default=False, init=False)
+    _others: set[int] = attrs.field(factory=set[int], init=False)
+    """The groups that were seen in its session, besides its own."""
 
     async def run(self) -> int:
         """Run it, and return its code."""
@@ -301,7 +307,7 @@ class _Run:
         finally:
             if self._was_stopped:
                 assert self._process is not None
-                process_group.reap(self._process)
+                process_group.reap(self._process, self._others)
         return ended.returncode
 
     def started(self, value: trio.Process | None = None) -> None:
@@ -318,19 +324,26 @@ class _Run:
             async with stream:
                 await stream.send_all(self._program.stdin.encode())
 
+    # Trio calls it in a task of its own, and waits for the process if it fails.
+    @trio.lowlevel.enable_ki_protection
     async def _stop(self, process: trio.Process) -> None:
-        """End all that is left of the process's group."""
+        """End all that is left of the process's group, and then of its session."""
         # What was stopped, as by Ctrl-Z, sees a SIGTERM once it goes on.
-        if not process_group.send(process, signal.SIGTERM, signal.SIGCONT):
+        signals = signal.SIGTERM, signal.SIGCONT
+        if not process_group.send(process, *signals):
             return
         self._was_stopped = True
         with trio.CancelScope(shield=True):
-            has_ended = False
             try:
-                has_ended = await wait_for_end(process.pid, self._program.grace)
+                await self._wait_for_end(process, self._program.grace, *signals)
             finally:
                 # Also if it cannot be waited for, as Trio then waits for the process. And
                 # if all have ended: who was born while they were looked at was not seen.
                 process_group.send(process, signal.SIGKILL)
-            if not has_ended:
-                await wait_for_end(process.pid, AFTER_KILL)
+            await self._wait_for_end(process, AFTER_KILL, signal.SIGKILL)
+
+    async def _wait_for_end(
+        self, process: trio.Process, seconds: float, *signals: signal.Signals
+    ) -> None:
+        waited = await wait_for_end(process, seconds, *signals)
+        self._others |= waited.others
