@@ -90,6 +90,64 @@ async def test_it_ignores_sigterm(autojump_clock: MockClock, shop: Shop) -> None
         assert gone(int(pid))
 
 
+OWN_GROUP = """
+    import os, signal, sys
+    if not os.fork():
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(sys.argv[1], "w").write("ready")
+        while True:
+            signal.pause()
+    {end}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is in a session")
+@pytest.mark.parametrize("how", ["timeout", "jobs", "python"])
+async def test_a_grandchild_makes_a_group_of_its_own(
+    autojump_clock: MockClock, shop: Shop, how: str
+) -> None:
+    """
+    What a command has started in another group of its session is stopped with it: by a
+    SIGTERM, or by a SIGKILL if it ignores that.
+    """
+    fifo = shop.fifo()
+    inner = 'timeout 3333 sh -c "echo > $1; sleep 3333"; :'
+    commands = {
+        "timeout": ("sh", "-c", inner),
+        "jobs": ("bash", "-c", "set -m; (echo > $1; sleep 3333) & wait"),
+    }
+    if how == "python":
+        source = OWN_GROUP.replace("{end}", "signal.pause()")
+        command = shop.python(source, str(fifo), grace=0.05)
+    else:
+        command = shop.command(*commands[how], how, str(fifo), grace=LONG)
+    await stop_once_heard(command, fifo)
+    assert shop.running() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is in a session")
+async def test_what_it_leaves_is_in_two_groups(
+    autojump_clock: MockClock, shop: Shop
+) -> None:
+    """
+    If a program that exits by itself leaves somebody in its group, all in its session are
+    stopped; if that has nobody else, another group stays.
+    """
+    fifo = shop.fifo()
+    leaves = "open(sys.argv[1]).read() and (os.fork() or signal.pause())"
+    command = shop.python(OWN_GROUP.replace("{end}", leaves), str(fifo), grace=0.05)
+    result_of(await run_one(command))
+    assert shop.running() == []
+    fifo = shop.fifo()
+    command = shop.python(
+        OWN_GROUP.replace("{end}", "open(sys.argv[1]).read()"), str(fifo), grace=0.05
+    )
+    result_of(await run_one(command))
+    [left] = shop.running()
+    shop.left_on_purpose.append(left.pid)
+
+
 async def test_it_leaves_a_child_that_holds_its_output(
     autojump_clock: MockClock, shop: Shop
 ) -> None:
@@ -588,6 +646,39 @@ async def test_it_makes_its_pipe_larger(autojump_clock: MockClock, shop: Shop) -
         assert gone(pid)  # nobody else runs here, and reads, before that
     [result] = results
     assert result["stdout_dropped"] == result["stderr_dropped"] == 1_000_000 - 4096
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such pipes")
+async def test_it_writes_in_packets(autojump_clock: MockClock, shop: Shop) -> None:
+    """
+    However a program has written, all that is left in its pipe is taken.
+    """
+    ready, go = shop.fifo(), shop.fifo()
+    command = shop.python(
+        """
+        import fcntl, os, sys
+        fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_DIRECT)
+        open(sys.argv[1], "w").write(str(os.getpid()))
+        open(sys.argv[2]).read()
+        for _ in range(10):
+            os.write(1, b"line\\n")
+        os._exit(0)
+        """,
+        str(ready),
+        str(go),
+    )
+    results: list[Any] = []
+
+    async def run() -> None:
+        results.append(await command.run({}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        pid = int(await hear(ready))
+        go.write_text("go")
+        assert gone(pid)  # nobody else runs here, and reads, before that
+    assert results[0]["stdout"] == "line\n" * 10
+    assert results[0]["stdout_dropped"] == 0
 
 
 async def test_it_writes_nonsense(autojump_clock: MockClock, shop: Shop) -> None:
@@ -1147,6 +1238,48 @@ def test_what_is_killed_leaves_its_command(shop: Shop) -> None:
         each.kill()
         assert gone(each.pid)
     assert trio.run(again.run, {})["stdout"] == "mine\n"
+
+
+HOPPER = """
+import ctypes, psutil, sys, trio
+from trio_gokugen import Command
+
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+source = '''
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork():
+    os._exit(0)
+end = time.monotonic() + 20
+while time.monotonic() < end:
+    if os.fork():
+        os._exit(0)
+    time.sleep(0.0005)
+'''
+for _ in range(10):
+    trio.run(Command([sys.executable, "-I", "-S", "-c", source], grace=0.1).run, {})
+    print(*psutil.Process().children(recursive=True), end="")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.uncovered
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such processes")
+def test_who_hops_from_process_to_process_is_waited_for() -> None:
+    """
+    A program that is a new process again and again, so that no look sees it, is killed, and
+    has ended by the end of the command.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", HOPPER],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such processes")

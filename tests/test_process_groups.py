@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import itertools
+import math
 import os
 import signal
 import threading
@@ -334,22 +335,24 @@ async def test_who_comes_later_does_not_wait_for_the_others_turn(
 
 
 async def test_busy_threads_keep_no_command_from_its_end(
-    autojump_clock: MockClock, shop: Shop
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
     What is stopped is watched, though the program has all of its threads at work.
     """
+    run_sync = trio.to_thread.run_sync
+    looks: list[trio.CapacityLimiter] = []
+
+    async def noting(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(function, "__name__", "") == "_look":
+            looks.append(kwargs["limiter"])
+        return await run_sync(function, *args, **kwargs)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", noting)
     fifo = shop.fifo()
-    limiter = trio.to_thread.current_default_thread_limiter()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(shop.python(IGNORE, str(fifo), grace=0).run, {})
-        await hear(fifo)
-        borrowed = [object() for _ in range(int(limiter.available_tokens))]
-        for each in borrowed:
-            limiter.acquire_on_behalf_of_nowait(each)
-        nursery.cancel_scope.cancel()
-    for each in borrowed:
-        limiter.release_on_behalf_of(each)
+    await stop_all([shop.python(IGNORE, str(fifo), grace=0)], [fifo])
+    assert looks
+    assert {each.total_tokens for each in looks} == {math.inf}
 
 
 async def test_all_pipes_have_one_reader(
