@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -340,12 +341,49 @@ class CountsByTheFirstWork(ListStore):
         return {work_id: works.count(work_id) for work_id in works}
 
 
-@breaks("pending_tasks_are_counted")
+@breaks("pending_tasks_are_counted", "pending_tasks_are_counted_by_pool")
 class CountsTheDispatched(ListStore):
     async def count_pending(self) -> Mapping[str, int]:
         await super().count_pending()
         works = [task.work_id for task in self.tasks.values() if not task.state.ended]
         return {work_id: works.count(work_id) for work_id in works}
+
+    async def count_pools(self) -> Mapping[str, int]:
+        await super().count_pools()
+        tasks = [task for task in self.tasks.values() if not task.state.ended]
+        return Counter(task.pool for task in tasks if task.pool is not None)
+
+
+@breaks("pending_tasks_are_counted_by_pool")
+class CountsThoseOfNoPool(ListStore):
+    async def count_pools(self) -> Mapping[str, int]:
+        await super().count_pools()
+        return Counter(task.pool or "" for task in self.pending(ANY_TASK))
+
+
+@breaks("pending_tasks_are_counted_by_pool")
+class CountsPoolsByWork(ListStore):
+    async def count_pools(self) -> Mapping[str, int]:
+        await super().count_pools()
+        tasks = [task for task in self.pending(ANY_TASK) if task.pool is not None]
+        works = {(task.pool, task.work_id): task for task in tasks}
+        return Counter(str(pool) for pool, _ in works)
+
+
+@breaks("pending_tasks_are_counted_by_pool")
+class CountsByTheFirstPool(ListStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pools: dict[str, str] = {}
+
+    def do_add(self, tasks: Sequence[Task]) -> None:
+        super().do_add(tasks)
+        self.pools |= {task.id: task.pool for task in tasks if task.pool is not None}
+
+    async def count_pools(self) -> Mapping[str, int]:
+        await super().count_pools()
+        pending = {task.id for task in self.pending(ANY_TASK)}
+        return Counter(pool for task_id, pool in self.pools.items() if task_id in pending)
 
 
 # -- recovery and ends ----------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -220,6 +220,9 @@ class ListStore(SimpleRepository):
             lambda: Counter(task.work_id for task in self.pending(ANY_TASK))
         )
 
+    async def count_pools(self) -> Mapping[str, int]:
+        return await self.step(lambda: _pools_of(self.pending(ANY_TASK)))
+
 
 class ThreadedStore(NoSchedules, BulkRepository):
     """Works in threads, one at a time, as a store on a disk does."""
@@ -273,6 +276,13 @@ class ThreadedStore(NoSchedules, BulkRepository):
         return await self._in_thread(
             lambda: Counter(task.work_id for task in self._model.pending(ANY_TASK))
         )
+
+    async def count_pools(self) -> Mapping[str, int]:
+        return await self._in_thread(lambda: _pools_of(self._model.pending(ANY_TASK)))
+
+
+def _pools_of(tasks: Iterable[Task]) -> Counter[str]:
+    return Counter(task.pool for task in tasks if task.pool is not None)
 
 
 class SlowlyReadStore(HeapStore):

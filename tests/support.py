@@ -114,6 +114,7 @@ class TroubledRepository(HeapRepository):
         self.before_wait: Callable[[], Awaitable[None]] | None = None
         self.before_recover: Callable[[], Awaitable[None]] | None = None
         self.before_count: Callable[[], Awaitable[None]] | None = None
+        self.before_count_pools: Callable[[], Awaitable[None]] | None = None
         self.batches: list[list[Operation]] = []
 
     async def apply(
@@ -140,3 +141,8 @@ class TroubledRepository(HeapRepository):
         if self.before_count is not None:
             await self.before_count()
         return await super().count_pending()
+
+    async def count_pools(self) -> Any:
+        if self.before_count_pools is not None:
+            await self.before_count_pools()
+        return await super().count_pools()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -54,6 +55,7 @@ def noon(seconds: float) -> datetime:
 
 ids = st.sampled_from([f"t{n}" for n in range(8)])
 works = st.sampled_from(["one", "two", "three"])
+pools = st.sampled_from([None, None, "p"])
 seconds = st.integers(0, 4)
 moments = seconds.map(noon)
 priorities = st.integers(-1, 1)
@@ -67,6 +69,7 @@ def tasks(draw: st.DrawFn) -> Task:
     return Task(
         id=draw(ids),
         work_id=draw(works),
+        pool=draw(pools),
         scheduled_at=draw(moments),
         created_at=draw(moments),
         priority=draw(priorities),
@@ -83,6 +86,7 @@ updates = st.builds(
     st.builds(TaskUpdate, scheduled_at=moments),
     st.builds(TaskUpdate, priority=priorities),
     st.builds(TaskUpdate, work_id=works),
+    st.builds(TaskUpdate, pool=pools),
     st.builds(TaskUpdate, param=st.dictionaries(st.sampled_from("ab"), st.integers(0, 1))),
 )
 
@@ -210,8 +214,10 @@ class HeapMachine(RuleBasedStateMachine):
         pending = [t for t in self.model.tasks if t.state is TaskState.SCHEDULED]
         counts = trio.run(self.store.count_pending)
         assert sum(counts.values()) == len(pending)
+        named = Counter(task.pool for task in pending if task.pool is not None)
+        assert trio.run(self.store.count_pools) == named
         entries = sum(heap.living + heap.dead for heap in self.store._heaps)
-        assert entries <= 2 * len(pending) + 64 * 3
+        assert entries <= 2 * len(pending) + 64 * 3 * 2
 
 
 def comparable(result: outcome.Outcome[Any]) -> object:

@@ -151,6 +151,20 @@ async def test_works_that_are_over_are_forgotten() -> None:
     assert dict(await store.count_pending()) == {"other": 100}
 
 
+async def test_pools_that_are_over_are_forgotten() -> None:
+    """
+    Nothing remains of pools that no pending task names any more.
+    """
+    store = HeapStore()
+    for n in range(100):
+        await store.add([new(f"{n} {m}", pool=f"p{n}") for m in range(3)])
+        await store.cancel(f"{n} 0", NOON)
+        await store.mark_dispatched(f"{n} 1", NOON)
+        await store.update(f"{n} 2", TaskUpdate(pool="other" if n % 2 else None))
+    assert [heap.pool for heap in store._heaps] == [None, "other"]
+    assert dict(await store.count_pools()) == {"other": 50}
+
+
 async def test_memory_stays_flat_over_many_tasks() -> None:
     """
     Tasks that come, run and end leave no more behind than `keep_ended`.

@@ -396,6 +396,7 @@ async def test_by_default_an_error_leaves_run(
         ("update_error", "end"),
         ("update_error", "recover"),
         ("get_next_error", "count"),
+        ("get_next_error", "count pools"),
     ],
 )
 @pytest.mark.parametrize("action", list(HookAction))
@@ -415,6 +416,8 @@ async def test_each_error_and_each_decision(
         repository.before_recover = failing_call(1, error)
     elif arrange == "count":
         repository.before_count = failing_call(1, error)
+    elif arrange == "count pools":
+        repository.before_count_pools = failing_call(1, error)
     else:
         kind = ClaimTasks if arrange == "claim" else EndTask
         repository.before_apply = failing(1, kind, error)

@@ -141,6 +141,8 @@ NEVER_DUE_ON_SQLITE = [
     ("scheduled_at", "9223372036854775807"),
     ("work_id", LETTER),
     ("work_id", "x'ff'"),
+    ("pool", LETTER),
+    ("pool", "x'ff'"),
 ]
 
 
@@ -326,6 +328,7 @@ async def check_that_it_is_left(url: str, column: str) -> None:
         open_bench(repository) as (scheduler, bench),
     ):
         await repository.count_pending()
+        assert await repository.count_pools() == {}
         await scheduler.drain()
         assert sorted(bench.ids()) == ["first", "last"]
         err = f"the stored task cannot be read: {column} is damaged"

@@ -269,6 +269,7 @@ async def test_a_repository_that_is_closed(database_url: str) -> None:
         lambda: repository.add([stored("b")]),
         lambda: repository.get("a"),
         repository.count_pending,
+        repository.count_pools,
     ):
         with closed:
             await call()

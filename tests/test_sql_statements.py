@@ -129,6 +129,8 @@ def what_is_said(engine: Engine) -> dict[str, Any]:
         for query in queries:
             statement, given = search(core.dialect, connection, query, 1, a_task("0"))
             connection.execute(statement, given)
+        connection.execute(core._statements.count_pending)
+        connection.execute(core._statements.count_pools)
     assert len(said) > 15
     return said
 
@@ -232,6 +234,52 @@ def test_no_statement_reads_the_whole_table(postgresql_url: str, *, analyzed: bo
                 assert connection.execute(statement, given).all() == []
                 read = connection.execute(text(READ)).one()
     assert sum(read) < 5_000
+
+
+def test_to_count_pools_reads_nobody_without_one(tmp_path: Path) -> None:
+    """
+    However many pending tasks name no pool, those that name one are found by an index.
+    """
+    path = tmp_path / "tasks.db"
+    with engine_of(f"sqlite:///{path}") as engine:
+        said = what_is_said(engine)
+    [(text, given)] = [each for each in said.items() if COUNT_POOLS in each[0]]
+    with closing(sqlite3.connect(path)) as file:
+        [(*_, step)] = file.execute(f"EXPLAIN QUERY PLAN {text}", given)
+    assert step == "SEARCH gokugen_task USING INDEX gokugen_task_pending (pool>?)"
+
+
+COUNT_POOLS = "SELECT gokugen_task.pool, count(*)"
+FILL_PENDING = """
+    INSERT INTO gokugen_task (
+        id, work_id, pool, state, scheduled_at, priority, created_at, param, meta,
+        attempt, interruptions, at_most_once
+    )
+    SELECT 'new ' || n, 'a', CASE WHEN n > 19990 THEN 'p' ELSE '' END, 'scheduled', now(),
+        0, now(), '{}', '{}', 0, 0, 0
+    FROM generate_series(1, 20000) AS n
+"""
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_to_count_pools_reads_few_rows(postgresql_url: str, *, analyzed: bool) -> None:
+    """
+    The same on PostgreSQL, even if its planner knows nothing of the table yet.
+    """
+    with engine_of(postgresql_url) as engine:
+        migrate(engine)
+        core = SQLCore(engine, name="test")
+        with engine.begin() as connection:
+            connection.execute(
+                text("ALTER TABLE gokugen_task SET (autovacuum_enabled = off)")
+            )
+            connection.execute(text(FILL_PENDING))
+            if analyzed:
+                connection.execute(text("ANALYZE gokugen_task"))
+            before = connection.execute(text(READ)).one()
+            assert connection.execute(core._statements.count_pools).all() == [("p", 10)]
+            read = connection.execute(text(READ)).one()
+    assert sum(read) - sum(before) < 100
 
 
 HISTORY = """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ import trio
 import trio.testing
 from databases import engine_of
 from sqlalchemy.orm import Session
-from support import NOON, at, noon
+from support import NOON, at, noon, stored
 
 from trio_gokugen import (
     HeapRepository,
@@ -25,6 +26,7 @@ from trio_gokugen import (
     PoolExistsError,
     PoolNotFoundError,
     PoolsDispatcher,
+    RepositoryError,
     Retry,
     Schedule,
     Scheduler,
@@ -405,6 +407,141 @@ async def test_drain_leaves_what_runs_in_pools_of_others(
         with trio.fail_after(50):
             await without.drain()
         assert scheduler.statistics().running == 1
+
+
+LEFT = (
+    "{} tasks are left scheduled, as the dispatcher has no pool {!r}: they wait for a"
+    " scheduler that has it"
+)
+
+
+@pytest.mark.parametrize("has_pools", [True, False])
+async def test_pools_unknown_here_are_left_to_others(
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    has_pools: bool,
+) -> None:
+    """
+    A stored task that names a pool which the dispatcher does not have stays scheduled, is
+    counted, is logged once for its pool, and keeps neither `drain` nor others waiting.
+
+    To a dispatcher without pools all that are named are unknown.
+    """
+    bench = Bench()
+    repository = HeapRepository()
+    await repository.add([stored(f"x{n}", "a", -n, pool="gone") for n in range(3)])
+    await repository.add([stored("y", "unheard of", pool="gone")])
+    await repository.add([stored("z", "a", pool="b"), stored("last", "other", 120)])
+    pools = bench.pools if has_pools else None
+    clock = TrioClock(NOON, 0.0)
+    with caplog.at_level(logging.WARNING, "trio_gokugen"):
+        async with open_scheduler(bench.works, repository, pools, clock=clock) as scheduler:
+            await scheduler.drain()
+            assert trio.current_time() == 120
+            await scheduler.add_task("other", after=60)
+            await scheduler.drain()
+            unknown = scheduler.statistics().unknown_pools
+            pending = await scheduler.find(TaskQuery(states={TaskState.SCHEDULED}))
+    left = {"gone": 4} if has_pools else {"gone": 4, "b": 1}
+    assert unknown == left
+    ids = {task.id for task in pending}
+    assert ids == {"x0", "x1", "x2", "y"} | (set() if has_pools else {"z"})
+    assert sorted(record.getMessage() for record in caplog.records) == sorted(
+        [
+            "1 tasks are left scheduled, as no work is registered as 'unheard of'",
+            *(LEFT.format(count, name) for name, count in left.items()),
+        ]
+    )
+
+
+async def test_what_is_left_to_others_runs_there(
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    database_url: str,
+) -> None:
+    """
+    Of schedulers that share a database, the one without the pool says that it leaves its
+    tasks, and the other runs them.
+    """
+    bench, other = Bench(), Bench()
+    async with (
+        open_sql_repository(database_url) as mine,
+        open_sql_repository(database_url) as theirs,
+    ):
+        await mine.add([stored("a", "a", 10, pool="b")])
+        async with open_scheduler(other.works, mine, clock=TrioClock(NOON, 0.0)) as without:
+            await trio.sleep(1)
+            assert without.statistics().unknown_pools == {"b": 1}
+            async with bench.open(theirs) as scheduler:
+                await scheduler.wait("a")
+                assert scheduler.statistics().unknown_pools == {}
+    assert bench.log == [("a", 10)]
+    told = [record.getMessage() for record in caplog.records if is_warning(record)]
+    assert told == [LEFT.format(1, "b")]
+
+
+def is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+async def test_a_pool_that_is_added_is_known(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    At the next look, a pool that was added since is none of those that are not there.
+    """
+    bench = Bench()
+    repository = HeapRepository()
+    await repository.add([stored("a", "a", 1_000, pool="new")])
+    await repository.add([stored(f"{n}", "a", 40 * n) for n in range(3)])
+    async with bench.open(repository) as scheduler:
+        await trio.sleep(1)
+        bench.pools.add("new", Pool(1))
+        await trio.sleep(20)
+        assert scheduler.statistics().unknown_pools == {"new": 1}
+        await trio.sleep(40)
+        assert scheduler.statistics().unknown_pools == {}
+    assert len([record for record in caplog.records if is_warning(record)]) == 1
+
+
+async def test_a_look_that_fails_is_repeated(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Works and pools are looked for together, at most every 30 seconds; if one of both cannot
+    be counted, a hook decides, and both are looked for again at once.
+    """
+    works = WorkRegistry()
+    works.register("work", trio.sleep)
+    looks: list[tuple[str, float]] = []
+
+    class Counted(HeapRepository):
+        async def count_pending(self) -> Mapping[str, int]:
+            looks.append(("works", trio.current_time()))
+            return await super().count_pending()
+
+        async def count_pools(self) -> Mapping[str, int]:
+            looks.append(("pools", trio.current_time()))
+            if len(looks) == 2:
+                raise RepositoryError("down")
+            return await super().count_pools()
+
+    async def on_get_next_error(_: Exception, __: HookAction) -> HookAction:
+        assert scheduler.statistics().unknown_works == {}
+        return HookAction.RETRY
+
+    repository = Counted()
+    await repository.add([stored("x", "unheard of", pool="gone")])
+    hooks = PartialHooks(on_get_next_error=on_get_next_error)
+    async with open_scheduler(works, repository, hooks=hooks) as scheduler:
+        for _ in range(5):
+            await scheduler.add_task("work", {"seconds": 0}, after=0)
+            await trio.sleep(10)
+        assert scheduler.statistics().unknown_works == {"unheard of": 1}
+        assert scheduler.statistics().unknown_pools == {"gone": 1}
+    both = "works", "pools"
+    assert looks == [(each, at) for at in (0, 0, 30) for each in both]
 
 
 async def test_a_group_of_somebody_else_is_told_as_it_is(

@@ -962,3 +962,5 @@ async def test_a_timed_repository_reads_its_store() -> None:
     after = await store.get("first")
     assert await repository.find(query, None, after) == [await store.get("second")]
     assert await repository.count_pending() == {"greet": 2, "unknown": 1}
+    await repository.update("second", TaskUpdate(pool="p"))
+    assert await repository.count_pools() == {"p": 1}

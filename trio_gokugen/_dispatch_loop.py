@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import cast
 
@@ -52,7 +52,7 @@ MANY = 1_000
 """So many filters are remembered at most."""
 
 LOOK_FOR_UNKNOWN = 30.0
-"""Seconds, how often stored tasks of unknown works are looked for."""
+"""Seconds, how often stored tasks of unknown works and pools are looked for."""
 
 LOOK_FOR_NEW = 10.0
 """Seconds, how often it is looked whether works have been registered, by who sleeps."""
@@ -210,7 +210,7 @@ class DispatchLoop:
         """Return the first task when it is due, or none if there may be one."""
         while True:
             try:
-                await self._look_for_unknown_works()
+                await self._look_for_unknown()
                 task = await self._sleep(only)
             except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
                 await self._decide(self._hooks.on_get_next_error, error)
@@ -258,25 +258,36 @@ class DispatchLoop:
             if asleep.work_ids is not self._works.work_ids:
                 scope.cancel()
 
-    async def _look_for_unknown_works(self) -> None:
-        """Count tasks that another version of the program must have left, and say so."""
+    async def _look_for_unknown(self) -> None:
+        """Count tasks whose work or pool is not here, and say so.
+
+        Another version of the program has left them, or they are for another scheduler.
+        """
         if trio.current_time() < self._look_at:
             return
         before, self._look_at = self._look_at, trio.current_time() + LOOK_FOR_UNKNOWN
         try:
-            pending = await self._repository.count_pending()
+            by_work = await self._repository.count_pending()
+            by_pool = await self._repository.count_pools()
         except BaseException:
             self._look_at = before
             raise
-        known = self._works.work_ids
-        unknown = {w: count for w, count in pending.items() if w not in known}
-        for work_id in unknown.keys() - self._ledger.unknown_works.keys():
+        works = _without(by_work, self._works.work_ids)
+        pools = _without(by_pool, self._dispatcher.statistics().pools)
+        for work_id in works.keys() - self._ledger.unknown_works.keys():
             logger.warning(
                 "%d tasks are left scheduled, as no work is registered as %r",
-                unknown[work_id],
+                works[work_id],
                 work_id,
             )
-        self._ledger.unknown_works = unknown
+        for pool in pools.keys() - self._ledger.unknown_pools.keys():
+            logger.warning(
+                "%d tasks are left scheduled, as the dispatcher has no pool %r: they wait"
+                " for a scheduler that has it",
+                pools[pool],
+                pool,
+            )
+        self._ledger.unknown_works, self._ledger.unknown_pools = works, pools
 
     async def _decide(
         self,
@@ -297,6 +308,10 @@ class DispatchLoop:
             self._decided.append(error)
             raise error
         await trio.sleep(IGNORED_PAUSE)
+
+
+def _without(counts: Mapping[str, int], known: frozenset[str]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if name not in known}
 
 
 def _holds(error: Exception, wanted: Exception) -> bool:

@@ -144,6 +144,14 @@ class HeapStore(BulkRepository):
             pending[heap.work_id] = pending.get(heap.work_id, 0) + heap.living
         return pending
 
+    async def count_pools(self) -> Mapping[str, int]:
+        await trio.lowlevel.checkpoint()
+        pools: dict[str, int] = {}
+        for heap in self._heaps:
+            if heap.pool is not None:
+                pools[heap.pool] = pools.get(heap.pool, 0) + heap.living
+        return pools
+
     async def get_schedule(self, schedule_id: str) -> Schedule:
         await trio.lowlevel.checkpoint()
         try:

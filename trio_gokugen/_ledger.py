@@ -66,6 +66,7 @@ class Ledger:
         self.reverted = 0
         self.retried = 0
         self.unknown_works: dict[str, int] = {}
+        self.unknown_pools: dict[str, int] = {}
         self.closed = False
         self.version = 0
         """Grows with every batch."""

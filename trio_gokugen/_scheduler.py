@@ -82,6 +82,9 @@ class SchedulerStatistics:
     unknown_works: Mapping[str, int] = attrs.field(factory=dict[str, int])
     """Pending tasks whose work is not registered here, by work id, at the last look."""
 
+    unknown_pools: Mapping[str, int] = attrs.field(factory=dict[str, int])
+    """Pending tasks that name a pool which is not here, by pool, at the last look."""
+
 
 _FIRST_PAUSE = 1 / 512
 """Seconds before another look for what others may have ended; longer each time."""
@@ -271,6 +274,7 @@ class Scheduler(Tasks, Schedules):
             reverted=ledger.reverted,
             retried=ledger.retried,
             unknown_works=dict(ledger.unknown_works),
+            unknown_pools=dict(ledger.unknown_pools),
         )
 
     def add_on_task_done(self, listener: Listener) -> None:

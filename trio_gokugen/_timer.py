@@ -270,6 +270,9 @@ class TimedRepository(BulkRepository, Generic[S]):
     async def count_pending(self) -> Mapping[str, int]:
         return await self.store.count_pending()
 
+    async def count_pools(self) -> Mapping[str, int]:
+        return await self.store.count_pools()
+
     async def get_schedule(self, schedule_id: str) -> Schedule:
         return await self.store.get_schedule(schedule_id)
 

@@ -389,6 +389,14 @@ class RepositoryLike(Protocol):
         """How many tasks are scheduled, by work id."""
         ...
 
+    async def count_pools(self) -> Mapping[str, int]:
+        """How many tasks are scheduled, by the pool that they name.
+
+        Those that name none are not counted, and should not be gone through: mostly there
+        are no others, and the scheduler asks this again and again.
+        """
+        ...
+
     async def change_schedule(self, change: ChangeSchedule) -> ScheduleChanged:
         """Add, change or remove a schedule, together with its next occurrence.
 

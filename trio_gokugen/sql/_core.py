@@ -163,6 +163,14 @@ class SQLCore(BulkRepository):
 
         return await self._read("counting tasks", count)
 
+    async def count_pools(self) -> Mapping[str, int]:
+        def count(connection: Connection) -> dict[str, int]:
+            rows = connection.execute(self._statements.count_pools)
+            # Others are damaged, and their tasks have failed to whoever reads them.
+            return {pool: number for pool, number in rows if isinstance(pool, str)}
+
+        return await self._read("counting the tasks of pools", count)
+
     async def get_schedule(self, schedule_id: str) -> Schedule:
         def get(connection: Connection) -> Schedule | None:
             found = connection.execute(self._statements.get_schedule, {"id": schedule_id})

@@ -142,6 +142,10 @@ class Statements:
         self.count_pending: Select[Any, Any, int] = (
             select(*lane, func.count()).where(PENDING).group_by(*lane)
         )
+        named = TASK.c.pool > literal_column("''")
+        self.count_pools: Select[Any, int] = (
+            select(TASK.c.pool, func.count()).where(PENDING, named).group_by(TASK.c.pool)
+        )
 
     def _make_changing(self, dialect: Dialect) -> None:
         this_row = dialect.key == bindparam("row", type_=dialect.key.type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -222,9 +223,12 @@ async def _expect_walk(repository: TaskRepository, walk: Walk, most: int) -> Non
             expect_equal(what, walk.comparable(one), walk.comparable(other))
         what = f"the next task, at step {walk.steps} of a history"
         expect_equal(what, await repository.get_next(), walk.next_task())
-    tasks = (await contents(repository)).tasks
+    now = await contents(repository)
     expected_tasks = comparable_tasks(walk.tasks())
-    expect_equal("in the end", comparable_tasks(tasks), expected_tasks)
+    expect_equal("in the end", comparable_tasks(now.tasks), expected_tasks)
+    pending = [task for task in walk.tasks() if task.state is TaskState.SCHEDULED]
+    pools = Counter(task.pool for task in pending if task.pool is not None)
+    expect_equal("pending tasks of pools, in the end", now.pools, dict(pools))
 
 
 @checks.of_several

@@ -82,6 +82,7 @@ _READS: Mapping[str, _Call] = {
     "get_next": lambda r: r.get_next(),
     "find": lambda r: r.find(TaskQuery(states={TaskState.SCHEDULED}), limit=2),
     "count_pending": lambda r: r.count_pending(),
+    "count_pools": lambda r: r.count_pools(),
     "recover, leaving": lambda r: r.recover(RecoverAction.LEAVE, moment(5)),
 }
 

@@ -171,3 +171,26 @@ async def pending_tasks_are_counted(repository: TaskRepository) -> None:
     await repository.update("b0", TaskUpdate(work_id="a"))
     pending = dict(await repository.count_pending())
     expect_equal("pending tasks, later", pending, {"a": 4, "b": 2})
+
+
+@checks
+async def pending_tasks_are_counted_by_pool(repository: TaskRepository) -> None:
+    """Scheduled tasks that name a pool are counted by it, whatever their work."""
+    await repository.add([new(f"n{n}") for n in range(5)])
+    expect_equal("pools that none names", dict(await repository.count_pools()), {})
+    await repository.add([new(f"p{n}", pool="p", work_id=f"w{n % 2}") for n in range(5)])
+    await repository.add([new(f"P{n}", 50, pool="P", work_id="w0") for n in range(3)])
+    await repository.cancel("p0", EPOCH)
+    run = await repository.mark_dispatched("p1", EPOCH)
+    await repository.mark_dispatched("p2", EPOCH)
+    pools = dict(await repository.count_pools())
+    expect_equal("pending tasks of pools", pools, {"p": 2, "P": 3})
+    await repository.revert(run)
+    await repository.update("P0", TaskUpdate(pool="p"))
+    await repository.update("P1", TaskUpdate(pool=None))
+    await repository.update("n0", TaskUpdate(pool="q"))
+    pools = dict(await repository.count_pools())
+    expect_equal("pending tasks of pools, later", pools, {"p": 4, "P": 1, "q": 1})
+    await repository.claim(10, EPOCH)
+    pools = dict(await repository.count_pools())
+    expect_equal("pending tasks of pools, in the end", pools, {"P": 1, "p": 1})

@@ -40,6 +40,7 @@ _METHODS = _TIMER | {
     "change_schedule",
     "claim",
     "count_pending",
+    "count_pools",
     "delete_ended",
     "find",
     "find_schedules",
@@ -280,6 +281,10 @@ class FaultyRepository:
     async def count_pending(self) -> Mapping[str, int]:
         pending: Mapping[str, int] = await self._call("count_pending")
         return pending
+
+    async def count_pools(self) -> Mapping[str, int]:
+        pools: Mapping[str, int] = await self._call("count_pools")
+        return pools
 
     async def change_schedule(self, change: ChangeSchedule) -> ScheduleChanged:
         changed: ScheduleChanged = await self._call("change_schedule", change=change)

@@ -69,6 +69,7 @@ class Contents:
     tasks: list[Task]
     next_task: Task | None
     pending: Mapping[str, int]
+    pools: Mapping[str, int]
 
 
 async def contents(repository: RepositoryLike) -> Contents:
@@ -76,8 +77,13 @@ async def contents(repository: RepositoryLike) -> Contents:
     return Contents(
         await repository.find(TaskQuery()),
         await repository.get_next(),
-        {work_id: n for work_id, n in (await repository.count_pending()).items() if n},
+        _present(await repository.count_pending()),
+        _present(await repository.count_pools()),
     )
+
+
+def _present(counts: Mapping[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}
 
 
 @asynccontextmanager
