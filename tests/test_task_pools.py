@@ -481,6 +481,30 @@ async def test_what_is_left_to_others_runs_there(
     assert told == [LEFT.format(1, "b")]
 
 
+async def test_who_sleeps_looks_for_what_others_have_added(
+    autojump_clock: trio.testing.MockClock, database_url: str
+) -> None:
+    """
+    Where others may add tasks, those of unknown works and pools are found though nothing
+    falls due here.
+    """
+    bench = Bench()
+    async with (
+        open_sql_repository(database_url, poll=5) as mine,
+        open_sql_repository(database_url) as theirs,
+        open_scheduler(bench.works, mine) as scheduler,
+    ):
+        await trio.sleep(1)
+        await theirs.add([stored("p", "a", pool="gone"), stored("w", "unheard of")])
+        assert scheduler.statistics().unknown_pools == {}
+        await trio.sleep(40)
+        assert scheduler.statistics().unknown_pools == {"gone": 1}
+        assert scheduler.statistics().unknown_works == {"unheard of": 1}
+        await theirs.cancel("p", NOON)
+        await trio.sleep(40)
+        assert scheduler.statistics().unknown_pools == {}
+
+
 def is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
 

@@ -210,7 +210,6 @@ class DispatchLoop:
         """Return the first task when it is due, or none if there may be one."""
         while True:
             try:
-                await self._look_for_unknown()
                 task = await self._sleep(only)
             except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
                 await self._decide(self._hooks.on_get_next_error, error)
@@ -221,9 +220,11 @@ class DispatchLoop:
 
     async def _sleep(self, only: TaskFilter) -> Task | None:
         """Sleep until a task is due and return it, or until somebody wakes us."""
-        # Others may have added tasks of works that are registered here since: nobody tells.
+        # Others may have added tasks of works that are registered here since, or of works
+        # and pools that are not here at all: nobody tells.
         shared = self._repository.poll < math.inf
         while True:
+            await self._look_for_unknown()
             known = self._works.work_ids
             until = trio.current_time() + LOOK_FOR_NEW if shared else math.inf
             scope = trio.CancelScope(deadline=until)
