@@ -230,6 +230,7 @@ def _stale_minimum(patch: pytest.MonkeyPatch) -> None:
 @fault(_stale_minimum)
 async def after_the_queue_was_empty_nothing_wakes() -> None:
     async with open_bench() as (scheduler, bench):
+        await trio.testing.wait_all_tasks_blocked()  # somebody must be asleep already
         await scheduler.add_task("note", after=5, id="a")
         await scheduler.drain()
         await trio.testing.wait_all_tasks_blocked()
