@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -220,9 +220,6 @@ class ListStore(SimpleRepository):
             lambda: Counter(task.work_id for task in self.pending(ANY_TASK))
         )
 
-    async def count_pools(self) -> Mapping[str, int]:
-        return await self.step(lambda: _pools_of(self.pending(ANY_TASK)))
-
 
 class ThreadedStore(NoSchedules, BulkRepository):
     """Works in threads, one at a time, as a store on a disk does."""
@@ -278,11 +275,11 @@ class ThreadedStore(NoSchedules, BulkRepository):
         )
 
     async def count_pools(self) -> Mapping[str, int]:
-        return await self._in_thread(lambda: _pools_of(self._model.pending(ANY_TASK)))
+        def count() -> Mapping[str, int]:
+            pending = self._model.pending(ANY_TASK)
+            return Counter(task.pool for task in pending if task.pool is not None)
 
-
-def _pools_of(tasks: Iterable[Task]) -> Counter[str]:
-    return Counter(task.pool for task in tasks if task.pool is not None)
+        return await self._in_thread(count)
 
 
 class SlowlyReadStore(HeapStore):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -220,6 +221,11 @@ class SimpleRepository(Unshared, NoSchedules, ABC):
         self, query: TaskQuery, limit: int | None = None, after: Task | None = None
     ) -> list[Task]:
         """See `RepositoryLike.find`."""
+
+    async def count_pools(self) -> Mapping[str, int]:
+        # All that is scheduled is gone through: a store that knows better says so.
+        scheduled = await self.find(TaskQuery(states={TaskState.SCHEDULED}))
+        return Counter(task.pool for task in scheduled if task.pool is not None)
 
     async def recover(
         self: RepositoryLike,

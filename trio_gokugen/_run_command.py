@@ -5,7 +5,7 @@ be read, or it would wait for a reader. And once it has ended, nobody must wait 
 of its pipes: they are held open by whatever it has left behind. So the pipes are ours, and
 so are, in this process, both ends of each; one task of the Trio run reads what comes out
 of all of them, for as long as it is wanted, and what is left in one at the end is taken
-then. Most commands write little: they cost no task of their own.
+then. Commands that run at the same time share it.
 
 Processes live in real time, whatever Trio's clock shows. With a mock clock, that stands
 still while a command runs, and the grace period is counted by the system's own.
