@@ -57,9 +57,9 @@ from trio_gokugen import (
     load_schedules,
     open_scheduler,
 )
-from trio_gokugen import _group_watcher as group_watcher
-from trio_gokugen import _process_group as process_group
+from trio_gokugen import _process_session as process_session
 from trio_gokugen import _run_command as run_command
+from trio_gokugen import _session_watcher as session_watcher
 from trio_gokugen._command import LARGEST_LIMIT
 from trio_gokugen._results import LONGEST_RESULT
 from trio_gokugen._run_command import Output
@@ -1058,9 +1058,9 @@ async def test_after_its_grace_it_is_killed(
 
     async def wait(
         leader: trio.Process, seconds: float, *signals: signal.Signals
-    ) -> group_watcher.Waited:
+    ) -> session_watcher.Waited:
         steps.append(("to others", *signals))
-        waited = await group_watcher.wait_for_end(leader, seconds, *signals)
+        waited = await session_watcher.wait_for_end(leader, seconds, *signals)
         steps.append((seconds, waited.has_ended))
         return waited
 
@@ -1068,8 +1068,8 @@ async def test_after_its_grace_it_is_killed(
         steps.extend(signals)
         return send_(process, *signals)
 
-    send_ = process_group.send
-    monkeypatch.setattr(process_group, "send", send)
+    send_ = process_session.send
+    monkeypatch.setattr(process_session, "send", send)
     monkeypatch.setattr(run_command, "wait_for_end", wait)
     await stop_all([shop.python(IGNORE, str(fifo), grace=grace)], [fifo])
     assert steps == [
@@ -1098,11 +1098,11 @@ async def test_the_grace_is_counted_by_a_real_clock(
         now += 0.04
         return groups
 
-    monkeypatch.setattr(group_watcher, "time", SimpleNamespace(monotonic=monotonic))
-    monkeypatch.setattr(process_group, "living", living)
+    monkeypatch.setattr(session_watcher, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(process_session, "living", living)
     with autojump_held():
         leader: Any = SimpleNamespace(pid=7, poll=lambda: None)
-        assert not (await group_watcher.wait_for_end(leader, 0.1)).has_ended
+        assert not (await session_watcher.wait_for_end(leader, 0.1)).has_ended
     assert seen == pytest.approx([1000, 1000.04, 1000.08, 1000.12])
     assert trio.current_time() == 0
 
@@ -1206,7 +1206,7 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
-FILES = {run_command.__file__, process_group.__file__, group_watcher.__file__}
+FILES = {run_command.__file__, process_session.__file__, session_watcher.__file__}
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from trio_gokugen import (
     fixed,
     open_scheduler,
 )
-from trio_gokugen import _group_watcher as group_watcher
+from trio_gokugen import _session_watcher as session_watcher
 from trio_gokugen._run_command import Output, Program, _Run
 
 LONG = 60.0
@@ -203,7 +203,7 @@ async def test_it_leaves_a_child_that_will_not_go(
     )
     skipped = 0.0
     monkeypatch.setattr(
-        group_watcher,
+        session_watcher,
         "time",
         SimpleNamespace(monotonic=lambda: time.monotonic() + skipped),
     )

@@ -28,9 +28,9 @@ from typing import Any
 import attrs
 import trio
 
-from . import _process_group as process_group
+from . import _process_session as process_session
 from ._autojump import autojump_held
-from ._group_watcher import wait_for_end
+from ._session_watcher import wait_for_end
 
 _POSIX = sys.platform != "win32"
 
@@ -307,7 +307,7 @@ class _Run:
         finally:
             if self._was_stopped:
                 assert self._process is not None
-                process_group.reap(self._process, self._others)
+                process_session.reap(self._process, self._others)
         return ended.returncode
 
     def started(self, value: trio.Process | None = None) -> None:
@@ -330,7 +330,7 @@ class _Run:
         """End all that is left of the process's group, and then of its session."""
         # What was stopped, as by Ctrl-Z, sees a SIGTERM once it goes on.
         signals = signal.SIGTERM, signal.SIGCONT
-        if not process_group.send(process, *signals):
+        if not process_session.send(process, *signals):
             return
         self._was_stopped = True
         with trio.CancelScope(shield=True):
@@ -339,7 +339,7 @@ class _Run:
             finally:
                 # Also if it cannot be waited for, as Trio then waits for the process. And
                 # if all have ended: who was born while they were looked at was not seen.
-                process_group.send(process, signal.SIGKILL)
+                process_session.send(process, signal.SIGKILL)
             await self._wait_for_end(process, AFTER_KILL, signal.SIGKILL)
 
     async def _wait_for_end(

@@ -25,9 +25,9 @@ import trio
 from processes import IGNORE, WAIT, Shop, gone, hear, result_of, run_one, stop_all
 from trio.testing import MockClock
 
-from trio_gokugen import _group_watcher as group_watcher
-from trio_gokugen import _process_group as process_group
+from trio_gokugen import _process_session as process_session
 from trio_gokugen import _run_command as run_command
+from trio_gokugen import _session_watcher as session_watcher
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +58,9 @@ async def test_a_number_that_is_used_again_is_left_alone(
     monkeypatch.setattr(os, "killpg", kill)
     monkeypatch.setattr(os, "waitpid", kill)
     gone: Any = Gone()
-    assert not process_group.send(gone, signal.SIGTERM)
-    assert (await group_watcher.wait_for_end(gone, 60, signal.SIGTERM)).has_ended
-    process_group.reap(gone, [])
+    assert not process_session.send(gone, signal.SIGTERM)
+    assert (await session_watcher.wait_for_end(gone, 60, signal.SIGTERM)).has_ended
+    process_session.reap(gone, [])
 
 
 def fake_processes(
@@ -82,7 +82,7 @@ def fake_processes(
         return session
 
     monkeypatch.setattr(os, "getsid", getsid)
-    monkeypatch.setattr(process_group, "_PROC", folder)
+    monkeypatch.setattr(process_session, "_PROC", folder)
 
 
 def fake_groups(monkeypatch: pytest.MonkeyPatch, groups: Collection[int]) -> None:
@@ -121,7 +121,7 @@ def test_what_the_system_tells_of_a_session(
         },
     )
     fake_groups(monkeypatch, {77, 88, 90, 91, 99})
-    alive = process_group.living({each: each for each in (77, 88, 90, 91, 92, 99, 100)})
+    alive = process_session.living({each: each for each in (77, 88, 90, 91, 92, 99, 100)})
     assert alive in (
         {77: 12, 90: 90, 91: 16, 99: 99},
         {77: 13, 90: 90, 91: 16, 99: 99},
@@ -137,10 +137,10 @@ def test_who_was_found_alive_is_looked_at_first(
     fake_processes(monkeypatch, tmp_path, {77: ("Z", 77), 12: ("S", 77), 88: ("R", 88)})
     fake_groups(monkeypatch, {77, 88})
     looks = count_looks(monkeypatch)
-    found = process_group.living({77: 77, 88: 88})
+    found = process_session.living({77: 77, 88: 88})
     assert found == {77: 12, 88: 88}
     assert len(looks) == 1
-    assert process_group.living(found) == found
+    assert process_session.living(found) == found
     assert len(looks) == 1
 
 
@@ -150,7 +150,7 @@ def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     listdir: Any = os.listdir
 
     def noting(path: Any = ".") -> Any:
-        if str(path) == str(process_group._PROC):
+        if str(path) == str(process_session._PROC):
             looks.append(threading.current_thread().name)
         return listdir(path)
 
@@ -175,10 +175,10 @@ def test_who_cannot_be_looked_at_may_be_alive(
     def fail(*_: Any, **__: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    assert process_group.living({77: 77}) == {}
+    assert process_session.living({77: 77}) == {}
     with monkeypatch.context() as patched:
         patched.setattr(os if failing == "listdir" else builtins, failing, fail)
-        assert process_group.living({77: 77, 88: 88}) == {77: 77}
+        assert process_session.living({77: 77, 88: 88}) == {77: 77}
     said = [record.getMessage() for record in caplog.records]
     if failing == "listdir":
         assert said == [
@@ -191,9 +191,9 @@ def test_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     On a system that does not tell of processes a session lives for as long as its first
     group is there.
     """
-    monkeypatch.setattr(process_group, "_PROC", tmp_path)
+    monkeypatch.setattr(process_session, "_PROC", tmp_path)
     fake_groups(monkeypatch, {77, 88})
-    assert process_group.living({77: 77, 88: 12, 99: 99}) == {77: 77, 88: 12}
+    assert process_session.living({77: 77, 88: 12, 99: 99}) == {77: 77, 88: 12}
 
 
 CHILD_IGNORES = """
@@ -226,7 +226,7 @@ async def test_one_look_serves_all(
     commands = [shop.python(source, str(fifo), grace=1) for fifo in fifos]
     looks = count_looks(monkeypatch)
     looking = threading.Lock()
-    living = process_group.living
+    living = process_session.living
 
     def alone(groups: Mapping[int, int]) -> dict[int, int]:
         assert looking.acquire(blocking=False)
@@ -236,7 +236,7 @@ async def test_one_look_serves_all(
         finally:
             looking.release()
 
-    monkeypatch.setattr(process_group, "living", alone)
+    monkeypatch.setattr(process_session, "living", alone)
     await stop_all(commands, fifos)
     assert len(looks) <= most * len(commands)
 
@@ -254,11 +254,11 @@ def test_who_comes_later_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> 
         looked_at.append(({*groups}, now))
         return groups
 
-    monkeypatch.setattr(group_watcher, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(process_group, "living", living)
-    watcher = group_watcher._Watcher()
-    old = group_watcher._Waiting(1, 1000, 0)
-    second = group_watcher._Waiting(2, 1000, group_watcher.SHORTEST_PAUSE / 8)
+    monkeypatch.setattr(session_watcher, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(process_session, "living", living)
+    watcher = session_watcher._Watcher()
+    old = session_watcher._Waiting(1, 1000, 0)
+    second = session_watcher._Waiting(2, 1000, session_watcher.SHORTEST_PAUSE / 8)
     for _ in range(9):
         assert not watcher._look([old, second])
         now = old.look_at
@@ -266,8 +266,8 @@ def test_who_comes_later_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> 
     moments = [moment for _, moment in looked_at]
     pauses = [round(b - a, 6) for a, b in itertools.pairwise(moments)]
     assert pauses == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05]
-    old.look_at = second.look_at = now + group_watcher.LONGEST_PAUSE * 3 / 4
-    new = group_watcher._Waiting(3, now + 0.0001, now)
+    old.look_at = second.look_at = now + session_watcher.LONGEST_PAUSE * 3 / 4
+    new = session_watcher._Waiting(3, now + 0.0001, now)
     assert not watcher._look([old, second, new])
     assert looked_at[-1] == ({3}, now)
     now = new.look_at
@@ -290,14 +290,16 @@ def test_between_its_looks_the_watcher_sleeps(monkeypatch: pytest.MonkeyPatch) -
         def clear(self) -> None:
             self.is_set = False
 
-    monkeypatch.setattr(group_watcher, "time", SimpleNamespace(monotonic=lambda: 5.0))
-    monkeypatch.setattr(process_group, "living", lambda groups: groups)
-    watcher = group_watcher._Watcher()
+    monkeypatch.setattr(session_watcher, "time", SimpleNamespace(monotonic=lambda: 5.0))
+    monkeypatch.setattr(process_session, "living", lambda groups: groups)
+    watcher = session_watcher._Watcher()
     event = Event()
     monkeypatch.setattr(watcher, "_has_more", event)
-    watcher._look([group_watcher._Waiting(1, 100, 8), group_watcher._Waiting(2, 100, 7)])
+    watcher._look(
+        [session_watcher._Waiting(1, 100, 8), session_watcher._Waiting(2, 100, 7)]
+    )
     assert not event.is_set
-    watcher._look([group_watcher._Waiting(1, 100, 4)])
+    watcher._look([session_watcher._Waiting(1, 100, 4)])
     assert waits == [2, 0]
 
 
@@ -307,9 +309,9 @@ async def test_who_comes_later_does_not_wait_for_the_others_turn(
     """
     Who comes while nobody else's turn is near is looked at at once.
     """
-    watcher = group_watcher._Watcher()
+    watcher = session_watcher._Watcher()
     waits = trio.Event()
-    look = group_watcher._Watcher._look
+    look = session_watcher._Watcher._look
 
     def noting(self: Any, waiting: list[Any]) -> set[Any]:
         trio.from_thread.run_sync(waits.set)
@@ -318,10 +320,10 @@ async def test_who_comes_later_does_not_wait_for_the_others_turn(
     def living(groups: Mapping[int, int]) -> dict[int, int]:
         return {group: group for group in groups if group != 1}
 
-    monkeypatch.setattr(group_watcher._Watcher, "_look", noting)
-    monkeypatch.setattr(process_group, "living", living)
+    monkeypatch.setattr(session_watcher._Watcher, "_look", noting)
+    monkeypatch.setattr(process_session, "living", living)
     never = time.monotonic() + 1e6
-    other = group_watcher._Waiting(1, never, never)
+    other = session_watcher._Waiting(1, never, never)
     watcher._waiting.append(other)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher._watch)
@@ -390,7 +392,7 @@ async def test_who_waits_together_fails_apart(monkeypatch: pytest.MonkeyPatch) -
             await watcher.wait(session, 60, ())
         errors.append(caught.value)
 
-    watcher = group_watcher._Watcher()
+    watcher = session_watcher._Watcher()
     with monkeypatch.context() as patched:
         patched.setattr(trio.to_thread, "run_sync", none)
         async with trio.open_nursery() as nursery:
@@ -398,7 +400,7 @@ async def test_who_waits_together_fails_apart(monkeypatch: pytest.MonkeyPatch) -
                 nursery.start_soon(wait, session)
     assert len({*map(id, errors)}) == 3
     assert len({id(error.__cause__) for error in errors}) == 1
-    monkeypatch.setattr(process_group, "living", lambda sessions: {})
+    monkeypatch.setattr(process_session, "living", lambda sessions: {})
     assert (await watcher.wait(1, 60, ())).has_ended
 
 
@@ -456,7 +458,7 @@ async def test_who_was_not_seen_is_killed(
     def blind(sessions: AbstractSet[int]) -> tuple[dict[int, int], set[int]]:
         return {}, {*sessions}
 
-    monkeypatch.setattr(process_group, "_members", blind)
+    monkeypatch.setattr(process_session, "_members", blind)
     child = int(result_of(await run_one(command))["stdout"])
     assert gone(child)
 
@@ -505,9 +507,9 @@ def test_those_who_have_become_ours_are_waited_for(
         return answers[pid].pop(0)
 
     leader: Any = SimpleNamespace(pid=10, poll=lambda: 0)
-    monkeypatch.setattr(process_group, "_is_used", lambda pid: False)
+    monkeypatch.setattr(process_session, "_is_used", lambda pid: False)
     monkeypatch.setattr(os, "waitpid", waitpid)
-    process_group.reap(leader, [20, 30])
+    process_session.reap(leader, [20, 30])
     assert waited == [-10, -10, -10, -20, -30, -30]
 
 
@@ -517,7 +519,7 @@ async def test_without_proc_it_works_as_well(
     """
     Where the system does not list its processes, what is stopped is stopped all the same.
     """
-    monkeypatch.setattr(process_group, "_PROC", shop.folder / "nowhere")
+    monkeypatch.setattr(process_session, "_PROC", shop.folder / "nowhere")
     fifo = shop.fifo()
     command = shop.python(WAIT, str(fifo))
     async with trio.open_nursery() as nursery:

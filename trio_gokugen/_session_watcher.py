@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from . import _process_group as process_group
+from . import _process_session as process_session
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 """Seconds between two looks at the same session: each pause is twice the one before."""
@@ -115,11 +115,11 @@ class _Watcher:
         # Those whose turn it is soon have it now, and are together from now on.
         due = [each for each in waiting if each.look_at <= now + each.pause / 2]
         if unsent := {each.session: each.signals for each in due if each.signals}:
-            others = process_group.send_to_others(unsent)
+            others = process_session.send_to_others(unsent)
             for each in due:
                 each.others |= others.get(each.session, set())
                 each.signals = ()
-        alive = process_group.living({each.session: each.member for each in due})
+        alive = process_session.living({each.session: each.member for each in due})
         over: set[_Waiting] = set()
         for each in due:
             each.has_ended = each.session not in alive
@@ -151,7 +151,7 @@ async def wait_for_end(
     Raises:
       RuntimeError: there is no thread to wait in.
     """
-    if process_group.has_gone(leader):
+    if process_session.has_gone(leader):
         return Waited(has_ended=True, others=set())
     try:
         watcher = _watcher.get()
