@@ -1178,9 +1178,12 @@ FIRST_PROCESS = """
     PR_SET_CHILD_SUBREAPER = 36
     assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     works = CommandRegistry({
-        "left": {"argv": ["sh", "-c", "sleep 60 & sleep 60 & exit 0"], "grace": 60},
+        "left": {
+            "argv": ["sh", "-c", "sleep 60 & timeout 60 sleep 60 & exit 0"],
+            "grace": 60,
+        },
         "stopped": {
-            "argv": ["sh", "-c", "sleep 60 & sleep 60 & echo > ready; sleep 60"],
+            "argv": ["sh", "-c", "sleep 60 & timeout 60 sleep 60 & echo > ready; sleep 60"],
             "cwd": sys.argv[1],
             "grace": 60,
         },

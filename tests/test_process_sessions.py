@@ -245,7 +245,7 @@ def test_who_comes_later_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> 
     """
     Those who wait are looked at together, as far as it is soon their turn; who comes later
     has the others looked at no more often. Each time the pause is longer, up to a limit,
-    and none goes on for longer than was said.
+    and none goes on for longer than was said. Signals are sent once.
     """
     now = 0.0
     looked_at: list[tuple[set[int], float]] = []
@@ -255,9 +255,16 @@ def test_who_comes_later_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> 
         return groups
 
     monkeypatch.setattr(session_watcher, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def send(sessions: dict[int, object]) -> dict[int, set[int]]:
+        sent.append(sessions)
+        return {session: {session + 10} for session in sessions}
+
+    sent: list[dict[int, object]] = []
     monkeypatch.setattr(process_session, "living", living)
+    monkeypatch.setattr(process_session, "send_to_others", send)
     watcher = session_watcher._Watcher()
-    old = session_watcher._Waiting(1, 1000, 0)
+    old = session_watcher._Waiting(1, 1000, 0, [signal.SIGTERM])
     second = session_watcher._Waiting(2, 1000, session_watcher.SHORTEST_PAUSE / 8)
     for _ in range(9):
         assert not watcher._look([old, second])
@@ -266,6 +273,8 @@ def test_who_comes_later_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> 
     moments = [moment for _, moment in looked_at]
     pauses = [round(b - a, 6) for a, b in itertools.pairwise(moments)]
     assert pauses == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05]
+    assert sent == [{1: [signal.SIGTERM]}]
+    assert old.others == {11}
     old.look_at = second.look_at = now + session_watcher.LONGEST_PAUSE * 3 / 4
     new = session_watcher._Waiting(3, now + 0.0001, now)
     assert not watcher._look([old, second, new])
