@@ -327,7 +327,10 @@ class _Run:
     # Trio calls it in a task of its own, and waits for the process if it fails.
     @trio.lowlevel.enable_ki_protection
     async def _stop(self, process: trio.Process) -> None:
-        """End all that is left of the process's group, and then of its session."""
+        """End all that is left in the process's session, if there is anybody in its group.
+
+        To look for others, each time a command has ended, would take too long.
+        """
         # What was stopped, as by Ctrl-Z, sees a SIGTERM once it goes on.
         signals = signal.SIGTERM, signal.SIGCONT
         if not process_session.send(process, *signals):
