@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib.util
 import json
 import os
@@ -27,6 +26,8 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import trio
 import trio.testing
+from distributed.utils import LoopRunner
+from leftovers import files
 from support import NOON
 
 from trio_gokugen import (
@@ -86,20 +87,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any]:
 @pytest.fixture(autouse=True)
 def nothing_left(cluster: Any) -> Generator[None]:
     """
-    A test leaves no thread, no process and no socket behind, beside the cluster's; and no
-    task on it.
+    A test leaves no thread, no loop, no process and no socket behind, beside the
+    cluster's; and no task on it.
     """
     wait_until(lambda: len(cluster.scheduler_info["workers"]) == 2)
 
-    def left() -> dict[str, set[Any]]:
-        gc.collect()
+    def left() -> dict[str, Any]:
         me = psutil.Process()
         return {
-            "threads": {
+            # Counted: the loops of all clients, and of the cluster, have the same names.
+            "threads": Counter(
                 each.name
                 for each in threading.enumerate()
                 if not each.name.startswith(STAY)
-            },
+            ),
+            # By their selectors. All files would be too many: the cluster makes and ends
+            # connections as it likes.
+            "loops": sum("eventpoll" in name for name in files().values()),
             "sockets": {
                 each.laddr for each in me.net_connections("tcp") if each.status == "LISTEN"
             },
@@ -529,6 +533,67 @@ async def test_a_scheduler_of_dasks_may_be_killed_and_restarted(
     assert [attempt for attempt, _ in noted(log)] == [f"{task.id}-1", f"{task.id}-2"]
     assert all(isinstance(error, ExecutorLostError) for error in hooks.errors)
     assert bool(hooks.errors) is (away == "long")
+
+
+@pytest.mark.long
+async def test_runs_can_be_stopped_after_the_cluster_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    After a connection that was lost for long, runs are stopped as before, though what the
+    cluster was to be told again had not been told.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+    monkeypatch.setattr("trio_gokugen.dask.FIRST_PAUSE", 3.0)
+    with (
+        processes(tmp_path) as cluster,
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+    ):
+
+        def start() -> None:
+            cluster.start_scheduler()
+            cluster.start_worker()
+
+        start()
+        hooks = Patient(start)
+        async with (
+            reached(cluster.address) as dispatcher,
+            open_scheduler(
+                executor_works.works, dispatcher=dispatcher, hooks=hooks
+            ) as scheduler,
+        ):
+            param = {"began": str(log), "until": str(go)}
+            task = await scheduler.add_task("wait", param, after=0)
+            await until(lambda: len(noted(log)) == 1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(scheduler.interrupt, task.id)
+                await until(lambda: len(inside(dispatcher)._stopping) == 1)
+                cluster.started[0].kill()
+                cluster.started[0].wait()
+            go.touch()
+            task = await scheduler.add_task("sleep", {"seconds": PATIENCE}, after=0)
+            await until(lambda: scheduler.statistics().running == 1)
+            ended = await scheduler.interrupt(task.id)
+    assert ended.state is TaskState.CANCELLED
+    assert hooks.errors
+
+
+async def test_a_cluster_that_is_not_reached_keeps_nothing(cluster: Any) -> None:
+    """
+    A cluster object whose scheduler is not there has its loop to itself again.
+    """
+
+    class Unreachable:
+        scheduler_address = "tcp://127.0.0.1:1"
+        status = None
+        loop = cluster.loop
+
+    before = LoopRunner._all_loops[cluster.loop]
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}):
+        with pytest.raises(ExecutorLostError, match="the Dask cluster cannot be reached: "):
+            async with open_dask_dispatcher(Unreachable(), WORKS):
+                pass
+    assert LoopRunner._all_loops[cluster.loop] == before
 
 
 @asynccontextmanager

@@ -129,6 +129,29 @@ def _is_ours(key: object) -> bool:
 # -- here ---------------------------------------------------------------------------
 
 
+class OwnClient(distributed.Client):
+    """A client that ends its loop with itself, however it ends.
+
+    Dask's own keeps it, a thread and three files, if nobody has answered or the connection
+    was lost for long: then it has closed itself, and to close it does nothing more.
+    """
+
+    def start(self, **options: Any) -> None:
+        """Connect, or leave nothing behind."""
+        try:
+            cast("Any", super()).start(**options)
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Close it, if it is not, and its loop, from any thread but the loop's."""
+        try:
+            cast("Any", self).close()
+        finally:
+            self._loop_runner.stop()  # type: ignore[no-untyped-call]
+
+
 class DaskDispatcher(InFlightDispatcher):
     """Runs works on a Dask cluster. Made by `open_dask_dispatcher`."""
 
@@ -180,7 +203,7 @@ class DaskDispatcher(InFlightDispatcher):
             await trio.lowlevel.checkpoint()
             raise ExecutorLostError("the Dask client that it was given is closed")
         with autojump_held():
-            await trio.to_thread.run_sync(self.client.close)
+            await trio.to_thread.run_sync(self.client.end)
         self.client = await connected(self._reopen)
 
     async def _on_loop(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -351,14 +374,18 @@ class DaskDispatcher(InFlightDispatcher):
         """Tell the cluster what is to be stopped, until all of it has ended."""
         pause = FIRST_PAUSE
         known = 0
-        while self._stopping:
-            pause = min(2 * pause, LONGEST_PAUSE)
-            if len(self._stopping) > known:
-                pause = FIRST_PAUSE
-            known = len(self._stopping)
-            await self._tell_to_stop(list(self._stopping))
-            await asyncio.sleep(pause)
-            self._stopping &= self._aloft_by_mark.keys()
+        try:
+            while self._stopping:
+                pause = min(2 * pause, LONGEST_PAUSE)
+                if len(self._stopping) > known:
+                    pause = FIRST_PAUSE
+                known = len(self._stopping)
+                await self._tell_to_stop(list(self._stopping))
+                await asyncio.sleep(pause)
+                self._stopping &= self._aloft_by_mark.keys()
+        finally:
+            # It may end with the loop: what is to be stopped next has another one begin.
+            self._stopping.clear()
 
     async def _tell_to_stop(self, marks: Sequence[str]) -> None:
         client = self.client
@@ -422,7 +449,7 @@ async def open_dask_dispatcher(
         if cast("Any", client).asynchronous:
             raise TypeError("address_or_client: the client must not be asynchronous")
     else:
-        reopen = partial(distributed.Client, address_or_client, set_as_default=False)
+        reopen = partial(OwnClient, address_or_client, set_as_default=False)
         client = await connected(reopen)
     dispatcher = DaskDispatcher(works, client, max_in_flight, reopen)
     try:
@@ -433,4 +460,4 @@ async def open_dask_dispatcher(
             await dispatcher.close()
             if reopen is not None:
                 with autojump_held():
-                    await trio.to_thread.run_sync(dispatcher.client.close)
+                    await trio.to_thread.run_sync(dispatcher.client.end)
