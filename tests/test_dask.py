@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -122,6 +124,15 @@ def nothing_left(cluster: Any) -> Generator[None]:
     while (after := left()) != before and time.monotonic() < late:
         time.sleep(0.01)
     assert after == before
+
+
+@pytest.fixture
+def client(cluster: Any) -> Generator[Any]:
+    """A user's client, which is to have no futures left."""
+    with distributed.Client(cluster, set_as_default=False) as opened:  # type: ignore[no-untyped-call]
+        yield opened
+        gc.collect()
+        wait_until(lambda: not opened.futures)
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -313,7 +324,7 @@ def test_a_result_that_is_lost_is_not_computed_again() -> None:
 
 
 async def test_runs_on_the_cluster_can_be_stopped(
-    autojump_clock: trio.testing.MockClock, cluster: Any, tmp_path: Path
+    autojump_clock: trio.testing.MockClock, client: Any, tmp_path: Path
 ) -> None:
     """
     An async work is cancelled on its worker. What no worker has begun does not begin, and
@@ -321,7 +332,7 @@ async def test_runs_on_the_cluster_can_be_stopped(
     ended when it has.
     """
     log, go = tmp_path / "log", tmp_path / "go"
-    async with opened(cluster) as scheduler:
+    async with opened(client) as scheduler:
         task = await scheduler.add_task("never_end", {"began": str(log)}, after=0)
         await until(lambda: len(noted(log)) == 1)
         assert (await scheduler.interrupt(task.id)).state is TaskState.CANCELLED
@@ -612,12 +623,6 @@ async def reached(address: str) -> AsyncGenerator[Any]:
         yield dispatcher
 
 
-@pytest.fixture
-def client(cluster: Any) -> Generator[Any]:
-    with distributed.Client(cluster, set_as_default=False) as opened:  # type: ignore[no-untyped-call]
-        yield opened
-
-
 async def test_a_result_that_is_lost_fails_its_run(
     autojump_clock: trio.testing.MockClock,
     cluster: Any,
@@ -781,6 +786,47 @@ async def test_a_client_that_is_given_stays_open(
     finally:
         go.touch()
         client.close()
+
+
+async def test_a_client_that_is_given_is_left_as_it_was(
+    autojump_clock: trio.testing.MockClock, cluster: Any, client: Any, tmp_path: Path
+) -> None:
+    """
+    When the dispatcher has ended, a client of the caller's hears nothing more for it, and
+    does not keep it, though a run was cancelled by somebody else on the cluster.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+    async with (
+        open_dask_dispatcher(client, WORKS) as dispatcher,
+        open_scheduler(executor_works.works, dispatcher=dispatcher) as scheduler,
+    ):
+        topic = inside(dispatcher)._topic
+        await until(lambda: subscribers(cluster, topic) == {client.id})
+        param = {"began": str(log), "until": str(go)}
+        task = await scheduler.add_task("wait", param, after=0)
+        await until(lambda: len(noted(log)) == 1)
+        cluster.loop.add_callback(
+            cluster.scheduler.stimulus_cancel,
+            keys=list(cluster.scheduler.tasks),
+            client=client.id,
+            force=True,
+            reason="of no use",
+            msg="",
+        )
+        ended = await scheduler.wait(task.id)
+        assert (ended.err or "").startswith("WorkLostError: the run was lost")
+        go.touch()
+    kept = weakref.ref(dispatcher)
+    del dispatcher, scheduler
+    await until(lambda: not subscribers(cluster, topic))
+    gc.collect()
+    assert kept() is None
+
+
+def subscribers(cluster: Any, topic: str) -> set[str]:
+    """The clients that a cluster tells what comes to a topic."""
+    found: set[str] = cluster.scheduler._broker._topics[topic].subscribers
+    return found
 
 
 @pytest.mark.parametrize(

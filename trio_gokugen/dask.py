@@ -240,9 +240,11 @@ class DaskDispatcher(InFlightDispatcher):
         await self._ready()
 
     async def close(self) -> None:
-        """Leave nothing of it on the client's loop."""
+        """Leave nothing of it on the client's loop, and wait until that has done so."""
         if self.client.status not in _CLOSED:
-            await self._on_loop(self._leave)
+            # Not in the call that is waited for: that is cancelled if the loop is too busy.
+            self.client.loop.add_callback(self._leave)
+            await self._on_loop(self._left)
 
     # -- on the client's loop ---------------------------------------------------------
 
@@ -263,13 +265,15 @@ class DaskDispatcher(InFlightDispatcher):
         self.client.subscribe_topic(self._topic, self._hear)
         self._guarded = scheduler
 
-    async def _leave(self) -> None:
-        jobs = list(self._jobs)
-        for job in jobs:
+    def _leave(self) -> None:
+        for job in self._jobs:
             job.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)
-        if self._guarded is not None:
-            self.client.unsubscribe_topic(self._topic)
+        # Dask keeps the handler, and calls it with what is on its way.
+        self.client.subscribe_topic(self._topic, _hear_nothing)
+        self.client.unsubscribe_topic(self._topic)
+
+    async def _left(self) -> None:
+        await asyncio.gather(*self._jobs, return_exceptions=True)
 
     def _hear(self, event: tuple[float, Any]) -> None:
         mark, progress = event[1]
@@ -353,17 +357,23 @@ class DaskDispatcher(InFlightDispatcher):
             return cast("Landed", value)
         try:
             return cast("Landed", await future.result())
-        except concurrent.futures.CancelledError as error:
+        except Exception as error:  # noqa: BLE001 (it is the outcome)
+            # The client keeps the error, whose frames here would keep the future, and us.
+            there = await future.traceback() if future.status == "error" else None
+            return self._failed(error.with_traceback(there))
+
+    def _failed(self, error: Exception) -> Landed | BaseException:
+        """What it means for a run that Dask raises this in place of its outcome."""
+        if isinstance(error, concurrent.futures.CancelledError):
             if getattr(error, "reason", None) == WITHDRAWN:
                 return Landed("refused")
             self._guarded = None  # it is looked at before more is sent
             lost = WorkLostError(str(error))
             lost.__cause__ = error
             return lost
-        except distributed.KilledWorker as error:
+        if isinstance(error, distributed.KilledWorker):
             return WorkLostError(f"its worker died, {error.last_worker.address}")
-        except Exception as error:  # noqa: BLE001 (it is the outcome)
-            return error
+        return error
 
     def _stop_soon(self, mark: str) -> None:
         self._stopping.add(mark)
@@ -394,6 +404,10 @@ class DaskDispatcher(InFlightDispatcher):
             await client.run(stop_on_worker, marks, on_error="ignore")
         except OSError:
             return  # the connection is lost, and the runs with it
+
+
+def _hear_nothing(event: tuple[float, Any]) -> None:
+    """In place of a dispatcher that has ended."""
 
 
 _CLOSED = frozenset({"closing", "closed"})
