@@ -823,6 +823,27 @@ async def test_a_client_that_is_given_is_left_as_it_was(
     assert kept() is None
 
 
+async def test_a_loop_that_is_busy_is_not_waited_for_for_ever(
+    cluster: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If the loop of the caller's client answers nothing, the block ends all the same after a
+    while; and once the loop goes on, it is left as it was.
+    """
+    monkeypatch.setattr("trio_gokugen.dask.LONGEST_LEAVE", 0.1)
+    go_on = threading.Event()
+    try:
+        with trio.move_on_after(PATIENCE) as scope:
+            async with open_dask_dispatcher(client, WORKS) as dispatcher:
+                topic = inside(dispatcher)._topic
+                await until(lambda: subscribers(cluster, topic) == {client.id})
+                client.loop.add_callback(go_on.wait, PATIENCE)
+        assert not scope.cancel_called
+    finally:
+        go_on.set()
+    await until(lambda: not subscribers(cluster, topic))
+
+
 def subscribers(cluster: Any, topic: str) -> set[str]:
     """The clients that a cluster tells what comes to a topic."""
     found: set[str] = cluster.scheduler._broker._topics[topic].subscribers

@@ -48,6 +48,9 @@ WITHDRAWN = "withdrawn before it had begun"
 LARGEST_GRAPH = 1_000_000
 """Characters of tasks that are sent at a time: Dask warns of graphs that are too large."""
 
+LONGEST_LEAVE = 10.0
+"""Seconds that the loop of a client may take to let go of a dispatcher."""
+
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 8.0
 """Seconds before the cluster is told again to stop what has not ended: it may have been on
@@ -147,7 +150,7 @@ class OwnClient(distributed.Client):
     def end(self) -> None:
         """Close it, if it is not, and its loop, from any thread but the loop's."""
         try:
-            cast("Any", self).close()
+            cast("Any", self).close(timeout=LONGEST_LEAVE)
         finally:
             self._loop_runner.stop()  # type: ignore[no-untyped-call]
 
@@ -470,8 +473,8 @@ async def open_dask_dispatcher(
         await dispatcher.wait_ready()
         yield dispatcher
     finally:
-        with trio.CancelScope(shield=True):
+        with trio.move_on_after(LONGEST_LEAVE, shield=True):
             await dispatcher.close()
-            if reopen is not None:
-                with autojump_held():
-                    await trio.to_thread.run_sync(dispatcher.client.end)
+        if reopen is not None:
+            with trio.CancelScope(shield=True), autojump_held():
+                await trio.to_thread.run_sync(dispatcher.client.end)  # which has a limit
