@@ -682,19 +682,13 @@ def inside(dispatcher: Any) -> DaskDispatcher:
     return dispatcher
 
 
-async def test_a_connection_that_breaks_at_the_worst_moment(
-    autojump_clock: trio.testing.MockClock,
-    client: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """
-    Whatever is asked of the cluster when the connection breaks is asked again, or fails
-    the run that it was about, and no other.
-    """
-    log, go = tmp_path / "log", tmp_path / "go"
+@pytest.fixture
+def broken_once(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Exception], None]:
+    """Has a method of the client raise an error once."""
 
-    def broken_once(name: str, error: Exception) -> None:
+    def break_once(name: str, error: Exception) -> None:
         real = getattr(client, name)
         left = [error]
 
@@ -705,25 +699,71 @@ async def test_a_connection_that_breaks_at_the_worst_moment(
 
         monkeypatch.setattr(client, name, call)
 
+    return break_once
+
+
+# As it is if the connection breaks, and as it is if the client is closed meanwhile.
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+async def test_a_connection_that_breaks_at_the_worst_moment(
+    autojump_clock: trio.testing.MockClock,
+    client: Any,
+    tmp_path: Path,
+    broken_once: Callable[[str, Exception], None],
+    caplog: pytest.LogCaptureFixture,
+    kind: type[Exception],
+) -> None:
+    """
+    Whatever is asked of the cluster when the connection breaks is asked again, or fails
+    the run that it was about, and no other.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
     broken_once("register_plugin", OSError("broken"))
     async with opened(client) as scheduler:
         broken_once("map", ValueError("too odd"))
         task = await scheduler.add_task("double", {"number": 2}, after=0)
         ended = await scheduler.wait(task.id)
         assert (ended.err or "").startswith("ValueError: too odd")
-        broken_once("gather", OSError("broken"))
+        broken_once("gather", kind("broken"))
         task = await scheduler.add_task("double", {"number": 2}, after=0)
         ended = await scheduler.wait(task.id)
-        assert "the connection to the Dask cluster broke: broken" in (ended.err or "")
+        words = f"its outcome could not be fetched, {kind.__name__}: broken"
+        assert (ended.err or "").startswith(f"WorkLostError: the run was lost: {words}")
         param = {"began": str(log), "until": str(go)}
         task = await scheduler.add_task("wait", param, after=0)
         await until(lambda: len(noted(log)) == 1)
-        broken_once("run_on_scheduler", OSError("broken"))
+        broken_once("run_on_scheduler", kind("broken"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.interrupt, task.id)
             await trio.lowlevel.checkpoint()
             go.touch()
         assert (await scheduler.get(task.id)).state is TaskState.DONE
+    gc.collect()
+    assert [each for each in caplog.records if each.name == "asyncio"] == []
+
+
+async def test_a_client_that_is_closed_while_it_is_looked_at(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A client that is closed while its scheduler is told of runs is lost, and so it is
+    called; any other error of telling it is told as it is.
+    """
+
+    async def fail(plugin: object) -> None:
+        raise RuntimeError("too odd")
+
+    async def fail_closed(plugin: object) -> None:
+        client.status = "closing"
+        raise RuntimeError("ConnectionPool is closed")
+
+    monkeypatch.setattr(client, "register_plugin", fail)
+    with pytest.raises(RuntimeError, match="too odd"):
+        async with open_dask_dispatcher(client, WORKS):
+            pass
+    monkeypatch.setattr(client, "register_plugin", fail_closed)
+    with pytest.raises(ExecutorLostError, match="is closed"):
+        async with open_dask_dispatcher(client, WORKS):
+            pass
 
 
 async def test_a_client_that_is_closed_while_nothing_runs(
@@ -833,12 +873,12 @@ async def test_a_loop_that_is_busy_is_not_waited_for_for_ever(
     monkeypatch.setattr("trio_gokugen.dask.LONGEST_LEAVE", 0.1)
     go_on = threading.Event()
     try:
-        with trio.move_on_after(PATIENCE) as scope:
-            async with open_dask_dispatcher(client, WORKS) as dispatcher:
-                topic = inside(dispatcher)._topic
-                await until(lambda: subscribers(cluster, topic) == {client.id})
-                client.loop.add_callback(go_on.wait, PATIENCE)
-        assert not scope.cancel_called
+        async with open_dask_dispatcher(client, WORKS) as dispatcher:
+            topic = inside(dispatcher)._topic
+            await until(lambda: subscribers(cluster, topic) == {client.id})
+            client.loop.add_callback(go_on.wait, PATIENCE)
+            began = trio.current_time()
+        assert trio.current_time() - began < PATIENCE
     finally:
         go_on.set()
     await until(lambda: not subscribers(cluster, topic))

@@ -200,6 +200,9 @@ class DaskDispatcher(InFlightDispatcher):
             except OSError:
                 # The connection was lost meanwhile, and the client has yet to notice.
                 await trio.sleep(FIRST_PAUSE)
+            except Exception:
+                if self.client.status not in _CLOSED:
+                    raise
 
     async def _connect_anew(self) -> None:
         if self._reopen is None:
@@ -329,6 +332,7 @@ class DaskDispatcher(InFlightDispatcher):
     async def _follow(self, flights: dict[DaskKey, Flight], futures: Any) -> None:
         """Take what becomes of runs, all that have ended at a time."""
         why = "the Dask client was closed"
+        cause: Exception | None = None
         try:
             ended = cast("Any", distributed.as_completed)(
                 futures, loop=self.client.loop, raise_errors=False
@@ -336,11 +340,15 @@ class DaskDispatcher(InFlightDispatcher):
             del futures  # so that each is let go as soon as it has ended
             async for first in ended:
                 await self._take([first, *ended.next_batch(block=False)], flights)
-        except OSError as error:
-            why = f"the connection to the Dask cluster broke: {error}"
+        except Exception as error:  # noqa: BLE001 (it is the outcome)
+            # The connection broke, or the client was closed meanwhile, or it is a fault.
+            why = f"its outcome could not be fetched, {type(error).__name__}: {error}"
+            cause = error
         finally:
             for flight in flights.values():
-                self._down(flight, WorkLostError(why))
+                lost = WorkLostError(why)
+                lost.__cause__ = cause
+                self._down(flight, lost)
 
     async def _take(self, batch: Sequence[Any], flights: dict[DaskKey, Flight]) -> None:
         values = await self._gather(batch)
@@ -405,8 +413,8 @@ class DaskDispatcher(InFlightDispatcher):
         try:
             await client.run_on_scheduler(withdraw, marks, client.id)
             await client.run(stop_on_worker, marks, on_error="ignore")
-        except OSError:
-            return  # the connection is lost, and the runs with it
+        except (OSError, RuntimeError):
+            return  # the connection is lost, or the client closed, and the runs with it
 
 
 def _hear_nothing(event: tuple[float, Any]) -> None:
