@@ -14,7 +14,9 @@ import trio
 from trio_gokugen import (
     Discard,
     Retry,
+    Schedule,
     Snooze,
+    Task,
     WorkLostError,
     WorkRegistry,
     current_task,
@@ -62,6 +64,18 @@ def wait(began: str, until: str) -> None:
 async def never_end(began: str) -> None:
     note(began)
     await trio.sleep_forever()
+
+
+@works.condition
+async def take_an_hour(schedule: Schedule, last: Task | None) -> bool:
+    await trio.sleep(3_599.99)
+    return True
+
+
+@works.register(timeout=3_600)
+def fail_late() -> None:
+    time.sleep(0.02)
+    raise ValueError("later than an hour after its condition was asked")
 
 
 @works.register

@@ -36,6 +36,7 @@ from trio_gokugen import (
     ExecutorLostError,
     HeapRepository,
     HookAction,
+    Interval,
     PartialHooks,
     Retry,
     Scheduler,
@@ -231,6 +232,21 @@ async def test_progress_comes_back(
         ended = await scheduler.wait(task.id)
         assert ended.progress is not None
         assert (ended.progress.fraction, ended.progress.note) == (0.75, None)
+
+
+async def test_a_work_on_the_cluster_has_what_its_condition_has_left(
+    autojump_clock: trio.testing.MockClock, cluster: Any
+) -> None:
+    """
+    A work has run out of time when its condition, here, and itself, on the cluster, have
+    taken its time-out together.
+    """
+    async with opened(cluster) as scheduler:
+        every = Interval(1e6, anchor=NOON)
+        await scheduler.add_schedule("s", every, "fail_late", when="take_an_hour")
+        await trio.sleep(1e6 + 3_600)
+        [task] = await scheduler.find(TaskQuery(states={TaskState.FAILED}))
+    assert (task.err or "").startswith("WorkTimeoutError")
 
 
 # -- one attempt is one run ---------------------------------------------------------
