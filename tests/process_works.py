@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
@@ -307,6 +309,43 @@ def end_a_fork() -> int:
     os.close(here)
     os.kill(fork, signal.SIGTERM)
     return os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
+
+
+@in_process
+def leave_behind(started: str, how: str, then: str) -> None:
+    """Have something stay that does not end before this process, and tell of it."""
+    if how == "program":
+        left = subprocess.Popen(["sleep", str(STAYS)], close_fds=False).pid  # noqa: S607 (of the system)
+    else:
+        left = os.fork()
+        if not left:
+            time.sleep(STAYS)
+            os._exit(0)
+    Path(started).write_text(str(left))
+    if then == "die":
+        os._exit(3)
+    while True:
+        pass
+
+
+STAYS = 30
+"""Seconds of real time. A process that is waited for only then has ended too late."""
+
+
+@in_process
+def fork_that_comes_back() -> list[bool]:
+    """What a fork finds, which does not end in the work, but returns from it."""
+    there, here = os.pipe()
+    if not os.fork():
+        tracker = resource_tracker.getfd()
+        assert tracker is not None
+        os.write(here, b"x" if stat.S_ISFIFO(os.fstat(tracker).st_mode) else b"-")
+        return []
+    os.close(here)
+    with os.fdopen(there, "rb") as pipe:
+        found = pipe.read()  # once the fork has ended
+    os.wait()
+    return [found == b"x"]
 
 
 @in_process

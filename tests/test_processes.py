@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from importlib.machinery import ModuleSpec
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -570,6 +572,44 @@ async def test_processes_that_are_killed_leave_no_file_open(
             gc.enable()
 
 
+@pytest.mark.parametrize("how", ["program", "fork"])
+@pytest.mark.parametrize("then", ["spin", "die"])
+async def test_what_a_process_has_started_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, how: str, then: str
+) -> None:
+    """
+    A process that is killed, or dies, has ended when it has, whatever it has started
+    stays.
+    """
+    async with open_pool(tmp_path) as pool:
+        started = pool.pipe("started")
+        param = {"started": started, "how": how, "then": then}
+        began = time.monotonic()
+        await pool.scheduler.add_task("leave_behind", param, after=0, id="t")
+        left = await told(started)
+        if then == "spin":
+            task = await pool.scheduler.interrupt("t")
+            assert task.state is TaskState.CANCELLED
+        else:
+            task = await pool.scheduler.wait("t")
+            assert "exit code 3" in (task.err or "")
+        took = time.monotonic() - began
+        os.kill(left, signal.SIGKILL)
+    assert took < process_works.STAYS
+
+
+async def test_a_fork_that_comes_back_from_a_work(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    What a work forks off may use `multiprocessing`; and if it returns from the work, that
+    is no answer, and it ends.
+    """
+    async with open_pool(tmp_path) as pool:
+        assert (await pool.run("fork_that_comes_back")).result == [True]
+        assert (await pool.run("where")).state is TaskState.DONE
+
+
 async def test_a_work_past_its_deadline_is_killed(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
@@ -850,10 +890,11 @@ def test_a_task_with_all_that_there_may_be_is_sent() -> None:
     assert _process_work.to_send(bare)["state"] == "scheduled"  # type: ignore[index]  # pyright: ignore[reportArgumentType]
 
 
-def test_a_new_process_lets_signals_in() -> None:
+def test_a_new_process_lets_signals_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     What is blocked while a process starts is not, once it has begun.
     """
+    monkeypatch.setattr(_process_work, "given_pipes", list)
     both = {signal.SIGINT, signal.SIGTERM}
     handler = signal.getsignal(signal.SIGTERM)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, both)
@@ -864,6 +905,50 @@ def test_a_new_process_lets_signals_in() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal.signal(signal.SIGTERM, handler)
     assert _process_work.be_ready() is None  # type: ignore[func-returns-value]
+
+
+def test_a_new_process_keeps_its_pipes_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What a process is given is inherited by nothing that it starts; in what it forks off
+    there is nothing in its place, but for what `multiprocessing` needs.
+    """
+    forked: list[Callable[[], None]] = []
+
+    def register(*, after_in_child: Callable[[], None]) -> None:
+        forked.append(after_in_child)
+
+    there, here = os.pipe()
+    file = os.open(os.devnull, os.O_WRONLY)
+    for each in (here, file):
+        os.set_inheritable(each, True)
+    pipes = _process_work.given_pipes()
+    assert here in pipes
+    assert not {0, 1, 2, there, file} & {*pipes}
+    tracker = resource_tracker.getfd()
+    assert tracker is not None
+    monkeypatch.setattr(os, "register_at_fork", register)
+    monkeypatch.setattr(_process_work, "given_pipes", lambda: [here, tracker])
+    _process_work.keep_pipes()
+    assert not os.get_inheritable(here)
+    [let_go] = forked
+    let_go()
+    assert os.read(there, 1) == b""
+    assert _process_work._is_pipe(tracker)
+    for each in (there, here, file):
+        os.close(each)
+
+
+def test_where_nobody_tells_what_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where the system does not tell what a process was given, it begins all the same.
+    """
+
+    def refuse(_: str) -> list[str]:
+        raise FileNotFoundError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        _process_work.keep_pipes()
 
 
 @pytest.mark.parametrize(

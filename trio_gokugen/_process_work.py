@@ -12,7 +12,10 @@ import inspect
 import multiprocessing
 import os
 import signal
+import stat
+from contextlib import suppress
 from datetime import datetime
+from multiprocessing import resource_tracker
 from typing import Any, Literal, TypeAlias
 
 from ._callables import find
@@ -66,6 +69,59 @@ def begin() -> None:
     if hasattr(signal, "pthread_sigmask"):  # pragma: no branch: not on Windows
         # They were blocked until here, and must not be for what a work starts.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    keep_pipes()
+
+
+def keep_pipes() -> None:
+    """Have nothing that a work starts hold the pipes to the program open.
+
+    By their closing the program knows that this process has ended. They were made to be
+    inherited by this process, and would be by what it starts, too.
+    """
+    pipes = given_pipes()
+    if not pipes:
+        return  # as on Windows
+    for pipe in pipes:
+        os.set_inheritable(pipe, False)  # noqa: FBT003 (it has no name)
+    # What is forked off may use `multiprocessing`, and needs this one: it leads to a
+    # process of that, for which nobody waits here.
+    tracker = resource_tracker.getfd()
+    ours = [pipe for pipe in pipes if pipe != tracker]
+    os.register_at_fork(after_in_child=functools.partial(_let_go, ours))
+
+
+def given_pipes() -> list[int]:
+    """The pipes that a process was given as it was started, but for the usual three."""
+    try:
+        numbers = os.listdir("/dev/fd")  # noqa: PTH208 (what is open, and not the paths)
+    except OSError:  # Windows has none, where nothing is inherited
+        return []
+    found: list[int] = []
+    for number in map(int, numbers):
+        with suppress(OSError):  # what it was listed by is closed
+            if number > _STDERR and os.get_inheritable(number) and _is_pipe(number):
+                found.append(number)
+    return found
+
+
+_STDERR = 2
+
+
+def _is_pipe(number: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(number).st_mode)
+
+
+def _let_go(pipes: list[int]) -> None:
+    """In a process that was forked off: have nothing in their places.
+
+    They are not closed, as the objects that they belong to would close their numbers again,
+    which may be other files' by then. A fork that comes back from its work is not heard,
+    and ends.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for pipe in pipes:
+        os.dup2(nothing, pipe, inheritable=False)
+    os.close(nothing)
 
 
 def end_if_orphaned(process: int, signum: int, _: object) -> None:
