@@ -184,5 +184,7 @@ def give_much() -> bytes:
 
 
 @works.register
-async def sleep(seconds: float) -> None:
+async def sleep(seconds: float, began: str | None = None) -> None:
+    if began is not None:
+        note(began)
     await trio.sleep(seconds)

@@ -166,6 +166,15 @@ class NothingError(Exception):
         return str, ("no exception",)
 
 
+class LeavingError(Exception):
+    """Whoever makes it anew exits."""
+
+    def __init__(self, text: str | None = None) -> None:
+        if text is not None:
+            raise SystemExit(text)
+        self.args = ("here",)
+
+
 class ContainerError(Exception):
     def __reduce__(self) -> Any:
         return type(self), (), None, iter([1])
@@ -206,6 +215,7 @@ class Raised:
     }
     lost: ClassVar[dict[str, tuple[BaseException, str]]] = {
         "unmakeable": (UnmakeableError(1, 2), "it cannot be put together: TypeError"),
+        "leaving": (LeavingError(), "it cannot be put together: SystemExit"),
         "unreducible": (UnreducibleError("x"), "it cannot be taken apart: ArithmeticError"),
         "local": (local_error(), "is not found by its name"),
         "lock": (OwnError("locked", threading.Lock()), "made with a value of type lock"),

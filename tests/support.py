@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,6 +36,40 @@ def noon(seconds: float = 0) -> datetime:
 def same_everywhere(value: object) -> str:
     """A value as part of a test's id, which is the same in every process: no address."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))[:80]
+
+
+PATIENCE = 30.0
+"""Seconds of real time after which something that has not come never will."""
+
+
+@contextmanager
+def bounded() -> Generator[None]:
+    """Fail if the block takes too long, in real time: a mock clock may stand still.
+
+    It is cancelled then; and if it takes no notice of that, Trio crashes.
+    """
+    token = trio.lowlevel.current_trio_token()
+    ended = threading.Event()
+    scope = trio.CancelScope()
+
+    def crash() -> None:
+        raise AssertionError("it took too long, and could not be cancelled")
+
+    def watch() -> None:
+        for end in (scope.cancel, crash):
+            if ended.wait(PATIENCE):
+                return
+            token.run_sync_soon(end)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with scope:
+            yield
+    finally:
+        ended.set()
+        watcher.join()
+    assert not scope.cancel_called, "it took too long"
 
 
 @attrs.define

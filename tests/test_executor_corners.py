@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from concurrent.futures import ProcessPoolExecutor as Processes
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,7 @@ import executor_works
 import pytest
 import trio
 import trio.testing
-from support import NOON
+from support import NOON, PATIENCE, bounded
 
 from trio_gokugen import (
     Command,
@@ -23,6 +24,7 @@ from trio_gokugen import (
     ExecutorDispatcher,
     ExecutorLostError,
     ForeignError,
+    HeapRepository,
     HookAction,
     Interval,
     PartialHooks,
@@ -31,16 +33,19 @@ from trio_gokugen import (
     Retry,
     Schedule,
     Snooze,
+    StopReason,
     Task,
     TaskQuery,
     TaskState,
     TrioClock,
     WorkRegistry,
+    WorkStoppedError,
     _process_work,
     open_scheduler,
     report_progress,
 )
-from trio_gokugen._executor_calls import call_by_path
+from trio_gokugen import _executor_calls as calls
+from trio_gokugen._executor_calls import Landed, call_by_path
 from trio_gokugen._retry import bare
 from trio_gokugen._taken_apart import put_together, taken_apart
 from trio_gokugen.abc import Work
@@ -143,6 +148,7 @@ async def test_a_run_that_was_stopped_stays_stopped(
                 await trio.lowlevel.checkpoint()
             executor.futures[0].set_exception(BrokenExecutor("gone"))
         assert (await scheduler.get(task.id)).state is TaskState.CANCELLED
+    calls._stopped.clear()  # the call itself never comes
 
 
 async def ignore(error: Exception, action: HookAction) -> HookAction:
@@ -186,6 +192,231 @@ async def test_what_breaks_late_does_not_harm_its_successor(
     assert len(asked) == 1
 
 
+async def test_what_breaks_as_it_is_replaced_does_not_harm_its_successor(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    An executor may break, in another thread, at the moment when another takes its place.
+    """
+    here = threading.current_thread()
+    seen, go_on = threading.Event(), threading.Event()
+
+    class Slow(ExecutorDispatcher):
+        @property
+        def _executor(self) -> Executor:
+            found = self._is
+            if threading.current_thread() is not here:
+                seen.set()
+                go_on.wait(PATIENCE)
+            return found
+
+        @_executor.setter
+        def _executor(self, executor: Executor) -> None:
+            self._is = executor
+
+    works = executor_works.works
+    first = Breaking()
+    dispatcher = Slow(works, first)
+    with ThreadPoolExecutor(1) as second:
+        async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+            task = await scheduler.add_task("nothing", after=0)
+            while not first.futures:
+                await trio.lowlevel.checkpoint()
+            broken = BrokenExecutor("gone")
+            thread = threading.Thread(target=first.futures[0].set_exception, args=[broken])
+            thread.start()
+            while thread.is_alive() and not seen.is_set():
+                await trio.lowlevel.checkpoint()
+            dispatcher.executor = second
+            go_on.set()
+            thread.join()
+            failed = await scheduler.wait(task.id)
+            assert (failed.err or "").startswith(
+                "WorkLostError: the run was lost: its exec"
+            )
+            last = await scheduler.add_task("nothing", after=0)
+            assert (await scheduler.wait(last.id)).state is TaskState.DONE
+
+
+async def test_async_works_of_the_executor_before_are_stopped(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    An async work in a thread is cancelled, though new runs go to other processes by now.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ThreadPoolExecutor(1) as near, Processes(1, mp_context=spawn) as far:
+        dispatcher = ExecutorDispatcher(WORKS, near)
+        works = executor_works.works
+        async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+            began = tmp_path / "began"
+            param: dict[str, Any] = {"seconds": PATIENCE, "began": str(began)}
+            task = await scheduler.add_task("sleep", param, after=0)
+            while not began.exists():
+                await trio.lowlevel.checkpoint()
+            dispatcher.executor = far
+            assert (await scheduler.interrupt(task.id)).state is TaskState.CANCELLED
+
+
+class OddError(BaseException):
+    """No `Exception`."""
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_executor_that_leaves(
+    autojump_clock: trio.testing.MockClock, begun: bool
+) -> None:
+    """
+    What an executor raises that is no `Exception` leaves the scheduler, which ends; the
+    run has failed by it.
+    """
+
+    class Leaving(Executor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if begun:
+                fn()
+            raise OddError("no more")
+
+    works = executor_works.works
+    repository = HeapRepository()
+    with bounded(), pytest.RaisesGroup(OddError, flatten_subgroups=True):
+        async with open_scheduler(
+            works, repository, ExecutorDispatcher(works, Leaving())
+        ) as scheduler:
+            await scheduler.add_task("nothing", after=0, id="t")
+            await trio.sleep_forever()
+    ended = await repository.get("t")
+    assert (ended.state, (ended.err or "").partition("\n")[0]) == (
+        TaskState.FAILED,
+        "OddError: no more",
+    )
+
+
+class Giving(Executor):
+    """Whose futures hold the same, whatever the call would return."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if isinstance(self.result, BaseException):
+            future.set_exception(self.result)
+        else:
+            future.set_result(self.result)
+        return future
+
+
+@pytest.mark.parametrize(
+    ("result", "err"),
+    [
+        (None, "WorkLostError: the run was lost: its executor has answered None"),
+        (Landed("apart", None), "TypeError: "),
+        (WorkStoppedError(StopReason.SHUTDOWN), "RuntimeError: the work raised a WorkSto"),
+    ],
+    ids=["something else", "in pieces", "a stop"],
+)
+async def test_an_executor_that_answers_for_itself(
+    autojump_clock: trio.testing.MockClock, result: Any, err: str
+) -> None:
+    """
+    A run has failed whose executor gives something else than its call returned.
+    """
+    works = executor_works.works
+    dispatcher = ExecutorDispatcher(works, Giving(result))
+    with bounded():
+        async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+            task = await scheduler.add_task("nothing", after=0)
+            ended = await scheduler.wait(task.id)
+    assert ended.state is TaskState.FAILED
+    assert (ended.err or "").startswith(err)
+
+
+class Twice(Executor):
+    """Does everything twice: it calls, and it tells that it has."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        class Telling(Future[Any]):
+            def add_done_callback(self, fn: Any) -> None:
+                super().add_done_callback(fn)
+                super().add_done_callback(fn)
+
+        future = Telling()
+        fn()
+        future.set_result(fn())
+        return future
+
+
+async def test_an_executor_that_does_everything_twice(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A work is called once, and a run ends once, if its executor calls and tells twice.
+    """
+    works = WorkRegistry()
+    calls: list[int] = []
+
+    @works.register(retain=True)
+    def count() -> int:
+        calls.append(1)
+        return len(calls)
+
+    with bounded():
+        async with open_scheduler(
+            works, dispatcher=ExecutorDispatcher(works, Twice())
+        ) as scheduler:
+            for number in (1, 2):
+                task = await scheduler.add_task("count", after=0)
+                assert (await scheduler.wait(task.id)).result == number
+
+
+async def test_runs_that_cannot_be_cancelled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If a future cannot be cancelled, its run is waited for as the scheduler ends, and none
+    begins any more.
+    """
+
+    class Stubborn(ThreadPoolExecutor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            def refuse() -> bool:
+                raise NotImplementedError
+
+            future = super().submit(fn, *args, **kwargs)
+            vars(future)["cancel"] = refuse
+            return future
+
+    works = WorkRegistry()
+    began, go_on = threading.Event(), threading.Event()
+    log: list[str] = []
+
+    @works.register
+    def hold() -> None:
+        log.append("begun")
+        began.set()
+        go_on.wait(PATIENCE)
+        log.append("ended")
+
+    repository = HeapRepository()
+    with Stubborn(1) as pool:
+        async with open_scheduler(
+            works, repository, ExecutorDispatcher(works, pool)
+        ) as scheduler:
+            for each in "ab":
+                await scheduler.add_task("hold", after=0, id=each)
+            while not (began.is_set() and scheduler.statistics().running == 2):
+                await trio.lowlevel.checkpoint()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(scheduler.stop, 0)
+                await trio.testing.wait_all_tasks_blocked()
+                go_on.set()
+        assert log == ["begun", "ended"]
+    assert log == ["begun", "ended"]
+    states = {each: (await repository.get(each)).state for each in "ab"}
+    assert states == {"a": TaskState.DONE, "b": TaskState.SCHEDULED}
+
+
 async def test_async_works_of_a_path_are_stopped_in_threads(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -204,13 +435,18 @@ async def test_async_works_of_a_path_are_stopped_in_threads(
 
 @pytest.mark.parametrize(
     ("which", "err"),
-    [("leaks", "LeakedCancelledError: "), ("several", "ExceptionGroup: ")],
+    [
+        ("leaks", "LeakedCancelledError: "),
+        ("several", "ExceptionGroup: "),
+        ("pretends", "RuntimeError: the work raised a WorkStoppedError, though nobody"),
+    ],
 )
 async def test_what_a_condition_raises_fails_its_task(
     autojump_clock: trio.testing.MockClock, which: str, err: str
 ) -> None:
     """
-    A condition that leaks a cancellation, or raises a group, fails its task and no more.
+    A condition that leaks a cancellation, raises a group, or pretends that its run was
+    stopped, fails its task and no more.
     """
     works = WorkRegistry()
     works.register("nothing", executor_works.nothing)
@@ -219,6 +455,8 @@ async def test_what_a_condition_raises_fails_its_task(
     async def odd(schedule: Schedule, last: Task | None) -> bool:
         if which == "several":
             raise ExceptionGroup("several", [ValueError("one")])
+        if which == "pretends":
+            raise WorkStoppedError(StopReason.SHUTDOWN)
         leaked: BaseException | None = None
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -229,7 +467,7 @@ async def test_what_a_condition_raises_fails_its_task(
         assert leaked is not None
         raise leaked
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, bounded():
         async with open_scheduler(
             works, dispatcher=ExecutorDispatcher(works, pool), clock=TrioClock(NOON, 0.0)
         ) as scheduler:
@@ -264,6 +502,23 @@ def test_wishes_are_told_without_what_is_put_on_them() -> None:
     for wished in Snooze(5), Snooze(at=NOON), Retry.after(3):
         assert vars(bare(wished)) == vars(wished)
         assert type(bare(wished)) is type(wished)
+
+
+def test_a_registry_that_exits_as_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A module of works that calls `sys.exit` as it is imported fails the run, and ends no
+    process.
+    """
+    (tmp_path / "exits_there.py").write_text("raise SystemExit('not configured')")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = Task(id="t", work_id="nothing", scheduled_at=NOON, created_at=NOON)
+    landed = call_by_path("x", "exits_there:works", run.to_json())
+    assert landed.left == "apart"
+    back = put_together(landed.payload)
+    assert isinstance(back, ForeignError)
+    assert str(back).startswith("builtins.SystemExit: not configured (which could not come")
 
 
 def test_what_takes_no_note_comes_back_as_something_else() -> None:

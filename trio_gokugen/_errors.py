@@ -516,6 +516,15 @@ class WorkStoppedError(GokugenError):
         return f"the work was stopped by {self.reason.value}"
 
 
+def not_stopped(error: BaseException) -> BaseException:
+    """What a work has raised, which must not look as if it had been stopped."""
+    if not isinstance(error, WorkStoppedError):
+        return error
+    disguised = RuntimeError("the work raised a WorkStoppedError, though nobody stopped it")
+    disguised.__cause__ = error
+    return disguised
+
+
 @attrs.frozen
 class DeadlineExceededError(GokugenError, TimeoutError):
     """The task's deadline passed, before the work started or while it ran.

@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from ._current_task import running
-from ._errors import LeakedCancelledError, WorkStoppedError, WorkTimeoutError, shown
+from ._errors import LeakedCancelledError, WorkTimeoutError, not_stopped, shown
 from ._json import fresh
 from ._results import to_keep
 from ._taken_apart import taken_apart
@@ -197,7 +197,7 @@ def call_by_path(
         landed = call_here(key, work, run, tell, spent)
         if landed.left == "value":
             return Landed("value", to_keep(landed.payload) if work.retain else None)
-    except Exception as error:  # noqa: BLE001 (it is the outcome)
+    except BaseException as error:  # noqa: BLE001 (it is the outcome)
         landed = Landed("error", error)
     if landed.left == "error":
         return Landed("apart", taken_apart(landed.payload, __name__))
@@ -279,10 +279,4 @@ def _raised(error: BaseException) -> Landed:
         group = cast("BaseExceptionGroup[BaseException]", error)
         rest = group.split(trio.Cancelled)[1]
         return Landed("error", LeakedCancelledError() if rest is None else rest)
-    if isinstance(error, WorkStoppedError):
-        disguised = RuntimeError(
-            "the work raised a WorkStoppedError, though nobody stopped it"
-        )
-        disguised.__cause__ = error
-        return Landed("error", disguised)
-    return Landed("error", error)
+    return Landed("error", not_stopped(error))

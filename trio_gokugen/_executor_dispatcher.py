@@ -38,6 +38,7 @@ from ._errors import (
     WorkLostError,
     WorkStoppedError,
     WorkTimeoutError,
+    not_stopped,
     shown,
 )
 from ._executor_calls import (
@@ -71,6 +72,9 @@ class Flight:
     run: Task
     handle: Any = None
     """What its executor knows it by, once it has it."""
+
+    executor: Executor | None = None
+    """Who has it, if it is one of several that take the place of one another."""
 
     scope: trio.CancelScope | None = None
     """While its condition is asked."""
@@ -229,7 +233,7 @@ class InFlightDispatcher:
         self._aloft += 1
         try:
             self._launch(flight)
-        except Exception as error:  # noqa: BLE001 (it is the outcome)
+        except BaseException as error:  # noqa: BLE001 (it is the outcome)
             self._land(flight, error)
 
     @trio.lowlevel.enable_ki_protection
@@ -254,7 +258,8 @@ class InFlightDispatcher:
                 self._report(flight, outcome.Error(_not_started(flight.stopped)))
                 raise
             # It is the outcome; and a cancellation that is nobody's, a fault of its own.
-            failed = LeakedCancelledError() if _has_cancelled(error) else error
+            leaked = _has_cancelled(error)
+            failed = LeakedCancelledError() if leaked else not_stopped(error)
         flight.scope = None
         flight.spent = trio.current_time() - began
         if flight.stopped is not None and not _leaves(failed):
@@ -340,9 +345,14 @@ class InFlightDispatcher:
                 self._has_news.set()
         while self._landed:
             flight, landed = self._landed.popleft()
+            if flight.ended is not None:
+                continue  # its future has called twice
             self._aloft -= 1
             flight.handle = None
-            flight.ended = self._outcome(flight, landed)
+            try:
+                flight.ended = self._outcome(flight, landed)
+            except BaseException as error:  # noqa: BLE001 (Trio would crash by it)
+                flight.ended = outcome.Error(error)
             if flight is not self._telling and flight not in self._news:
                 self._report(flight, flight.ended)
         if not self._aloft:
@@ -371,6 +381,7 @@ class InFlightDispatcher:
             error = put_together(landed.payload)
         else:
             error = landed.payload
+        error = not_stopped(error)
         if stopped is not None and not _leaves(error):
             stopped.__cause__, error = error, stopped
         return outcome.Error(error)
@@ -484,6 +495,7 @@ class ExecutorDispatcher(InFlightDispatcher):
             raise ExecutorLostError(f"{self._lost}") from self._lost
 
     def _launch(self, flight: Flight) -> None:
+        flight.executor = self._executor
         key = self._key(flight)
         if self._path is None:
             order = Order(partial(self._call, flight, key))
@@ -492,10 +504,10 @@ class ExecutorDispatcher(InFlightDispatcher):
         with order.submitting:
             try:
                 future = self._executor.submit(order)
-            except Exception as error:
+            except BaseException as error:
                 if isinstance(error, RuntimeError):  # it has broken, or was shut down
                     self._lost = error
-                if order.withdraw():
+                if order.withdraw() or _leaves(error):
                     if self._lost is not error:
                         raise
                     self._land(flight, Landed("refused"))
@@ -508,31 +520,43 @@ class ExecutorDispatcher(InFlightDispatcher):
                     raise WorkLostError(why) from error
                 future = begun
         flight.handle = future
-        future.add_done_callback(partial(self._done, flight, self._executor))
+        future.add_done_callback(partial(self._done, flight))
 
     def _call(self, flight: Flight, key: Key) -> Landed:
         """In a thread of the executor's."""
         work = self._works.get(flight.run.work_id)
         return call_here(key, work, flight.run, partial(self._tell, flight), flight.spent)
 
-    def _done(self, flight: Flight, executor: Executor, future: Future[Landed]) -> None:
+    def _done(self, flight: Flight, future: Future[Any]) -> None:
         """In whatever thread the executor calls it."""
         if future.cancelled():
             self._land(flight, Landed("refused"))
             return
         error = future.exception()
-        if isinstance(error, concurrent.futures.BrokenExecutor):
-            if executor is self._executor:  # it may have been replaced since
-                self._lost = error
-            why = f"its executor has broken, {type(error).__name__}: {error}"
+        landed = future.result() if error is None else error
+        if not isinstance(landed, Landed | BaseException):
+            landed = WorkLostError(f"its executor has answered {shown(landed)}")
+        self._land(flight, landed)
+
+    def _outcome(
+        self, flight: Flight, landed: Landed | BaseException
+    ) -> outcome.Outcome[Any]:
+        if isinstance(landed, concurrent.futures.BrokenExecutor):
+            # Looked at here, in Trio, where it may be replaced.
+            if flight.executor is self._executor:
+                self._lost = landed
+            why = f"its executor has broken, {type(landed).__name__}: {landed}"
             lost = WorkLostError(why)
-            lost.__cause__ = error
-            error = lost
-        self._land(flight, future.result() if error is None else error)
+            lost.__cause__ = landed
+            landed = lost
+        return super()._outcome(flight, landed)
 
     def _stop(self, flight: Flight) -> None:
         future: Future[Landed] | None = flight.handle
-        if future is not None and not future.cancel() and not _is_far(self._executor):
+        assert flight.executor is not None
+        if future is None or _cancel(future):
+            return
+        if not _is_far(flight.executor):
             stop(self._key(flight))
 
     def _key(self, flight: Flight) -> Key:
@@ -545,6 +569,13 @@ _FAR = frozenset(
         "concurrent.futures.interpreter.InterpreterPoolExecutor",
     }
 )
+
+
+def _cancel(future: Future[Landed]) -> bool:
+    try:
+        return future.cancel()
+    except Exception:  # noqa: BLE001 (of an executor that cannot: the run goes on)
+        return False
 
 
 def _is_far(executor: Executor) -> bool:

@@ -69,12 +69,15 @@ class Order:
             return self._begun
 
     def __call__(self) -> Landed:
-        """In a thread of the executor's."""
+        """In a thread of the executor's. What has ended is not called again."""
+        with self._lock:
+            if self._landed is not None:
+                return self._landed
         if not self.begin():
             return Landed("refused")
         try:
             landed = self._call()
-        except Exception as error:  # noqa: BLE001 (it is the outcome)
+        except BaseException as error:  # noqa: BLE001 (it is the outcome)
             landed = Landed("error", error)
         with self._lock:
             self._landed, future = landed, self._future

@@ -80,7 +80,7 @@ def put_together(apart: Parts) -> BaseException:
     note = f"In its process:\n{frames}"
     try:
         error.add_note(note)
-    except Exception as broken:  # noqa: BLE001 (of a frozen class)
+    except BaseException as broken:  # noqa: BLE001 (of a frozen class, or a worse one)
         kinds, text, _, _ = told
         error = ForeignError(kinds, text, f"it takes no note: {_short(broken)}")
         error.add_note(note)
@@ -200,7 +200,7 @@ def _together(
     if parts is not None:
         try:
             error = _made(parts)
-        except Exception as broken:  # noqa: BLE001 (it is told in place of the error)
+        except BaseException as broken:  # noqa: BLE001 (it is told in place of the error)
             why = f"it cannot be put together: {_short(broken)}"
         else:
             if _is_of(error, kinds[0]):

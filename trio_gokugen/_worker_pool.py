@@ -40,6 +40,7 @@ from ._errors import (
     WorkNotFoundError,
     WorkStoppedError,
     WorkTimeoutError,
+    not_stopped,
 )
 from ._json import fresh
 from ._limits import at_least_one
@@ -338,7 +339,7 @@ class WorkerPoolDispatcher:
             await ask(self._works.get_condition(run.when), run)
             worker.started = True
         except Exception as error:  # noqa: BLE001 (it is the outcome)
-            return _raised(error)
+            return outcome.Error(not_stopped(error))
         return await self._call(work, evolve(run, {"when": None}))
 
     async def _call_in_thread(self, work: Work, run: Task) -> outcome.Outcome[Any]:
@@ -352,7 +353,7 @@ class WorkerPoolDispatcher:
                 worker.begin()
                 return await self._in_thread(work, run)
         except Exception as error:  # noqa: BLE001 (it is the outcome)
-            return _raised(error)
+            return outcome.Error(not_stopped(error))
 
     async def _in_thread(self, work: Work, run: Task) -> outcome.Outcome[Any]:
         with autojump_held():
@@ -379,7 +380,7 @@ class WorkerPoolDispatcher:
                 worker.begin()
                 return await self._processes.call(work, run)
         except Exception as error:  # noqa: BLE001 (it is the outcome)
-            return _raised(error)
+            return outcome.Error(not_stopped(error))
 
     async def _call_bounded(
         self, work: Work, run: Task, worker: _Worker
@@ -458,16 +459,7 @@ async def _call_async(work: Work, run: Task) -> outcome.Outcome[Any]:
     try:
         return outcome.Value(await work.function(**fresh(run.param)))
     except Exception as error:  # noqa: BLE001 (it is the outcome)
-        return _raised(error)
-
-
-def _raised(error: Exception) -> outcome.Error:
-    """The outcome of a work that raised, which must not look like one that was stopped."""
-    if not isinstance(error, WorkStoppedError):
-        return outcome.Error(error)
-    disguised = RuntimeError("the work raised a WorkStoppedError, though nobody stopped it")
-    disguised.__cause__ = error
-    return outcome.Error(disguised)
+        return outcome.Error(not_stopped(error))
 
 
 def _cancelled() -> bool:
