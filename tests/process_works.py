@@ -194,6 +194,15 @@ def deep() -> list[Any]:
     return found
 
 
+def deep_error() -> Exception:
+    found = OwnError("inmost")
+    for _ in range(50):
+        outer = OwnError("outer")
+        vars(outer)["inner"] = found
+        found = outer
+    return found
+
+
 TOKYO = ZoneInfo("Asia/Tokyo")
 NOTED = OwnError("noted")
 NOTED.add_note("look here")
@@ -220,6 +229,7 @@ class Raised:
         "local": (local_error(), "is not found by its name"),
         "lock": (OwnError("locked", threading.Lock()), "made with a value of type lock"),
         "deep": (OwnError("deep", deep()), "nests too deep"),
+        "deep error": (deep_error(), "nests too deep"),
         "impostor": (ImpostorError("x"), "it came out as something else"),
         "nothing": (NothingError("x"), "gave no exception"),
         "container": (ContainerError("x"), "it is a container"),

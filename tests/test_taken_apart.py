@@ -56,14 +56,17 @@ def test_what_is_added_to_an_exception_stays() -> None:
         datetime(2030, 1, 1, 9),
         time(9, tzinfo=UTC),
         time(9, tzinfo=ZoneInfo("Asia/Tokyo")),
+        datetime(2030, 1, 1, 9, tzinfo=timezone(timedelta(hours=9), "x" * 1_000_000)),
     ],
-    ids=repr,
+    ids=["zone", "offset", "naive", "UTC", "time", "named"],
 )
 def test_moments_come_back_as_moments(moment: datetime | time) -> None:
     """
-    A moment of any time zone is the same moment when it comes back.
+    A moment of any time zone is the same moment when it comes back, but for what the zone
+    is called.
     """
     apart = taken_apart(process_works.OwnError("t", moment))
+    assert len(pickle.dumps(apart)) < LARGEST
     assert "zoneinfo" not in repr(apart[2])
     back = put_together(apart)
     assert back.args[1].utcoffset() == moment.utcoffset()
@@ -134,6 +137,13 @@ def noted_at_length() -> Exception:
     return error
 
 
+class WordyError(Exception):
+    """Made with nothing, and yet it tells much."""
+
+    def __str__(self) -> str:
+        return "x" * 1_000
+
+
 BIG = 1_000_000
 LARGE: dict[str, BaseException] = {
     "text": OwnError("x" * BIG),
@@ -142,6 +152,10 @@ LARGE: dict[str, BaseException] = {
     "fraction": OwnError("f", Fraction(1, 1 << (8 * BIG))),
     "list": OwnError("l", list(range(BIG // 10))),
     "group": ExceptionGroup("g", [ValueError("x" * (BIG // 10)) for _ in range(20)]),
+    "moments": OwnError("m", [datetime(2030, 1, 1)] * (BIG // 300)),
+    "containers": OwnError("c", [[] for _ in range(BIG // 300)]),
+    "class": OwnError("c", type("C" * BIG, (), {})),
+    "told": ExceptionGroup("g", [WordyError() for _ in range(BIG // 1_000)]),
     "many": ExceptionGroup("g", [ValueError(n) for n in range(BIG // 100)]),
     "wish": Discard("x" * BIG),
     "note": noted_at_length(),

@@ -50,18 +50,16 @@ class _CannotError(Exception):
     """A value is not plain."""
 
 
-class _TooLargeError(_CannotError):
-    """There is too much of all that an exception is made with, what is in it included."""
-
-
 @attrs.define
 class _Room:
+    """For all that an exception is made with. Once it was too much, nothing more fits."""
+
     left: int = LARGEST
 
     def take(self, size: int) -> None:
         self.left -= size
         if self.left < 0:
-            raise _TooLargeError(f"it was made with more than {LARGEST} bytes")
+            raise _CannotError(f"it was made with more than {LARGEST} bytes")
 
 
 def taken_apart(error: BaseException, below: str = "") -> Parts:
@@ -102,8 +100,6 @@ def _told(error: BaseException, room: _Room, depth: int) -> Parts:
     try:
         return kinds, text, _parts(error, room, depth), ""
     except _CannotError as cannot:
-        if depth and isinstance(cannot, _TooLargeError):
-            raise
         why = str(cannot)
     except Exception as broken:  # noqa: BLE001 (its own `__reduce__`, which is told)
         why = f"it cannot be taken apart: {_short(broken)}"
@@ -115,8 +111,6 @@ def _told(error: BaseException, room: _Room, depth: int) -> Parts:
 
 
 def _parts(error: BaseException, room: _Room, depth: int) -> Parts:
-    if depth > DEEPEST:
-        raise _CannotError("what it was made with nests too deep")
     if isinstance(error, SystemExit):
         raise _CannotError("it would end this program, and not its run only")
     make, args, *rest = cast("Sequence[Any]", error.__reduce_ex__(4))
@@ -125,11 +119,12 @@ def _parts(error: BaseException, room: _Room, depth: int) -> Parts:
         raise _CannotError("it is a container, too")
     if type(error) in _GROUPS:
         group = cast("BaseExceptionGroup[BaseException]", error)
+        plain = [_plain(group.message, room, depth)]
         members = [("member", *_told(each, room, depth + 1)) for each in group.exceptions]
-        plain = [_plain(group.message, room, depth), ("list", members)]
+        plain.append(("list", members))
     else:
         plain = [_plain(each, room, depth) for each in args]
-    return (*_place(make), plain, _plain(state, room, depth))
+    return (*_place(make, room), plain, _plain(state, room, depth))
 
 
 def _names(thing: Any) -> tuple[str, str]:
@@ -139,8 +134,9 @@ def _names(thing: Any) -> tuple[str, str]:
     return "__main__" if module == "__mp_main__" else module, thing.__qualname__
 
 
-def _place(thing: Any) -> tuple[str, str]:
+def _place(thing: Any, room: _Room) -> tuple[str, str]:
     module, path = _names(thing)
+    room.take(len(module) + len(path))
     if "<" in path:
         raise _CannotError(f"{path} is not found by its name")
     return module, path
@@ -154,13 +150,15 @@ def _plain(value: object, room: _Room, depth: int) -> Parts:
         room.take(_size(value))
         return "value", value
     if kind is datetime or kind is time:
-        return "value", _at_fixed_offset(cast("datetime | time", value))
+        moment = _at_fixed_offset(cast("datetime | time", value))
+        room.take(sys.getsizeof(moment))
+        return "value", moment
     if kind in _CONTAINERS:
         room.take(sys.getsizeof(value))
         items = _plain_items(cast("Iterable[object]", value), room, depth + 1)
         return _CONTAINERS[kind], items
     if isinstance(value, type):
-        return ("found", *_place(value))
+        return ("found", *_place(value, room))
     if isinstance(value, BaseException):
         return ("error", *_parts(value, room, depth + 1))
     raise _CannotError(f"it was made with a value of type {kind.__qualname__}")
@@ -184,9 +182,7 @@ def _plain_items(value: Iterable[object], room: _Room, depth: int) -> list[Parts
 
 
 def _at_fixed_offset(moment: datetime | time) -> datetime | time:
-    """The same moment, whose time zone is none of a class of somebody's own."""
-    if moment.tzinfo is None or type(moment.tzinfo) is timezone:
-        return moment
+    """The same moment, whose time zone has no class of somebody's own, and no name."""
     offset = moment.utcoffset()
     return moment.replace(tzinfo=None if offset is None else timezone(offset))
 
