@@ -183,6 +183,12 @@ def give_much() -> bytes:
     return b"x" * 1_000_000
 
 
+@works.register(timeout=3_600)
+async def sleep_in_time() -> None:
+    """For so long, in real time, as its time-out would have to be waited for."""
+    await trio.sleep(30)
+
+
 @works.register
 async def sleep(seconds: float, began: str | None = None) -> None:
     if began is not None:

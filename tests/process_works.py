@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
@@ -47,6 +46,9 @@ def where() -> int:
 @in_process
 def echo(value: Any = None, **more: Any) -> Any:
     return [value, more] if more else value
+
+
+works.register("echo_in_vain", echo, process=True)
 
 
 @in_process
@@ -355,6 +357,8 @@ STAYS = 30
 @in_process
 def fork_that_comes_back() -> list[bool]:
     """What a fork finds, which does not end in the work, but returns from it."""
+    from multiprocessing import resource_tracker  # noqa: PLC0415 (there it is imported)
+
     there, here = os.pipe()
     if not os.fork():
         tracker = resource_tracker.getfd()

@@ -21,7 +21,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import trio
 import trio.testing
-from support import NOON, at, noon
+from support import NOON, PATIENCE, at, bounded, noon
 
 from trio_gokugen import (
     DeadlineExceededError,
@@ -149,7 +149,7 @@ def now(scheduler: Scheduler) -> datetime:
 
 async def until(true: Callable[[], bool]) -> None:
     """Wait, in real time: a mock clock may stand still."""
-    late = time.monotonic() + 30
+    late = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < late
         await trio.lowlevel.checkpoint()
@@ -689,7 +689,7 @@ async def test_an_executor_that_was_shut_down_takes_nothing(
     pool.shutdown()
     hooks = Replacing()
     repository = HeapRepository()
-    with pytest.raises(ExceptionGroup) as caught:
+    with bounded(), pytest.raises(ExceptionGroup) as caught:
         async with opened(works, pool, repository=repository, hooks=hooks) as scheduler:
             await scheduler.add_task("work", after=0, id="t")
             await trio.sleep_forever()
@@ -739,9 +739,10 @@ async def test_an_executor_that_refuses_for_another_reason(
 
     works = WorkRegistry()
     works.register("work", lambda: None)
-    async with opened(works, Picky()) as scheduler:
-        task = await scheduler.add_task("work", after=0)
-        ended = await scheduler.wait(task.id)
+    with bounded():
+        async with opened(works, Picky()) as scheduler:
+            task = await scheduler.add_task("work", after=0)
+            ended = await scheduler.wait(task.id)
     assert (ended.err or "").startswith("OSError: too many")
 
 
@@ -804,7 +805,7 @@ async def test_what_has_begun_is_not_refused(
     began: list[Future[Any]] = []
     works = executor_works.works
     executor = Exhausted()
-    with ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads, bounded():
         dispatcher = ExecutorDispatcher(WORKS if path else works, executor)
         hooks = PartialHooks(on_dispatch_error=ignore)
         async with open_scheduler(works, dispatcher=dispatcher, hooks=hooks) as scheduler:
@@ -894,13 +895,14 @@ async def test_an_executor_that_sends_at_once(
     monkeypatch.setattr(_executor_order, "PATIENCE", 0.01)
     works = executor_works.works
     executor = Sending(refuses=refuses, thread=thread)
-    async with open_scheduler(
-        works,
-        dispatcher=ExecutorDispatcher(WORKS, executor),
-        hooks=PartialHooks(on_dispatch_error=ignore),
-    ) as scheduler:
-        task = await scheduler.add_task("double", {"number": 1}, after=0)
-        ended = await scheduler.wait(task.id)
+    with bounded():
+        async with open_scheduler(
+            works,
+            dispatcher=ExecutorDispatcher(WORKS, executor),
+            hooks=PartialHooks(on_dispatch_error=ignore),
+        ) as scheduler:
+            task = await scheduler.add_task("double", {"number": 1}, after=0)
+            ended = await scheduler.wait(task.id)
     if refuses:
         assert (ended.err or "").startswith("WorkLostError: the run was lost: its executor")
         assert "RuntimeError: no more" in (ended.err or "")
@@ -916,9 +918,10 @@ async def test_an_executor_that_turns_out_to_run_works_elsewhere(
     """
     works = executor_works.works
     executor = Sending(refuses=False, thread=False)
-    async with opened(works, executor) as scheduler:
-        task = await scheduler.add_task("double", {"number": 1}, after=0)
-        ended = await scheduler.wait(task.id)
+    with bounded():
+        async with opened(works, executor) as scheduler:
+            task = await scheduler.add_task("double", {"number": 1}, after=0)
+            ended = await scheduler.wait(task.id)
     assert (ended.err or "").startswith("TypeError: works: must be the import path")
 
 
@@ -1177,17 +1180,22 @@ def test_a_run_that_is_stopped_before_it_is_called_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_process_that_is_forked_off_can_run_works() -> None:
     """
-    In a process that is forked off while a run is looked up nothing waits for that.
+    In a process that is forked off while a run is looked up nothing waits for that, and no
+    run is known.
     """
     calls._stopped["x"] = None
+    under_way: Any = None
+    calls._under_way["y"] = under_way
     with calls._lock:
         child = os.fork()
         if not child:
-            ok = not calls._stopped and calls._lock.acquire(timeout=5)
+            known = calls._stopped or calls._under_way
+            ok = not known and calls._lock.acquire(timeout=5)
             os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     calls._forget()
     assert not calls._stopped
+    assert not calls._under_way
 
 
 def test_what_a_condition_has_spent_is_no_time_for_the_work() -> None:
@@ -1195,7 +1203,7 @@ def test_what_a_condition_has_spent_is_no_time_for_the_work() -> None:
     The time-out of a work is that of its condition, too: there is what that has left.
     """
     works = WorkRegistry()
-    works.register("sleep", trio.sleep_forever, timeout=3_600)
+    works.register("sleep", sleep_long, timeout=3_600)
 
     @works.register(timeout=3_600)
     def fail() -> None:
@@ -1208,13 +1216,24 @@ def test_what_a_condition_has_spent_is_no_time_for_the_work() -> None:
     ):
         landed = call_here("x", works.get(work_id), run_of(work_id), None, spent)
         assert type(landed.payload) is kind
+    run = run_of("sleep_in_time")
+    order = _executor_order.far_order("x", WORKS, run, 3_599.99)
+    sent = pickle.loads(pickle.dumps(order))  # noqa: S301 (our own)
+    assert isinstance(came_back(sent()), WorkTimeoutError)
 
 
+async def sleep_long() -> None:
+    """For so long, in real time, as the time-out would have to be waited for."""
+    await trio.sleep(PATIENCE)
+
+
+@pytest.mark.parametrize("path", [False, True])
 async def test_a_work_has_what_its_condition_has_left(
-    autojump_clock: trio.testing.MockClock, threads: ThreadPoolExecutor
+    autojump_clock: trio.testing.MockClock, threads: ThreadPoolExecutor, path: bool
 ) -> None:
     """
-    A work is cancelled when its condition and itself have taken its time-out, together.
+    A work is cancelled when its condition and itself have taken its time-out, together;
+    also if it is found by its path.
     """
     works = WorkRegistry()
 
@@ -1223,9 +1242,16 @@ async def test_a_work_has_what_its_condition_has_left(
         await trio.sleep(3_599.99)
         return True
 
-    works.register("sleep", trio.sleep_forever, timeout=3_600)
-    async with opened(works, threads) as scheduler:
-        await scheduler.add_schedule("s", Interval(1e6, anchor=NOON), "sleep", when="slow")
+    works.register("sleep_in_time", sleep_long, timeout=3_600)
+    dispatcher = ExecutorDispatcher(works, threads)
+    if path:
+        dispatcher._path = WORKS
+    async with open_scheduler(
+        works, dispatcher=dispatcher, clock=TrioClock(NOON, 0.0)
+    ) as scheduler:
+        await scheduler.add_schedule(
+            "s", Interval(1e6, anchor=NOON), "sleep_in_time", when="slow"
+        )
         await trio.sleep(1e6 + 3_600)
         [task] = await scheduler.find(TaskQuery(states={TaskState.FAILED}))
     assert (task.err or "").startswith("WorkTimeoutError")

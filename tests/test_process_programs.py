@@ -47,6 +47,10 @@ def spin(started):
     while True:
         pass
 
+def crash():
+    # An error in a task, or in what it has Trio call, would cancel all in good order.
+    type(trio.lowlevel.current_clock()).deadline_to_sleep_time = lambda *_: 1 / 0
+
 async def run(work_id, **param):
     async with open_scheduler(works) as scheduler:
         task = await scheduler.add_task(work_id, param, after=0)
@@ -223,7 +227,7 @@ def test_a_program_whose_trio_crashes_leaves_nothing(tmp_path: Path) -> None:
             await scheduler.add_task("spin", {"started": started}, after=0)
             await trio.to_thread.run_sync(Path(started).read_text)
             print(*(each.pid for each in multiprocessing.active_children()), flush=True)
-            trio.lowlevel.current_trio_token().run_sync_soon(lambda: 1 / 0)
+            crash()
             await trio.sleep_forever()
 
     if __name__ == "__main__":
@@ -236,6 +240,34 @@ def test_a_program_whose_trio_crashes_leaves_nothing(tmp_path: Path) -> None:
     started = tmp_path / "started"
     os.mkfifo(started)
     done = run_program(write_script(tmp_path, rest), started, cwd=tmp_path)
+    process, crashed = done.stdout.split()
+    assert crashed == "crashed"
+    assert not psutil.pid_exists(int(process))
+
+
+def test_a_program_that_keeps_its_crash_ends(tmp_path: Path) -> None:
+    """
+    An idle process is killed as its program ends, too, if what is left of a crash of Trio
+    keeps it from being let go.
+    """
+    rest = """
+    async def main():
+        async with open_scheduler(works) as scheduler:
+            task = await scheduler.add_task("tell", {"what": "name"}, after=0)
+            await scheduler.wait(task.id)
+            print(*(each.pid for each in multiprocessing.active_children()), flush=True)
+            crash()
+            await trio.sleep_forever()
+
+    if __name__ == "__main__":
+        import multiprocessing
+        try:
+            trio.run(main)
+        except trio.TrioInternalError as error:
+            kept = error
+            print("crashed")
+    """
+    done = run_program(write_script(tmp_path, rest), cwd=tmp_path)
     process, crashed = done.stdout.split()
     assert crashed == "crashed"
     assert not psutil.pid_exists(int(process))

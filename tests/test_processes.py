@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import attrs
+import outcome
 import process_works
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -25,7 +26,7 @@ import trio
 import trio.testing
 from leftovers import children, nothing_left
 from process_works import Plain, Raised, works
-from support import NOON, noon
+from support import NOON, bounded, noon
 
 from trio_gokugen import (
     ForeignError,
@@ -242,6 +243,24 @@ async def test_what_cannot_be_kept(
                 assert task.err is not None
                 assert task.err.startswith(why)
             assert (await pool.run("give", what=what)).state is TaskState.DONE
+
+
+async def test_nobody_looks_at_what_is_not_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    What a work returns that is not to be kept is not sent back.
+    """
+    pool = _processes.Processes()
+    try:
+        await pool.make_ready()
+        run = Task(
+            id="a", work_id="w", param={"value": 1}, scheduled_at=NOON, created_at=NOON
+        )
+        for work_id, sent in ("echo", 1), ("echo_in_vain", None):
+            assert await pool.call(works.get(work_id), run) == outcome.Value(sent)
+    finally:
+        await pool.aclose()
 
 
 async def test_a_coroutine_is_no_result(
@@ -514,7 +533,8 @@ async def test_only_the_program_itself_kills_what_is_left(
         _processes.kill_left(os.getpid() + 1)
         assert (await pool.run("where")).result == process
         _processes.kill_left(os.getpid())
-        await in_thread(os.waitid, os.P_PID, process, os.WEXITED | os.WNOWAIT)
+        with bounded():
+            await in_thread(os.waitid, os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
 # -- what is stopped --------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 from leftovers import nothing_left
-from support import NOON, noon
+from support import NOON, PATIENCE, bounded, noon
 
 from trio_gokugen import (
     HeapRepository,
@@ -57,13 +57,13 @@ class Works:
     def deaf(self) -> str:
         """Wait to be let go, and look up for nobody."""
         self.started.release()
-        self.go.wait()
+        self.go.wait(PATIENCE)
         return "done"
 
     async def wait_started(self, number: int = 1) -> None:
         with autojump_held():
             for _ in range(number):
-                await trio.to_thread.run_sync(self.started.acquire)
+                assert await trio.to_thread.run_sync(self.started.acquire, True, PATIENCE)
 
 
 # -- calling Trio -----------------------------------------------------------------------
@@ -371,7 +371,8 @@ async def test_a_time_out_does_not_run_while_a_work_waits(
         await trio.testing.wait_all_tasks_blocked()
         assert pool.statistics().running == 1
         autojump_clock.jump(0.5)
-        task = await scheduler.wait("a")
+        with bounded():
+            task = await scheduler.wait("a")
     assert task.err is not None
     assert task.err.startswith("WorkTimeoutError")
 
