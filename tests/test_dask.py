@@ -93,7 +93,7 @@ def nothing_left(cluster: Any) -> Generator[None]:
     A test leaves no thread, no loop, no process and no socket behind, beside the
     cluster's; and no task on it.
     """
-    wait_until(lambda: len(cluster.scheduler_info["workers"]) == 2)
+    wait_until(lambda: is_whole(cluster))
 
     def left() -> dict[str, Any]:
         me = psutil.Process()
@@ -107,9 +107,8 @@ def nothing_left(cluster: Any) -> Generator[None]:
             # By their selectors. All files would be too many: the cluster makes and ends
             # connections as it likes.
             "loops": sum("eventpoll" in name for name in files().values()),
-            "sockets": {
-                each.laddr for each in me.net_connections("tcp") if each.status == "LISTEN"
-            },
+            # Counted: whoever looks after a worker that was killed may be another one then.
+            "sockets": sum(each.status == "LISTEN" for each in me.net_connections("tcp")),
             "processes": {
                 sum("spawn_main" in " ".join(each.cmdline()) for each in me.children())
             },
@@ -134,6 +133,16 @@ def client(cluster: Any) -> Generator[Any]:
         yield opened
         gc.collect()
         wait_until(lambda: not opened.futures)
+
+
+def is_whole(cluster: Any) -> bool:
+    """Whether all workers are there, and those who look after them, one for each."""
+    nannies = cluster.workers.values()
+    return (
+        len(cluster.scheduler_info["workers"]) == 2
+        and len(nannies) == 2
+        and all(nanny.status.name == "running" for nanny in nannies)
+    )
 
 
 def wait_until(true: Callable[[], bool]) -> None:
