@@ -93,7 +93,7 @@ def nothing_left(cluster: Any) -> Generator[None]:
     A test leaves no thread, no loop, no process and no socket behind, beside the
     cluster's; and no task on it.
     """
-    wait_until(lambda: is_whole(cluster))
+    wait_until(lambda: is_whole(cluster), 4 * PATIENCE)
 
     def left() -> dict[str, Any]:
         me = psutil.Process()
@@ -109,9 +109,7 @@ def nothing_left(cluster: Any) -> Generator[None]:
             "loops": sum("eventpoll" in name for name in files().values()),
             # Counted: whoever looks after a worker that was killed may be another one then.
             "sockets": sum(each.status == "LISTEN" for each in me.net_connections("tcp")),
-            "processes": {
-                sum("spawn_main" in " ".join(each.cmdline()) for each in me.children())
-            },
+            "processes": sum("spawn_main" in line_of(each) for each in me.children()),
             "clients": {
                 name for name in cluster.scheduler.clients if name != "fire-and-forget"
             },
@@ -135,8 +133,17 @@ def client(cluster: Any) -> Generator[Any]:
         wait_until(lambda: not opened.futures)
 
 
+def line_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""  # it has ended
+
+
 def is_whole(cluster: Any) -> bool:
     """Whether all workers are there, and those who look after them, one for each."""
+    # A worker that dies as it starts anew may be given up: then another is asked for.
+    cluster.scale(2)
     nannies = cluster.workers.values()
     return (
         len(cluster.scheduler_info["workers"]) == 2
@@ -145,8 +152,8 @@ def is_whole(cluster: Any) -> bool:
     )
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    late = time.monotonic() + PATIENCE
+def wait_until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    late = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < late
         time.sleep(0.01)
