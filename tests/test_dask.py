@@ -51,7 +51,7 @@ from trio_gokugen import (
     open_scheduler,
 )
 from trio_gokugen._executor_calls import Landed
-from trio_gokugen._executor_dispatcher import Flight
+from trio_gokugen._in_flight import Flight
 from trio_gokugen.dask import (
     DaskDispatcher,
     OneRun,

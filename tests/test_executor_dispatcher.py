@@ -59,7 +59,7 @@ from trio_gokugen import (
 from trio_gokugen import _executor_calls as calls
 from trio_gokugen._conditions import scheduler as running_scheduler
 from trio_gokugen._executor_calls import Landed, call_by_path, call_here
-from trio_gokugen._executor_dispatcher import Flight, InFlightDispatcher
+from trio_gokugen._in_flight import Flight, InFlightDispatcher
 from trio_gokugen._results import Unkept
 from trio_gokugen._taken_apart import put_together
 from trio_gokugen.abc import TaskResult

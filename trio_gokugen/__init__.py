@@ -63,7 +63,8 @@ from ._load_commands import load_commands
 from ._load_schedules import load_schedules
 from ._mutators import Mutator, randomised, run_now
 from ._plan import Plan, Planned, plan
-from ._pools import Pool, PoolsDispatcher, PoolStatistics, Rate
+from ._pool import Pool, PoolStatistics, Rate
+from ._pools import PoolsDispatcher
 from ._query import TaskQuery
 from ._repository import BulkRepository, SimpleRepository
 from ._retry import Discard, Retry, Snooze, exponential, fixed

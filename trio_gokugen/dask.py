@@ -26,7 +26,7 @@ import trio
 from ._autojump import autojump_held
 from ._errors import ExecutorLostError, WorkLostError, shown
 from ._executor_calls import Landed, call_by_path, resolve, stop
-from ._executor_dispatcher import MAX_IN_FLIGHT, Flight, InFlightDispatcher
+from ._in_flight import MAX_IN_FLIGHT, Flight, InFlightDispatcher
 from ._task import Progress, progress_from_data
 from .abc import Dispatcher
 
