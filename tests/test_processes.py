@@ -26,6 +26,7 @@ import trio
 import trio.testing
 from leftovers import children, nothing_left
 from process_works import Plain, Raised, works
+from processes import eventually
 from support import NOON, bounded, noon
 
 from trio_gokugen import (
@@ -587,7 +588,8 @@ async def test_processes_that_are_killed_leave_no_file_open(
                     await trio.lowlevel.checkpoint()
                 await trio.testing.wait_all_tasks_blocked()
                 await pool.scheduler.interrupt(task.id)
-            assert count() == before
+            # The thread that has started one may be about to let go of it.
+            assert eventually(lambda: count() == before)
         finally:
             gc.enable()
 
