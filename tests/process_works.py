@@ -158,6 +158,11 @@ class UnreducibleError(Exception):
         raise ArithmeticError("not me")
 
 
+class ExitingError(Exception):
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
 class ImpostorError(Exception):
     def __reduce__(self) -> Any:
         return OwnError, ("somebody else",)
@@ -228,6 +233,7 @@ class Raised:
         "unmakeable": (UnmakeableError(1, 2), "it cannot be put together: TypeError"),
         "leaving": (LeavingError(), "it cannot be put together: SystemExit"),
         "unreducible": (UnreducibleError("x"), "it cannot be taken apart: ArithmeticError"),
+        "exiting": (ExitingError("x"), "it cannot be taken apart: SystemExit"),
         "local": (local_error(), "is not found by its name"),
         "lock": (OwnError("locked", threading.Lock()), "made with a value of type lock"),
         "deep": (OwnError("deep", deep()), "nests too deep"),

@@ -6,6 +6,7 @@ import math
 import traceback
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import broken_order
 import broken_rare
@@ -13,6 +14,7 @@ import broken_schedules
 import broken_steps
 import broken_stores
 import broken_timers
+import outcome
 import pytest
 import trio
 import trio.testing
@@ -20,7 +22,8 @@ from broken import BROKEN
 from stores import ListStore, SlowlyReadStore, ThreadedStore
 
 from trio_gokugen import HeapRepository, Task, TimedRepository
-from trio_gokugen.abc import Added, IfExists, TaskRepository
+from trio_gokugen._heap_repository import HeapStore
+from trio_gokugen.abc import Added, IfExists, Operation, TaskRepository
 from trio_gokugen.testing import REPOSITORY_CHECKS, FaultyRepository, check_repository
 
 LISTED = (
@@ -105,6 +108,29 @@ def test_it_needs_no_mock_clock(threshold: float | None) -> None:
     [used] = clocks
     assert isinstance(used, trio.testing.MockClock)
     assert used is not clock
+
+
+class UnhurriedStore(HeapStore):
+    """Carries out what it has begun, whoever is cancelled meanwhile."""
+
+    async def apply(
+        self, operations: Sequence[Operation]
+    ) -> Sequence[outcome.Outcome[Any]]:
+        with trio.CancelScope(shield=True):
+            outcomes = await super().apply(operations)
+        return outcomes
+
+
+async def test_a_change_may_be_made_though_it_was_cancelled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A cancelled call that has taken effect, and returns, is right, too.
+    """
+    await check_repository(
+        lambda: TimedRepository(UnhurriedStore()),
+        only=["a_cancelled_change_can_be_repeated"],
+    )
 
 
 # -- wrong ones -----------------------------------------------------------------------

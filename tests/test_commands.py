@@ -887,6 +887,21 @@ def plain(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace").replace("\0", "\\0")
 
 
+def test_what_others_have_taken_back_is_not_waited_for() -> None:
+    """
+    If a pipe is empty by the time that it is read, that is nothing, and no error.
+    """
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    output = Output(100)
+    assert run_command._read(read, output) == 0
+    os.write(write, b"x")
+    assert run_command._read(read, output) == 1
+    assert output.told(100)[0] == "x"
+    os.close(read)
+    os.close(write)
+
+
 @pytest.mark.parametrize("byte", [0x80, 0xFF, 0x00, 0xE2])
 def test_what_is_no_text_is_not_trimmed_away(byte: int) -> None:
     """

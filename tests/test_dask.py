@@ -755,7 +755,12 @@ async def test_a_connection_that_breaks_at_the_worst_moment(
         task = await scheduler.add_task("double", {"number": 2}, after=0)
         ended = await scheduler.wait(task.id)
         assert (ended.err or "").startswith("ValueError: too odd")
+        # Fetched with others, and then by itself.
         broken_once("gather", kind("broken"))
+        task = await scheduler.add_task("double", {"number": 2}, after=0)
+        assert (await scheduler.wait(task.id)).result == 4
+        for name in "gather", "_gather":
+            broken_once(name, kind("broken"))
         task = await scheduler.add_task("double", {"number": 2}, after=0)
         ended = await scheduler.wait(task.id)
         words = f"its outcome could not be fetched, {kind.__name__}: broken"
@@ -771,6 +776,61 @@ async def test_a_connection_that_breaks_at_the_worst_moment(
         assert (await scheduler.get(task.id)).state is TaskState.DONE
     gc.collect()
     assert [each for each in caplog.records if each.name == "asyncio"] == []
+
+
+def called_there(dask_worker: Any) -> int:
+    """On a worker: how many works are called."""
+    return len(dask_worker.active_threads)
+
+
+@pytest.mark.parametrize("where", ["gather", "as_completed"])
+async def test_what_still_runs_is_not_run_beside_itself(
+    autojump_clock: trio.testing.MockClock,
+    client: Any,
+    tmp_path: Path,
+    broken_once: Callable[[str, Exception], None],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    """
+    If the outcome of a run cannot be fetched, others that were sent with it go on; and if
+    none can be fetched any more, they are stopped.
+    """
+    log, go = tmp_path / "log", tmp_path / "go"
+    async with opened(client) as scheduler:
+        if where == "gather":
+            for name in "gather", "_gather":
+                broken_once(name, OSError("broken"))
+            param = {"began": str(log), "until": str(go)}
+            slow = TaskParam(work_id="wait", param=param, scheduled_at=NOON, id="slow")
+        else:
+            real = distributed.as_completed
+
+            class Broken(real):  # type: ignore[misc, valid-type]
+                async def __anext__(self) -> Any:
+                    while not noted(log):  # noqa: ASYNC110 (a process writes it)
+                        await asyncio.sleep(0.005)
+                    raise OSError("broken")
+
+            monkeypatch.setattr(distributed, "as_completed", Broken)
+            param = {"began": str(log)}
+            slow = TaskParam(work_id="never_end", param=param, scheduled_at=NOON, id="slow")
+        quick = TaskParam(
+            work_id="double", param={"number": 2}, scheduled_at=NOON, id="quick"
+        )
+        await scheduler.add_tasks([slow, quick])
+        ended = await scheduler.wait("quick")
+        assert "its outcome could not be fetched, OSError: broken" in (ended.err or "")
+        if where == "gather":
+            await until(lambda: len(noted(log)) == 1)
+            assert (await scheduler.get("slow")).state is TaskState.DISPATCHED
+            go.touch()
+            assert (await scheduler.wait("slow")).state is TaskState.DONE
+        else:
+            ended = await scheduler.wait("slow")
+            assert "its outcome could not be fetched, OSError: broken" in (ended.err or "")
+    assert len(noted(log)) == 1
+    await until(lambda: not any(client.run(called_there).values()))
 
 
 async def test_a_client_that_is_closed_while_it_is_looked_at(
@@ -938,6 +998,12 @@ def subscribers(cluster: Any, topic: str) -> set[str]:
             ImportError,
             "works: 'executor_works' has no 'nothing_there'",
             id="name",
+        ),
+        pytest.param(
+            lambda: open_dask_dispatcher("tcp://127.0.0.1:1", WORKS, max_in_flight=0),
+            ValueError,
+            "max_in_flight: must be at least 1, not 0",
+            id="in flight",
         ),
         pytest.param(
             lambda: open_dask_dispatcher("tcp://127.0.0.1:1", WORKS),

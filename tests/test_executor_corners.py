@@ -332,6 +332,45 @@ async def test_an_executor_that_answers_for_itself(
     assert (ended.err or "").startswith(err)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_executor_that_gives_no_future(
+    autojump_clock: trio.testing.MockClock, begun: bool
+) -> None:
+    """
+    A run fails whose executor gives no future, and is not called later; unless it was
+    begun: then what is called is the run.
+    """
+    calls: list[Any] = []
+    works = WorkRegistry()
+
+    @works.register(retain=True)
+    def count() -> str:
+        made.append(1)
+        return "called"
+
+    made: list[int] = []
+
+    class Forgetful(Executor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            calls.append(fn)
+            if begun:
+                fn()
+
+    with bounded():
+        async with open_scheduler(
+            works, dispatcher=ExecutorDispatcher(works, Forgetful())
+        ) as scheduler:
+            task = await scheduler.add_task("count", after=0)
+            ended = await scheduler.wait(task.id)
+    for call in calls:
+        call()
+    if begun:
+        assert (ended.result, made) == ("called", [1])
+        return
+    assert (ended.err or "").startswith("AttributeError: ")
+    assert made == []
+
+
 class Twice(Executor):
     """Does everything twice: it calls, and it tells that it has."""
 

@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import (
@@ -22,7 +23,17 @@ from typing import Any
 
 import pytest
 import trio
-from processes import IGNORE, WAIT, Shop, gone, hear, result_of, run_one, stop_all
+from processes import (
+    IGNORE,
+    WAIT,
+    Shop,
+    eventually,
+    gone,
+    hear,
+    result_of,
+    run_one,
+    stop_all,
+)
 from trio.testing import MockClock
 
 from trio_gokugen import _process_session as process_session
@@ -504,22 +515,129 @@ def test_those_who_have_become_ours_are_waited_for(
 ) -> None:
     """
     Of a session whose leader has ended, all in its groups that have ended are waited for,
-    one by one.
+    one by one; but none of a group whose number is a stranger's by now.
     """
     waited: list[int] = []
-    answers = {-10: [(11, 0), (12, 0), (0, 0)], -20: [], -30: [(30, 0), (0, 0)]}
+    left = [11, 12]
+    ended = {30: [31, 32], 40: [41], 50: [51]}
+    sessions = {31: 10, 32: 10, 41: 41, 51: 10}
 
     def waitpid(pid: int, options: int) -> tuple[int, int]:
         waited.append(pid)
-        if not answers[pid]:
+        if pid > 0:
+            ended[pid // 10 * 10].remove(pid)
+            return pid, 0
+        assert pid == -10
+        return (left.pop(0), 0) if left else (0, 0)
+
+    def waitid(kind: int, group: int, options: int) -> Any:
+        assert kind == os.P_PGID
+        assert options == os.WEXITED | os.WNOHANG | os.WNOWAIT
+        if group == 20:
             raise ChildProcessError
-        return answers[pid].pop(0)
+        return SimpleNamespace(si_pid=ended[group][0]) if ended[group] else None
 
     leader: Any = SimpleNamespace(pid=10, poll=lambda: 0)
     monkeypatch.setattr(process_session, "_is_used", lambda pid: False)
     monkeypatch.setattr(os, "waitpid", waitpid)
-    process_session.reap(leader, [20, 30])
-    assert waited == [-10, -10, -10, -20, -30, -30]
+    monkeypatch.setattr(os, "waitid", waitid)
+    monkeypatch.setattr(os, "getsid", sessions.__getitem__)
+    process_session.reap(leader, [20, 30, 40, 50])
+    assert waited == [-10, -10, -10, 31, 32, 51]
+
+
+async def test_who_does_not_end_though_killed_is_told(
+    autojump_clock: MockClock,
+    shop: Shop,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """
+    What is not seen to end after a SIGKILL, as the system keeps it, is left, and told of.
+    """
+    monkeypatch.setattr(run_command, "AFTER_KILL", 0)
+    monkeypatch.setattr(process_session, "living", dict)
+    fifo = shop.fifo()
+    await stop_all([shop.python(IGNORE, str(fifo), grace=0)], [fifo])
+    [record] = caplog.records
+    assert "does not end, though it was killed" in record.getMessage()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is in a session")
+async def test_without_a_thread_other_groups_are_killed(
+    autojump_clock: MockClock, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If there is no thread to wait in, nothing is left in other groups of a session, either.
+    """
+    fifo = shop.fifo()
+    command = shop.python(
+        """
+        import os, signal, sys
+        if not os.fork():
+            os.setpgid(0, 0)
+            open(sys.argv[1], "w").write("ready")
+        while True:
+            signal.pause()
+        """,
+        str(fifo),
+        grace=1e8,
+    )
+
+    async def none(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.RaisesGroup(RuntimeError, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(command.run, {})
+            await hear(fifo)
+            monkeypatch.setattr(trio.to_thread, "run_sync", none)
+            nursery.cancel_scope.cancel()
+    monkeypatch.undo()
+    assert eventually(lambda: not shop.running())
+
+
+def test_who_cannot_be_listed_is_sent_signals_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    While processes cannot be listed, signals for other groups are kept; and whoever may not
+    be sent one is told of.
+    """
+    sent: list[tuple[int, int]] = []
+
+    def killpg(group: int, number: int) -> None:
+        if number:
+            sent.append((group, number))
+            raise PermissionError
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    watcher = session_watcher._Watcher()
+    waiting = session_watcher._Waiting(77, math.inf, 0, [signal.SIGTERM])
+    monkeypatch.setattr(process_session, "_PROC", tmp_path)
+    watcher._look([waiting])
+    assert waiting.signals
+    fake_processes(monkeypatch, tmp_path, {77: ("S", 77), 12: ("S", 77), 13: ("S", 99)})
+    monkeypatch.setattr(os, "getpgid", lambda pid: pid)
+    waiting.look_at = 0
+    watcher._look([waiting])
+    assert sent == [(12, signal.SIGTERM)]
+    assert not waiting.signals
+    assert "12 may not be sent a signal" in caplog.text
+
+
+def test_a_system_may_list_processes_and_tell_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Where processes are listed, but not their states, a session lives for as long as its
+    first group is there.
+    """
+    fake_processes(monkeypatch, tmp_path, {77: ("S", 77), 12: ("S", 77)})
+    for pid in "self", "77", "12":
+        (tmp_path / pid / "stat").unlink()
+    fake_groups(monkeypatch, {77})
+    assert process_session.living({77: 77, 88: 88}) == {77: 77}
 
 
 async def test_without_proc_it_works_as_well(

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import traceback
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -22,13 +23,14 @@ from trio_gokugen import (
     LostRunError,
     PartialHooks,
     RepositoryError,
+    Task,
     TaskExistsError,
     TaskQuery,
     TaskState,
     WorkRegistry,
     open_scheduler,
 )
-from trio_gokugen.abc import AddTasks, CancelTask, RecoverAction
+from trio_gokugen.abc import AddTasks, CancelTask, RecoverAction, TaskFilter
 from trio_gokugen.sql import SQLRepository, open_sql_repository
 from trio_gokugen.sql._rows import FIELDS
 from trio_gokugen.testing import FaultyRepository
@@ -468,3 +470,18 @@ async def test_each_field_comes_back_in_its_place(database_url: str) -> None:
     async with open_sql_repository(database_url) as repository:
         await repository.add([full])
         assert await repository.get("full") == full
+
+
+async def test_what_a_filter_does_not_accept_is_not_recovered(tmp_path: Path) -> None:
+    """
+    Of the runs that somebody has left, those are taken up that the filter is for.
+    """
+    async with open_sql_repository(f"sqlite:///{tmp_path / 'tasks.db'}") as repository:
+        await repository.add(
+            [Task(id=w, work_id=w, scheduled_at=NOON, created_at=NOON) for w in "ab"]
+        )
+        assert len((await repository.claim(2, noon(10))).tasks) == 2
+        only = TaskFilter(work_ids=frozenset({"a"}))
+        [recovered] = await repository.recover(RecoverAction.REVERT, noon(10), only)
+        assert recovered.id == "a"
+        assert (await repository.get("b")).state is TaskState.DISPATCHED

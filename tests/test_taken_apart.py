@@ -202,3 +202,15 @@ def test_nothing_is_imported_for_an_error(monkeypatch: pytest.MonkeyPatch) -> No
         back = put_together(apart)
     assert isinstance(back, ForeignError)
     assert "KeyError" in back.why
+
+
+def test_a_class_may_have_any_name() -> None:
+    """
+    An error whose class has a name that is too long is told by the beginning of that.
+    """
+    error = type("X" * BIG, (ValueError,), {})("no luck")
+    back = put_together(taken_apart(error))
+    assert isinstance(back, ForeignError)
+    assert len(back.kinds[0]) == 1_000
+    assert back.kinds[1] == "builtins.ValueError"
+    assert back.text == "no luck"

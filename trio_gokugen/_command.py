@@ -420,7 +420,15 @@ def _has_folder(program: str) -> bool:
 def _found(program: str, env: Mapping[str, str], cwd: str | None) -> str | None:
     """The path of a program, looked for as it will be once it is started."""
     # A relative path is one from there, and so is a relative one within PATH.
-    folders = [""] if _has_folder(program) else os.get_exec_path(dict(env))
-    # A `Path` would lose the slash at the end by which a program is none.
-    paths = (os.path.join(cwd or os.curdir, each, program) for each in folders)  # noqa: PTH118
-    return next(filter(None, map(shutil.which, paths)), None)
+    base = cwd or os.curdir
+    if _has_folder(program):
+        # A `Path` would lose the slash at the end by which a program is none.
+        return shutil.which(os.path.join(base, program))  # noqa: PTH118
+    folders = (os.path.join(base, each) for each in os.get_exec_path(dict(env)))  # noqa: PTH118
+    return next(filter(None, (_found_in(each, program) for each in folders)), None)
+
+
+def _found_in(folder: str, program: str) -> str | None:
+    if os.pathsep in folder:  # it would be taken for several
+        return shutil.which(os.path.join(folder, program))  # noqa: PTH118
+    return shutil.which(program, path=folder)

@@ -97,6 +97,7 @@ class ExecutorDispatcher(InFlightDispatcher):
         with order.submitting:
             try:
                 future = self._executor.submit(order)
+                future.add_done_callback(partial(self._done, flight))
             except BaseException as error:
                 if isinstance(error, RuntimeError):  # it has broken, or was shut down
                     self._lost = error
@@ -112,8 +113,8 @@ class ExecutorDispatcher(InFlightDispatcher):
                     )
                     raise WorkLostError(why) from error
                 future = begun
+                future.add_done_callback(partial(self._done, flight))
         flight.handle = future
-        future.add_done_callback(partial(self._done, flight))
 
     def _call(self, flight: Flight, key: Key) -> Landed:
         """In a thread of the executor's."""

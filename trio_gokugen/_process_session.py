@@ -15,11 +15,10 @@ certainly its own.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import signal
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -35,18 +34,7 @@ _STATE, _SESSION, _THREADS = 0, 3, 17
 
 def send(process: trio.Process, *signals: signal.Signals) -> bool:
     """Send signals to all in the group that a process leads; tells if there was anybody."""
-    if has_gone(process):
-        return False
-    group = process.pid
-    try:
-        for each in signals:
-            os.killpg(group, each)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        # Of a program that runs as another user, sudo for instance. There is no other way.
-        logger.warning("process %d may not be sent a signal: waiting for its end", group)
-    return True
+    return not has_gone(process) and _send(process.pid, signals)
 
 
 def send_to_others(
@@ -60,10 +48,13 @@ def send_to_others(
       sessions: By session, what is to be sent.
 
     Returns:
-      By session, its other groups.
+      By session, its other groups. Empty if the system does not tell, or not now.
     """
+    pids = _listed()
+    if not pids:
+        return {}
     groups: dict[int, set[int]] = {session: set() for session in sessions}
-    for pid in _listed():
+    for pid in pids:
         try:
             if (session := os.getsid(pid)) in groups:
                 groups[session].add(os.getpgid(pid))
@@ -71,10 +62,21 @@ def send_to_others(
             continue  # it has gone meanwhile, or is none of ours
     for session, others in groups.items():
         others.discard(session)
-        for group, each in itertools.product(others, sessions[session]):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, each)
+        for group in others:
+            _send(group, sessions[session])
     return groups
+
+
+def _send(group: int, signals: Iterable[signal.Signals]) -> bool:
+    try:
+        for each in signals:
+            os.killpg(group, each)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Of a program that runs as another user, sudo for instance. There is no other way.
+        logger.warning("process %d may not be sent a signal: waiting for its end", group)
+    return True
 
 
 def reap(leader: trio.Process, others: Collection[int]) -> None:
@@ -89,10 +91,21 @@ def reap(leader: trio.Process, others: Collection[int]) -> None:
     """
     if leader.poll() is None or has_gone(leader):
         return
-    for group in leader.pid, *others:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-leader.pid, os.WNOHANG) != (0, 0):
+            pass
+    for group in others:
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-group, os.WNOHANG) != (0, 0):
-                pass
+            _reap_other(group, leader.pid)
+
+
+def _reap_other(group: int, session: int) -> None:
+    """The same for another group, whose number may have been given to a stranger since."""
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while (child := os.waitid(os.P_PGID, group, look)) is not None:
+        if os.getsid(child.si_pid) != session:
+            return
+        os.waitpid(child.si_pid, 0)
 
 
 def has_gone(leader: trio.Process) -> bool:
@@ -122,8 +135,8 @@ def living(sessions: Mapping[int, int]) -> dict[int, int]:
     if lost := sessions.keys() - found.keys():
         alive, ended = _members(lost)
         # Those who have ended are members until they are waited for, by whoever inherits
-        # them: which may be long, or never. A group with no member at all has gone by now,
-        # or its members are hidden from us.
+        # them: which may be long, or never. A session with no member at all has gone by
+        # now, or its members are hidden from us.
         hidden = {*filter(_exists, lost - alive.keys() - ended)}
         found |= alive | {each: sessions[each] for each in hidden}
     return found
@@ -163,10 +176,10 @@ def _listed() -> list[int]:
 
     Nor if there is no file descriptor left for it.
     """
+    if not (_PROC / "self" / "stat").exists():  # some list them, and tell no more
+        return []
     try:
         return [int(name) for name in os.listdir(_PROC) if name.isdecimal()]  # noqa: PTH208 (fast)
-    except FileNotFoundError:
-        return []
     except OSError as error:
         logger.warning("processes cannot be looked at: %s", error)
         return []

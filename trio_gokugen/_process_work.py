@@ -91,7 +91,10 @@ def keep_pipes() -> None:
 
 
 def given_pipes() -> list[int]:
-    """The pipes that a process was given as it was started, but for the usual three."""
+    """The pipes that whatever a process starts would have, too, but for the usual three.
+
+    Those that it was given itself; and any that its modules have made to be inherited.
+    """
     try:
         numbers = os.listdir("/dev/fd")  # noqa: PTH208 (what is open, and not the paths)
     except OSError:  # Windows has none, where nothing is inherited

@@ -16,6 +16,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import functools
+import logging
 import os
 import selectors
 import signal
@@ -32,6 +33,8 @@ from . import _process_session as process_session
 from ._autojump import autojump_held
 from ._session_watcher import wait_for_end
 
+logger = logging.getLogger("trio_gokugen.commands")
+
 _POSIX = sys.platform != "win32"
 
 if sys.platform != "win32":  # pragma: no branch: which Windows takes
@@ -39,7 +42,7 @@ if sys.platform != "win32":  # pragma: no branch: which Windows takes
     import termios
 
 AFTER_KILL = 1.0
-"""Seconds, the longest to wait until a group that was killed is seen to have ended."""
+"""Seconds, the longest to wait until those who were killed are seen to have ended."""
 
 _CONTINUATION = {bytes([byte]) for byte in range(0x80, 0xC0)}
 """Bytes of UTF-8 that begin no character."""
@@ -190,7 +193,7 @@ def _pipe_to(output: Output) -> Generator[int]:
             yield write
         finally:
             reader.remove(read)
-            # What is there by now, and no more: whoever has left the group may hold the
+            # What is there by now, and no more: whoever has left the session may hold the
             # pipe, and write for ever.
             left = array("i", [0])
             fcntl.ioctl(read, termios.FIONREAD, left)
@@ -216,8 +219,9 @@ class Ended:
 async def run_program(program: Program) -> Ended:
     """Run a program, and return when it and all in its process group have ended.
 
-    If cancelled, and likewise if the process has ended and left others: SIGTERM to its
-    group, and SIGKILL after the grace period. If it was cancelled, what is raised has a
+    If cancelled, and likewise if the process has ended and left others in its group:
+    SIGTERM to its session, and SIGKILL after the grace period, until all of that have
+    ended. If it was cancelled, what is raised has a
     note of what was written.
 
     Raises:
@@ -339,14 +343,24 @@ class _Run:
         with trio.CancelScope(shield=True):
             try:
                 await self._wait_for_end(process, self._program.grace, *signals)
+            except RuntimeError:
+                # There is no thread to look for others in. It takes a moment.
+                process_session.send_to_others({process.pid: [signal.SIGKILL]})
+                raise
             finally:
                 # Also if it cannot be waited for, as Trio then waits for the process. And
                 # if all have ended: who was born while they were looked at was not seen.
                 process_session.send(process, signal.SIGKILL)
-            await self._wait_for_end(process, AFTER_KILL, signal.SIGKILL)
+            if not await self._wait_for_end(process, AFTER_KILL, signal.SIGKILL):
+                logger.warning(
+                    "something that process %d has started does not end, though it was"
+                    " killed: it is left",
+                    process.pid,
+                )
 
     async def _wait_for_end(
         self, process: trio.Process, seconds: float, *signals: signal.Signals
-    ) -> None:
+    ) -> bool:
         waited = await wait_for_end(process, seconds, *signals)
         self._others |= waited.others
+        return waited.has_ended

@@ -117,8 +117,9 @@ class _Watcher:
         if unsent := {each.session: each.signals for each in due if each.signals}:
             others = process_session.send_to_others(unsent)
             for each in due:
-                each.others |= others.get(each.session, set())
-                each.signals = ()
+                if each.session in others:  # else it is tried again
+                    each.others |= others[each.session]
+                    each.signals = ()
         alive = process_session.living({each.session: each.member for each in due})
         over: set[_Waiting] = set()
         for each in due:

@@ -94,14 +94,15 @@ def _short(error: BaseException) -> str:
 
 def _told(error: BaseException, room: _Room, depth: int) -> Parts:
     """The names of its class and of those above, its text, and its parts, or why not."""
-    kinds = tuple(".".join(_names(kind)) for kind in type(error).__mro__)
+    kinds = tuple(".".join(_names(kind))[:MAX_MESSAGE] for kind in type(error).__mro__)
     text = message_of(error)
-    room.take(len(text) + sum(map(len, kinds)))
+    if depth:  # else it is told in any case
+        room.take(len(text) + sum(map(len, kinds)))
     try:
         return kinds, text, _parts(error, room, depth), ""
     except _CannotError as cannot:
         why = str(cannot)
-    except Exception as broken:  # noqa: BLE001 (its own `__reduce__`, which is told)
+    except BaseException as broken:  # noqa: BLE001 (its own `__reduce__`, which is told)
         why = f"it cannot be taken apart: {_short(broken)}"
     wanted = wish(error)
     if wanted is not None:

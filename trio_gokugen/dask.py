@@ -16,7 +16,7 @@ import json
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, TypeAlias, cast
@@ -27,6 +27,7 @@ from ._autojump import autojump_held
 from ._errors import ExecutorLostError, WorkLostError, shown
 from ._executor_calls import Landed, call_by_path, resolve, stop
 from ._in_flight import MAX_IN_FLIGHT, Flight, InFlightDispatcher
+from ._limits import at_least_one
 from ._task import Progress, progress_from_data
 from .abc import Dispatcher
 
@@ -150,7 +151,9 @@ class OwnClient(distributed.Client):
     def end(self) -> None:
         """Close it, if it is not, and its loop, from any thread but the loop's."""
         try:
-            cast("Any", self).close(timeout=LONGEST_LEAVE)
+            # If the loop is too busy, it is left as it is.
+            with suppress(TimeoutError):
+                cast("Any", self).close(timeout=LONGEST_LEAVE)
         finally:
             self._loop_runner.stop()  # type: ignore[no-untyped-call]
 
@@ -331,8 +334,7 @@ class DaskDispatcher(InFlightDispatcher):
 
     async def _follow(self, flights: dict[DaskKey, Flight], futures: Any) -> None:
         """Take what becomes of runs, all that have ended at a time."""
-        why = "the Dask client was closed"
-        cause: Exception | None = None
+        lost = WorkLostError("the Dask client was closed")
         try:
             ended = cast("Any", distributed.as_completed)(
                 futures, loop=self.client.loop, raise_errors=False
@@ -342,13 +344,14 @@ class DaskDispatcher(InFlightDispatcher):
                 await self._take([first, *ended.next_batch(block=False)], flights)
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             # The connection broke, or the client was closed meanwhile, or it is a fault.
-            why = f"its outcome could not be fetched, {type(error).__name__}: {error}"
-            cause = error
+            lost = _not_fetched(error)
+            for flight in flights.values():
+                self._stop_soon(flight.handle)  # or they would run beside their retries
         finally:
             for flight in flights.values():
-                lost = WorkLostError(why)
-                lost.__cause__ = cause
-                self._down(flight, lost)
+                each = WorkLostError(*lost.args)
+                each.__cause__ = lost.__cause__
+                self._down(flight, each)
 
     async def _take(self, batch: Sequence[Any], flights: dict[DaskKey, Flight]) -> None:
         values = await self._gather(batch)
@@ -360,8 +363,11 @@ class DaskDispatcher(InFlightDispatcher):
         ready = {str(n): each for n, each in enumerate(batch) if each.status == "finished"}
         if not ready:
             return {}
-        gathered = self.client.gather(ready, errors="skip", asynchronous=True)
-        return cast("dict[str, Any]", await gathered)
+        try:
+            gathered = self.client.gather(ready, errors="skip", asynchronous=True)
+            return cast("dict[str, Any]", await gathered)
+        except Exception:  # noqa: BLE001 (each is fetched by itself then, and may fail alone)
+            return {}
 
     async def _landed_of(self, future: Any, value: Any) -> Landed | BaseException:
         if value is not None:
@@ -369,6 +375,8 @@ class DaskDispatcher(InFlightDispatcher):
         try:
             return cast("Landed", await future.result())
         except Exception as error:  # noqa: BLE001 (it is the outcome)
+            if future.status == "finished":
+                return _not_fetched(error)
             # The client keeps the error, whose frames here would keep the future, and us.
             there = await future.traceback() if future.status == "error" else None
             return self._failed(error.with_traceback(there))
@@ -417,6 +425,15 @@ class DaskDispatcher(InFlightDispatcher):
             return  # the connection is lost, or the client closed, and the runs with it
 
 
+def _not_fetched(error: Exception) -> WorkLostError:
+    """The outcome of a run whose own is on the cluster, and does not come."""
+    lost = WorkLostError(
+        f"its outcome could not be fetched, {type(error).__name__}: {error}"
+    )
+    lost.__cause__ = error
+    return lost
+
+
 def _hear_nothing(event: tuple[float, Any]) -> None:
     """In place of a dispatcher that has ended."""
 
@@ -463,12 +480,15 @@ async def open_dask_dispatcher(
         worker included.
 
     Raises:
-      TypeError: works is no import path of a registry, or the client is asynchronous.
+      TypeError: works is no import path of a registry, or the client is asynchronous, or
+        `max_in_flight` is no int.
+      ValueError: works is a string, and no import path; or `max_in_flight` is below 1.
       ExecutorLostError: the cluster cannot be reached.
     """
     if not isinstance(works, str):
         raise TypeError(f"works: must be an import path, 'module:name', not {shown(works)}")
     resolve(works)  # before anything is connected
+    at_least_one(max_in_flight, "max_in_flight")
     client, reopen = address_or_client, None
     if isinstance(client, distributed.Client):
         if cast("Any", client).asynchronous:
