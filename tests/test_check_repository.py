@@ -118,7 +118,7 @@ class UnhurriedStore(HeapStore):
     ) -> Sequence[outcome.Outcome[Any]]:
         with trio.CancelScope(shield=True):
             outcomes = await super().apply(operations)
-        return outcomes
+        return outcomes  # noqa: RET504 (mypy does not see that it is reached inside)
 
 
 async def test_a_change_may_be_made_though_it_was_cancelled(
