@@ -116,9 +116,10 @@ class UnhurriedStore(HeapStore):
     async def apply(
         self, operations: Sequence[Operation]
     ) -> Sequence[outcome.Outcome[Any]]:
+        outcomes: Sequence[outcome.Outcome[Any]] = []
         with trio.CancelScope(shield=True):
             outcomes = await super().apply(operations)
-        return outcomes  # noqa: RET504 (mypy does not see that it is reached inside)
+        return outcomes
 
 
 async def test_a_change_may_be_made_though_it_was_cancelled(
