@@ -116,9 +116,9 @@ class UnhurriedStore(HeapStore):
     async def apply(
         self, operations: Sequence[Operation]
     ) -> Sequence[outcome.Outcome[Any]]:
-        outcomes: Sequence[outcome.Outcome[Any]] = []
+        outcomes: list[outcome.Outcome[Any]] = []
         with trio.CancelScope(shield=True):
-            outcomes = await super().apply(operations)
+            outcomes += await super().apply(operations)
         return outcomes
 
 
