@@ -615,6 +615,22 @@ async def test_it_writes_for_ever(autojump_clock: MockClock, shop: Shop) -> None
     await stop_once_heard(command, fifo)
 
 
+async def read_at_its_end(command: Command, ready: Path, go: Path) -> Any:
+    """The result of a command whose pipes are not read before it has ended."""
+    results: list[Any] = []
+
+    async def run() -> None:
+        results.append(await command.run({}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        pid = int(await hear(ready))
+        go.write_text("go")
+        assert gone(pid)  # nobody else runs here, and reads, before that
+    [result] = results
+    return result
+
+
 async def test_it_makes_its_pipe_larger(autojump_clock: MockClock, shop: Shop) -> None:
     """
     However much a program has left in a pipe as it ended, all of it is taken.
@@ -634,17 +650,7 @@ async def test_it_makes_its_pipe_larger(autojump_clock: MockClock, shop: Shop) -
         str(ready),
         str(go),
     )
-    results: list[Any] = []
-
-    async def run() -> None:
-        results.append(await command.run({}))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        pid = int(await hear(ready))
-        go.write_text("go")
-        assert gone(pid)  # nobody else runs here, and reads, before that
-    [result] = results
+    result = await read_at_its_end(command, ready, go)
     assert result["stdout_dropped"] == result["stderr_dropped"] == 1_000_000 - 4096
 
 
@@ -667,18 +673,9 @@ async def test_it_writes_in_packets(autojump_clock: MockClock, shop: Shop) -> No
         str(ready),
         str(go),
     )
-    results: list[Any] = []
-
-    async def run() -> None:
-        results.append(await command.run({}))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        pid = int(await hear(ready))
-        go.write_text("go")
-        assert gone(pid)  # nobody else runs here, and reads, before that
-    assert results[0]["stdout"] == "line\n" * 10
-    assert results[0]["stdout_dropped"] == 0
+    result = await read_at_its_end(command, ready, go)
+    assert result["stdout"] == "line\n" * 10
+    assert result["stdout_dropped"] == 0
 
 
 async def test_it_writes_nonsense(autojump_clock: MockClock, shop: Shop) -> None:

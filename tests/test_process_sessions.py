@@ -396,14 +396,16 @@ async def test_all_pipes_have_one_reader(
     assert len(made) == 1
 
 
+async def no_thread(*_: Any, **__: Any) -> Any:
+    """In the place of `trio.to_thread.run_sync`."""
+    raise RuntimeError("can't start new thread")
+
+
 async def test_who_waits_together_fails_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     If there is no thread to wait in, each of those who wait gets an error of its own, to
     which it adds what its own command has written; and nobody waits any more.
     """
-
-    async def none(*_: Any, **__: Any) -> Any:
-        raise OSError("can't start new thread")
 
     errors: list[RuntimeError] = []
 
@@ -414,7 +416,7 @@ async def test_who_waits_together_fails_apart(monkeypatch: pytest.MonkeyPatch) -
 
     watcher = session_watcher._Watcher()
     with monkeypatch.context() as patched:
-        patched.setattr(trio.to_thread, "run_sync", none)
+        patched.setattr(trio.to_thread, "run_sync", no_thread)
         async with trio.open_nursery() as nursery:
             for session in range(3):
                 nursery.start_soon(wait, session)
@@ -493,9 +495,6 @@ async def test_without_a_thread_it_is_killed(
     fifo, again = shop.fifo(), shop.fifo()
     command = shop.python(IGNORE, str(fifo), grace=1e8)
 
-    async def none(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("can't start new thread")
-
     with pytest.RaisesGroup(
         pytest.RaisesExc(RuntimeError, match="can't start new thread"),
         flatten_subgroups=True,
@@ -503,7 +502,7 @@ async def test_without_a_thread_it_is_killed(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(command.run, {})
             await hear(fifo)
-            monkeypatch.setattr(trio.to_thread, "run_sync", none)
+            monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
             nursery.cancel_scope.cancel()
     monkeypatch.undo()
     assert not shop.running()
@@ -584,14 +583,11 @@ async def test_without_a_thread_other_groups_are_killed(
         grace=1e8,
     )
 
-    async def none(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("can't start new thread")
-
     with pytest.RaisesGroup(RuntimeError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(command.run, {})
             await hear(fifo)
-            monkeypatch.setattr(trio.to_thread, "run_sync", none)
+            monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
             nursery.cancel_scope.cancel()
     monkeypatch.undo()
     assert eventually(lambda: not shop.running())

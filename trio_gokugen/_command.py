@@ -422,13 +422,17 @@ def _found(program: str, env: Mapping[str, str], cwd: str | None) -> str | None:
     # A relative path is one from there, and so is a relative one within PATH.
     base = cwd or os.curdir
     if _has_folder(program):
-        # A `Path` would lose the slash at the end by which a program is none.
-        return shutil.which(os.path.join(base, program))  # noqa: PTH118
-    folders = (os.path.join(base, each) for each in os.get_exec_path(dict(env)))  # noqa: PTH118
+        return shutil.which(_joined(base, program))
+    folders = (_joined(base, each) for each in os.get_exec_path(dict(env)))
     return next(filter(None, (_found_in(each, program) for each in folders)), None)
 
 
 def _found_in(folder: str, program: str) -> str | None:
     if os.pathsep in folder:  # it would be taken for several
-        return shutil.which(os.path.join(folder, program))  # noqa: PTH118
+        return shutil.which(_joined(folder, program))
     return shutil.which(program, path=folder)
+
+
+def _joined(folder: str, path: str) -> str:
+    # A `Path` would lose the slash at the end, by which what is a file is no program.
+    return os.path.join(folder, path)  # noqa: PTH118

@@ -221,8 +221,7 @@ async def run_program(program: Program) -> Ended:
 
     If cancelled, and likewise if the process has ended and left others in its group:
     SIGTERM to its session, and SIGKILL after the grace period, until all of that have
-    ended. If it was cancelled, what is raised has a
-    note of what was written.
+    ended. If it was cancelled, what is raised has a note of what was written.
 
     Raises:
       OSError: the program could not be started.
@@ -344,7 +343,7 @@ class _Run:
             try:
                 await self._wait_for_end(process, self._program.grace, *signals)
             except RuntimeError:
-                # There is no thread to look for others in. It takes a moment.
+                # There is no thread to look for others in: so here, which takes a moment.
                 process_session.send_to_others({process.pid: [signal.SIGKILL]})
                 raise
             finally:
