@@ -833,6 +833,30 @@ async def test_what_still_runs_is_not_run_beside_itself(
     await until(lambda: not any(client.run(called_there).values()))
 
 
+async def test_a_cluster_that_does_not_hear_who_is_to_be_stopped(
+    autojump_clock: trio.testing.MockClock, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Runs whose outcomes can no longer be fetched fail though the cluster does not answer:
+    it is not waited for for ever.
+    """
+
+    class Broken(distributed.as_completed):
+        async def __anext__(self) -> Any:
+            raise OSError("broken")
+
+    async def never_answer(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(distributed, "as_completed", Broken)
+    monkeypatch.setattr(client, "run_on_scheduler", never_answer)
+    monkeypatch.setattr("trio_gokugen.dask.LONGEST_TELLING", 0.05)
+    async with opened(client) as scheduler:
+        task = await scheduler.add_task("double", {"number": 2}, after=0)
+        ended = await scheduler.wait(task.id)
+    assert "its outcome could not be fetched, OSError: broken" in (ended.err or "")
+
+
 async def test_a_client_that_is_closed_while_it_is_looked_at(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,9 @@ LARGEST_GRAPH = 1_000_000
 LONGEST_LEAVE = 10.0
 """Seconds that the loop of a client may take to let go of a dispatcher."""
 
+LONGEST_TELLING = 10.0
+"""Seconds that the cluster may take to hear what is to be stopped."""
+
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 8.0
 """Seconds before the cluster is told again to stop what has not ended: it may have been on
@@ -345,8 +348,9 @@ class DaskDispatcher(InFlightDispatcher):
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             # The connection broke, or the client was closed meanwhile, or it is a fault.
             lost = _not_fetched(error)
-            for flight in flights.values():
-                self._stop_soon(flight.handle)  # or they would run beside their retries
+            # Before anybody hears of it, or they would run beside their retries. Once is
+            # enough: what has not come to its worker yet goes with its future.
+            await self._tell_to_stop([each.handle for each in flights.values()])
         finally:
             for flight in flights.values():
                 each = WorkLostError(*lost.args)
@@ -419,8 +423,9 @@ class DaskDispatcher(InFlightDispatcher):
     async def _tell_to_stop(self, marks: Sequence[str]) -> None:
         client = self.client
         try:
-            await client.run_on_scheduler(withdraw, marks, client.id)
-            await client.run(stop_on_worker, marks, on_error="ignore")
+            async with asyncio.timeout(LONGEST_TELLING):
+                await client.run_on_scheduler(withdraw, marks, client.id)
+                await client.run(stop_on_worker, marks, on_error="ignore")
         except (OSError, RuntimeError):
             return  # the connection is lost, or the client closed, and the runs with it
 
