@@ -118,6 +118,8 @@ def nothing_left(cluster: Any) -> Generator[None]:
 
     before = left()
     yield
+    # A worker that was killed may be long in coming back, on a busy machine.
+    wait_until(lambda: is_whole(cluster), 4 * PATIENCE)
     late = time.monotonic() + PATIENCE
     while (after := left()) != before and time.monotonic() < late:
         time.sleep(0.01)

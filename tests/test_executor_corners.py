@@ -226,7 +226,7 @@ async def test_what_breaks_as_it_is_replaced_does_not_harm_its_successor(
             thread = threading.Thread(target=first.futures[0].set_exception, args=[broken])
             thread.start()
             while thread.is_alive() and not seen.is_set():
-                await trio.lowlevel.checkpoint()
+                thread.join(0.001)  # and Trio waits, too: it would see the first one lost
             dispatcher.executor = second
             go_on.set()
             thread.join()
@@ -236,6 +236,26 @@ async def test_what_breaks_as_it_is_replaced_does_not_harm_its_successor(
             )
             last = await scheduler.add_task("nothing", after=0)
             assert (await scheduler.wait(last.id)).state is TaskState.DONE
+
+
+async def test_one_that_is_replaced_as_its_loss_is_told_is_not_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    An executor that has broken may be replaced before anybody has heard of it.
+    """
+    works = executor_works.works
+    with ThreadPoolExecutor(1) as second:
+        dispatcher = ExecutorDispatcher(works, Breaking())
+        dispatcher._lost = BrokenExecutor("gone")
+        async with trio.open_nursery() as nursery:
+            for _ in range(40):
+                nursery.start_soon(dispatcher._ready)
+            await trio.lowlevel.checkpoint()  # and some of them, in any order, at theirs
+            dispatcher.executor = second
+        dispatcher._lost = BrokenExecutor("gone")
+        with pytest.raises(ExecutorLostError, match="gone"):
+            await dispatcher._ready()
 
 
 async def test_async_works_of_the_executor_before_are_stopped(

@@ -83,8 +83,10 @@ class ExecutorDispatcher(InFlightDispatcher):
         return super()._free() if self._lost is None else 0
 
     async def _ready(self) -> None:
-        if self._lost is not None:
-            await trio.lowlevel.checkpoint()
+        if self._lost is None:
+            return
+        await trio.lowlevel.checkpoint()
+        if self._lost is not None:  # it may have been replaced meanwhile
             raise ExecutorLostError(f"{self._lost}") from self._lost
 
     def _launch(self, flight: Flight) -> None:
