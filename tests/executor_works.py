@@ -60,6 +60,9 @@ def wait(began: str, until: str) -> None:
     wait_for(until)
 
 
+works.register("wait_once", wait, at_most_once=True)
+
+
 @works.register
 async def never_end(began: str) -> None:
     note(began)

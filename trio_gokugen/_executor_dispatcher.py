@@ -83,11 +83,11 @@ class ExecutorDispatcher(InFlightDispatcher):
         return super()._free() if self._lost is None else 0
 
     async def _ready(self) -> None:
-        if self._lost is None:
-            return
-        await trio.lowlevel.checkpoint()
-        if self._lost is not None:  # it may have been replaced meanwhile
-            raise ExecutorLostError(f"{self._lost}") from self._lost
+        if self._lost is not None:
+            await trio.lowlevel.checkpoint()
+        lost = self._lost  # or another has taken its place meanwhile
+        if lost is not None:
+            raise ExecutorLostError(f"{lost}") from lost
 
     def _launch(self, flight: Flight) -> None:
         flight.executor = self._executor

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import json
+import logging
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
@@ -38,6 +40,8 @@ if find_spec("distributed") is None:
 
 import distributed
 
+logger = logging.getLogger("trio_gokugen.dask")
+
 DaskKey: TypeAlias = tuple[str, str, str]
 """What a run is called on the cluster: ours, which attempt of which task, which of all."""
 
@@ -45,6 +49,7 @@ __all__ = ["DaskDispatcher", "open_dask_dispatcher"]
 
 NAME = "trio_gokugen"
 WITHDRAWN = "withdrawn before it had begun"
+HAS_LEFT = "its worker has left the cluster"
 
 LARGEST_GRAPH = 1_000_000
 """Characters of tasks that are sent at a time: Dask warns of graphs that are too large."""
@@ -52,8 +57,12 @@ LARGEST_GRAPH = 1_000_000
 LONGEST_LEAVE = 10.0
 """Seconds that the loop of a client may take to let go of a dispatcher."""
 
-LONGEST_TELLING = 10.0
+LONGEST_TELLING = 5.0
 """Seconds that the cluster may take to hear what is to be stopped."""
+
+MOST_TRIES = 20
+"""So often the cluster's scheduler is told what it is to do, if that fails and the client
+does not say that the connection is lost."""
 
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 8.0
@@ -82,16 +91,19 @@ def stop_on_worker(marks: Iterable[str]) -> None:
 
 
 def withdraw(marks: Iterable[str], client: str, dask_scheduler: Any) -> None:
-    """On the scheduler: let go what no worker has been given."""
+    """On the scheduler: let go what no worker has, and tell if one has had it."""
     given = frozenset(marks)
-    waiting = [
-        key
-        for key, task in dask_scheduler.tasks.items()
-        if _is_ours(key) and key[2] in given and task.state in _NOT_GIVEN
-    ]
-    dask_scheduler.stimulus_cancel(
-        keys=waiting, client=client, force=False, reason=WITHDRAWN, msg=""
-    )
+    found: dict[str, list[DaskKey]] = {WITHDRAWN: [], HAS_LEFT: []}
+    for key, task in dask_scheduler.tasks.items():
+        if _is_ours(key) and key[2] in given and task.state in _NOT_GIVEN:
+            had = getattr(task.run_spec, "func", None) is refuse
+            found[HAS_LEFT if had else WITHDRAWN].append(key)
+    for reason, keys in found.items():
+        if not keys:
+            continue
+        dask_scheduler.stimulus_cancel(
+            keys=keys, client=client, force=False, reason=reason, msg=""
+        )
 
 
 _NOT_GIVEN = frozenset({"released", "waiting", "queued", "no-worker"})
@@ -99,7 +111,7 @@ _NOT_GIVEN = frozenset({"released", "waiting", "queued", "no-worker"})
 
 def refuse() -> None:
     """Is called in place of a work that was called before."""
-    raise WorkLostError("its worker has left the cluster")
+    raise WorkLostError(HAS_LEFT)
 
 
 class OneRun(distributed.SchedulerPlugin):
@@ -153,12 +165,23 @@ class OwnClient(distributed.Client):
 
     def end(self) -> None:
         """Close it, if it is not, and its loop, from any thread but the loop's."""
-        try:
-            # If the loop is too busy, it is left as it is.
-            with suppress(TimeoutError):
+        # If the loop is too busy, it is left as it is, and ends once it goes on.
+        with suppress(TimeoutError):
+            try:
                 cast("Any", self).close(timeout=LONGEST_LEAVE)
-        finally:
-            self._loop_runner.stop()  # type: ignore[no-untyped-call]
+            finally:
+                cast("Any", self._loop_runner).stop(LONGEST_LEAVE)
+
+    def __del__(self) -> None:
+        """Do nothing: Dask's own would close it, if its loop was too busy for that."""
+
+    async def _reconnect(self) -> None:
+        """Connect anew, or be closed. Dask's own may stumble, and be neither, for ever."""
+        try:
+            await super()._reconnect()
+        except Exception:
+            logger.warning("a Dask client cannot connect anew", exc_info=True)
+            await self._close()
 
 
 class DaskDispatcher(InFlightDispatcher):
@@ -180,16 +203,21 @@ class DaskDispatcher(InFlightDispatcher):
         self.client: Any = client
         """Another one, once the connection was lost for long and could be made again."""
 
-        self._guarded: str | None = None
-        """The scheduler that is known to give no run to two workers."""
+        self._guarded: tuple[str, Any] | None = None
+        """The scheduler that is known to give no run to two workers, and the connection by
+        which we hear from it."""
 
         self._waiting: deque[Flight] = deque()
         self._aloft_by_mark: dict[str, Flight] = {}
         """By what tells their keys apart from all others on the cluster."""
 
         self._stopping: set[str] = set()
+        self._more_to_stop: asyncio.Event
         self._jobs: set[asyncio.Task[None]] = set()
         """On the client's loop."""
+
+        self._closed = False
+        self._end: asyncio.Future[None]
 
     # -- in Trio ----------------------------------------------------------------------
 
@@ -198,22 +226,32 @@ class DaskDispatcher(InFlightDispatcher):
 
     async def _ready(self) -> None:
         """Wait until the cluster is there, if it is not, for as long as the client does."""
+        tries = 0
         while self._guarded is None:
-            if self.client.status in _CLOSED:
+            if self._closed:
+                await trio.lowlevel.checkpoint()
+                raise ExecutorLostError("the block of its Dask dispatcher has ended")
+            if _is_lost(self.client):
                 await self._connect_anew()
             try:
-                await self._on_loop(self._guard)
-            except OSError:
-                # The connection was lost meanwhile, and the client has yet to notice.
-                await trio.sleep(FIRST_PAUSE)
-            except Exception:
-                if self.client.status not in _CLOSED:
-                    raise
+                await self._on_loop(partial(self._guard, FIRST_PAUSE if tries else 0.0))
+            except Exception as error:
+                tries += 1
+                if _is_lost(self.client):
+                    continue
+                # If the connection was lost, the client may have yet to notice.
+                if not isinstance(error, OSError) or tries == MOST_TRIES:
+                    raise ExecutorLostError(
+                        "Dask's scheduler does not take the plugin of trio_gokugen, which"
+                        f" must be installed there, too: {type(error).__name__}: {error}"
+                    ) from error
 
     async def _connect_anew(self) -> None:
         if self._reopen is None:
             await trio.lowlevel.checkpoint()
-            raise ExecutorLostError("the Dask client that it was given is closed")
+            raise ExecutorLostError(
+                "the Dask client that it was given is closed, or cannot connect anew"
+            )
         with autojump_held():
             await trio.to_thread.run_sync(self.client.end)
         self.client = await connected(self._reopen)
@@ -222,7 +260,7 @@ class DaskDispatcher(InFlightDispatcher):
         """Await a coroutine function of asyncio's on the client's loop."""
         token = trio.lowlevel.current_trio_token()
         ended = trio.Event()
-        future = asyncio.run_coroutine_threadsafe(call(), self.client.loop.asyncio_loop)
+        future = self._begin_there(call())
         future.add_done_callback(lambda _: token.run_sync_soon(ended.set))
         try:
             with autojump_held():
@@ -231,8 +269,19 @@ class DaskDispatcher(InFlightDispatcher):
             future.cancel()  # which calls back at once, if it has not
         future.result()
 
+    # Its loop has nothing of a scheduler's context, which it might keep for long.
+
+    def _begin_there(
+        self, job: Coroutine[Any, Any, None]
+    ) -> concurrent.futures.Future[None]:
+        begin = asyncio.run_coroutine_threadsafe
+        return contextvars.Context().run(begin, job, self.client.loop.asyncio_loop)
+
+    def _call_there(self, call: Callable[..., None], *args: object) -> None:
+        contextvars.Context().run(self.client.loop.add_callback, call, *args)
+
     def _launch(self, flight: Flight) -> None:
-        if self.client.status in _CLOSED:
+        if self._closed or _is_lost(self.client):
             self._guarded = None
             self._land(flight, Landed("refused"))
             return
@@ -241,51 +290,70 @@ class DaskDispatcher(InFlightDispatcher):
         flight.handle = f"{self._id}-{self._launched}"
         self._waiting.append(flight)
         if len(self._waiting) == 1:  # else there is a call under way that takes all
-            self.client.loop.add_callback(self._submit_waiting)
+            self._call_there(self._submit_waiting)
 
     def _stop(self, flight: Flight) -> None:
         if flight.handle is not None:
-            self.client.loop.add_callback(self._stop_soon, flight.handle)
+            self._call_there(self._stop_soon, flight.handle)
 
     async def wait_ready(self) -> None:
         """Return when the cluster is there, or raise an `ExecutorLostError`."""
         await self._ready()
 
     async def close(self) -> None:
-        """Leave nothing of it on the client's loop, and wait until that has done so."""
-        if self.client.status not in _CLOSED:
-            # Not in the call that is waited for: that is cancelled if the loop is too busy.
-            self.client.loop.add_callback(self._leave)
-            await self._on_loop(self._left)
+        """Leave nothing of it on the client's loop, and wait until that has done so.
+
+        What still runs, as the scheduler goes on outside of the dispatcher's block, is
+        stopped as far as can be, and lost.
+        """
+        self._closed = True
+        self._guarded = None
+        if _is_lost(self.client):
+            return
+        # Not in the call that is waited for: that is cancelled if the loop is too busy.
+        self._call_there(self._leave)
+        left = self._begin_there(self._left())
+        # In a thread, as the limit is of real time.
+        with autojump_held(), suppress(TimeoutError, concurrent.futures.CancelledError):
+            await trio.to_thread.run_sync(left.result, LONGEST_LEAVE)
+        left.cancel()
 
     # -- on the client's loop ---------------------------------------------------------
 
     def _is_connected(self) -> bool:
         client = self.client
         if client.status == "running":
-            return bool(client.scheduler_info()["id"] == self._guarded)
+            return self._guarded == (client.scheduler_info()["id"], client.scheduler_comm)
         return False  # pragma: no cover: the connection broke in this very moment
 
-    async def _guard(self) -> None:
+    async def _guard(self, pause: float) -> None:
         """Once connected, see to it that the scheduler gives no run to two workers."""
-        while self.client.status not in {"running", *_CLOSED}:  # noqa: ASYNC110 (it tells nobody)
-            await asyncio.sleep(FIRST_PAUSE / 10)
-        if self.client.status in _CLOSED:
+        client = self.client
+        await asyncio.sleep(pause)
+        if not await _is_there(client):
             return
-        scheduler = self.client.scheduler_info()["id"]
-        await self.client.register_plugin(OneRun())
-        self.client.subscribe_topic(self._topic, self._hear)
-        self._guarded = scheduler
+        guarded = client.scheduler_info()["id"], client.scheduler_comm
+        await client.register_plugin(OneRun())
+        client.subscribe_topic(self._topic, self._hear)
+        self._guarded = guarded
 
     def _leave(self) -> None:
-        for job in self._jobs:
+        self._end = asyncio.ensure_future(self._stop_and_end())
+
+    async def _stop_and_end(self) -> None:
+        if self._aloft_by_mark:
+            await self._tell_to_stop([*self._aloft_by_mark])
+        jobs = [*self._jobs]
+        for job in jobs:
             job.cancel()
-        # Dask keeps the handler, and calls it with what is on its way.
-        self.client.subscribe_topic(self._topic, _hear_nothing)
-        self.client.unsubscribe_topic(self._topic)
+        await asyncio.gather(*jobs, return_exceptions=True)
+        if not _is_lost(self.client):
+            # Dask keeps the handler, and calls it with what is on its way.
+            self.client.subscribe_topic(self._topic, _hear_nothing)
+            self.client.unsubscribe_topic(self._topic)
 
     async def _left(self) -> None:
-        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await asyncio.shield(self._end)
 
     def _hear(self, event: tuple[float, Any]) -> None:
         mark, progress = event[1]
@@ -329,39 +397,56 @@ class DaskDispatcher(InFlightDispatcher):
             for flight in flights:
                 self._down(flight, error)
             return
-        self._begin(self._follow(dict(zip(keys, flights, strict=True)), futures))
+        pairs = zip(flights, futures, strict=True)
+        self._begin(self._follow(dict(zip(keys, pairs, strict=True))))
 
     def _down(self, flight: Flight, landed: Landed | BaseException) -> None:
         del self._aloft_by_mark[flight.handle]
         self._land(flight, landed)
 
-    async def _follow(self, flights: dict[DaskKey, Flight], futures: Any) -> None:
-        """Take what becomes of runs, all that have ended at a time."""
-        lost = WorkLostError("the Dask client was closed")
+    async def _follow(self, aloft: dict[DaskKey, tuple[Flight, Any]]) -> None:
+        """Take what becomes of runs, all that have ended at a time.
+
+        Each future is let go as soon as it has ended.
+        """
+        lost = WorkLostError("the Dask client was closed, or the dispatcher's block left")
         try:
+            futures = [future for _, future in aloft.values()]
             ended = cast("Any", distributed.as_completed)(
                 futures, loop=self.client.loop, raise_errors=False
             )
-            del futures  # so that each is let go as soon as it has ended
+            del futures
             async for first in ended:
-                await self._take([first, *ended.next_batch(block=False)], flights)
+                await self._take([first, *ended.next_batch(block=False)], aloft)
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             # The connection broke, or the client was closed meanwhile, or it is a fault.
             lost = _not_fetched(error)
-            # Before anybody hears of it, or they would run beside their retries. Once is
-            # enough: what has not come to its worker yet goes with its future.
-            await self._tell_to_stop([each.handle for each in flights.values()])
+            for _, future in aloft.values():
+                future.release()  # so that none begins
+            # Before anybody hears of it, or they would run beside their retries.
+            await self._tell_to_stop([key[2] for key in aloft])
         finally:
-            for flight in flights.values():
+            for flight, _ in aloft.values():
                 each = WorkLostError(*lost.args)
                 each.__cause__ = lost.__cause__
                 self._down(flight, each)
 
-    async def _take(self, batch: Sequence[Any], flights: dict[DaskKey, Flight]) -> None:
+    async def _take(
+        self, batch: Sequence[Any], aloft: dict[DaskKey, tuple[Flight, Any]]
+    ) -> None:
         values = await self._gather(batch)
+        cut: dict[DaskKey, Landed | BaseException] = {}
         for number, future in enumerate(batch):
             landed = await self._landed_of(future, values.get(str(number)))
-            self._down(flights.pop(future.key), landed)
+            if _may_go_on(landed):
+                cut[future.key] = landed
+            else:
+                self._down(aloft.pop(future.key)[0], landed)
+        if cut:
+            # Before anybody hears of it, as above.
+            await self._tell_to_stop([key[2] for key in cut])
+        for key, landed in cut.items():
+            self._down(aloft.pop(key)[0], landed)
 
     async def _gather(self, batch: Sequence[Any]) -> dict[str, Any]:
         ready = {str(n): each for n, each in enumerate(batch) if each.status == "finished"}
@@ -388,8 +473,11 @@ class DaskDispatcher(InFlightDispatcher):
     def _failed(self, error: Exception) -> Landed | BaseException:
         """What it means for a run that Dask raises this in place of its outcome."""
         if isinstance(error, concurrent.futures.CancelledError):
-            if getattr(error, "reason", None) == WITHDRAWN:
+            reason = getattr(error, "reason", None)
+            if reason == WITHDRAWN:
                 return Landed("refused")
+            if reason == HAS_LEFT:
+                return WorkLostError(HAS_LEFT)
             self._guarded = None  # it is looked at before more is sent
             lost = WorkLostError(str(error))
             lost.__cause__ = error
@@ -399,22 +487,27 @@ class DaskDispatcher(InFlightDispatcher):
         return error
 
     def _stop_soon(self, mark: str) -> None:
+        if mark not in self._aloft_by_mark:
+            return  # it has landed meanwhile
         self._stopping.add(mark)
         if len(self._stopping) == 1:
+            self._more_to_stop = asyncio.Event()  # of the loop that it is now
             self._begin(self._stop_all())
+        self._more_to_stop.set()
 
     async def _stop_all(self) -> None:
         """Tell the cluster what is to be stopped, until all of it has ended."""
         pause = FIRST_PAUSE
-        known = 0
         try:
             while self._stopping:
-                pause = min(2 * pause, LONGEST_PAUSE)
-                if len(self._stopping) > known:
+                self._more_to_stop.clear()
+                await self._tell_to_stop([*self._stopping])
+                try:
+                    async with asyncio.timeout(pause):
+                        await self._more_to_stop.wait()
                     pause = FIRST_PAUSE
-                known = len(self._stopping)
-                await self._tell_to_stop(list(self._stopping))
-                await asyncio.sleep(pause)
+                except TimeoutError:
+                    pause = min(2 * pause, LONGEST_PAUSE)
                 self._stopping &= self._aloft_by_mark.keys()
         finally:
             # It may end with the loop: what is to be stopped next has another one begin.
@@ -424,10 +517,22 @@ class DaskDispatcher(InFlightDispatcher):
         client = self.client
         try:
             async with asyncio.timeout(LONGEST_TELLING):
+                # What it hears from the scheduler as it connects anew, it may stumble over.
+                if not await _is_there(client):
+                    return
                 await client.run_on_scheduler(withdraw, marks, client.id)
                 await client.run(stop_on_worker, marks, on_error="ignore")
         except (OSError, RuntimeError):
-            return  # the connection is lost, or the client closed, and the runs with it
+            return  # the connection is lost, or the client closed
+        except Exception:
+            logger.exception("Dask's scheduler could not be told what is to be stopped")
+
+
+def _may_go_on(landed: Landed | BaseException) -> bool:
+    """Whether a run is lost that nobody has ended: the client has let go of it."""
+    return isinstance(landed, WorkLostError) and isinstance(
+        landed.__cause__, concurrent.futures.CancelledError
+    )
 
 
 def _not_fetched(error: Exception) -> WorkLostError:
@@ -443,7 +548,18 @@ def _hear_nothing(event: tuple[float, Any]) -> None:
     """In place of a dispatcher that has ended."""
 
 
-_CLOSED = frozenset({"closing", "closed"})
+def _is_lost(client: Any) -> bool:
+    """Whether a client is closed, or has failed as it was to connect anew."""
+    # Dask's own leaves it at that then, and says no more than that it is connecting.
+    hears = getattr(client, "_handle_report_task", None)
+    return client.status in {"closing", "closed"} or (hears is not None and hears.done())
+
+
+async def _is_there(client: Any) -> bool:
+    """Wait until a client is connected, or lost: on its loop."""
+    while client.status != "running" and not _is_lost(client):  # noqa: ASYNC110 (it tells nobody)
+        await asyncio.sleep(FIRST_PAUSE / 10)
+    return not _is_lost(client)
 
 
 async def connected(make: Callable[[], Any]) -> Any:
@@ -451,7 +567,7 @@ async def connected(make: Callable[[], Any]) -> Any:
     try:
         with autojump_held():
             return await trio.to_thread.run_sync(make)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter of a cluster that is closed
         raise ExecutorLostError(f"the Dask cluster cannot be reached: {error}") from error
 
 
@@ -485,29 +601,38 @@ async def open_dask_dispatcher(
         worker included.
 
     Raises:
-      TypeError: works is no import path of a registry, or the client is asynchronous, or
-        `max_in_flight` is no int.
-      ValueError: works is a string, and no import path; or `max_in_flight` is below 1.
-      ExecutorLostError: the cluster cannot be reached.
+      TypeError: works is no import path of a registry, or there is no address, or the
+        client is asynchronous, or `max_in_flight` is no int.
+      ValueError: works is a string, and no import path; or the address cannot be one; or
+        `max_in_flight` is below 1.
+      ExecutorLostError: the cluster cannot be reached, or its scheduler cannot import this
+        module.
     """
     if not isinstance(works, str):
         raise TypeError(f"works: must be an import path, 'module:name', not {shown(works)}")
     resolve(works)  # before anything is connected
     at_least_one(max_in_flight, "max_in_flight")
     client, reopen = address_or_client, None
+    if client is None:  # by which Dask would understand a cluster of its own
+        raise TypeError("address_or_client: must be an address, a cluster or a client")
     if isinstance(client, distributed.Client):
         if cast("Any", client).asynchronous:
             raise TypeError("address_or_client: the client must not be asynchronous")
     else:
         reopen = partial(OwnClient, address_or_client, set_as_default=False)
-        client = await connected(reopen)
+        try:
+            client = await connected(reopen)
+        except ValueError as error:
+            raise ValueError(f"address_or_client: {error}") from error
     dispatcher = DaskDispatcher(works, client, max_in_flight, reopen)
     try:
         await dispatcher.wait_ready()
         yield dispatcher
     finally:
-        with trio.move_on_after(LONGEST_LEAVE, shield=True):
-            await dispatcher.close()
-        if reopen is not None:
-            with trio.CancelScope(shield=True), autojump_held():
-                await trio.to_thread.run_sync(dispatcher.client.end)  # which has a limit
+        with trio.CancelScope(shield=True):
+            try:
+                await dispatcher.close()
+            finally:
+                if reopen is not None:
+                    with autojump_held():
+                        await trio.to_thread.run_sync(dispatcher.client.end)
