@@ -143,12 +143,14 @@ class HookTimer:
 
     def appeared(self, tasks: Iterable[Task]) -> None:
         """These tasks are now pending, where and when they say."""
+        there = [*tasks]
+        firsts = _firsts(there)
         for sleeper in self._sleepers:
             head, accepts = sleeper.head, sleeper.only.accepts
             if sleeper.reading:
                 sleeper.event.set()
                 continue
-            for task in tasks:
+            for task in there if sleeper.only.rooms else firsts:
                 if (head is None or task.scheduled_at < head.scheduled_at) and accepts(
                     task
                 ):
@@ -197,6 +199,19 @@ class HookTimer:
         """With a task of a schedule the next one may have become pending."""
         if task.schedule_id is not None:
             self.reset()
+
+
+def _firsts(tasks: Sequence[Task]) -> Iterable[Task]:
+    """The earliest of each pool and work: who asks for no more, needs no other."""
+    if len(tasks) == 1:
+        return tasks
+    firsts: dict[tuple[str | None, str], Task] = {}
+    for task in tasks:
+        kind = task.pool, task.work_id
+        first = firsts.get(kind)
+        if first is None or task.scheduled_at < first.scheduled_at:
+            firsts[kind] = task
+    return firsts.values()
 
 
 class TimedRepository(BulkRepository, Generic[S]):
