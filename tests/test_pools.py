@@ -54,6 +54,7 @@ from trio_gokugen.abc import (
     HookAction,
     KeyRoom,
     Operation,
+    PoolErrors,
     Start,
     TaskFilter,
     TaskRepository,
@@ -902,8 +903,12 @@ async def test_an_error_beside_a_cancellation_is_told(
         await dispatcher.start(
             nursery, trio.open_memory_channel[Any](9)[0], TrioClock(NOON)
         )
-        with trio.move_on_after(1), pytest.raises(OSError, match="too late"):
+        with (
+            trio.move_on_after(1),
+            pytest.RaisesGroup(pytest.RaisesExc(OSError, match="too late")) as caught,
+        ):
             await dispatcher.dispatch(fetch)
+        assert isinstance(caught.value, PoolErrors)
         nursery.cancel_scope.cancel()
 
 
@@ -1131,6 +1136,7 @@ async def test_pools_on_a_database(
 AnyPool: Any = Pool
 AnyRate: Any = Rate
 AnyDispatcher: Any = PoolsDispatcher
+AnyWorkers: Any = WorkerPoolDispatcher
 
 
 @pytest.mark.parametrize(
@@ -1204,8 +1210,33 @@ AnyDispatcher: Any = PoolsDispatcher
         ),
         (
             lambda works: PoolsDispatcher(works, {"default": Pool(1, works=["a"])}),
+            ValueError,
+            "pools: 'default' is the pool for all other works: use default=",
+        ),
+        (
+            lambda works: PoolsDispatcher(works).add("default", Pool(1)),
             PoolExistsError,
             "there is a pool 'default' already",
+        ),
+        (
+            lambda works: AnyDispatcher({"a": Pool(2)}),
+            TypeError,
+            "works: must be a registry of works, not",
+        ),
+        (
+            lambda works: AnyDispatcher(None, default=Pool(WorkerPoolDispatcher(works))),
+            TypeError,
+            "works: must be a registry of works, not None",
+        ),
+        (
+            lambda works: AnyWorkers(5),
+            TypeError,
+            "works: must be a registry of works, not 5",
+        ),
+        (
+            lambda works: AnyWorkers(WorkRegistry),
+            TypeError,
+            "works: must be a registry of works, not <class",
         ),
         (
             lambda works: PoolsDispatcher(
@@ -1270,3 +1301,13 @@ async def test_tasks_of_no_work_are_left(autojump_clock: trio.testing.MockClock)
         await scheduler.add_tasks([at(1, "b")])
         await scheduler.drain()
     assert bench.ids() == ["a", "b"]
+
+
+def test_the_pools_are_only_told() -> None:
+    """
+    Whoever would put a pool into what tells of them is refused.
+    """
+    pools: Any = PoolsDispatcher(WorkRegistry()).pools
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        pools["p"] = Pool(1)
+    assert list(pools) == ["default"]

@@ -42,7 +42,7 @@ from trio_gokugen import (
     fixed,
     open_scheduler,
 )
-from trio_gokugen.abc import Fetch, HookAction, TaskRepository
+from trio_gokugen.abc import Fetch, HookAction, OfPools, TaskFilter, TaskRepository
 from trio_gokugen.sql import open_sql_repository
 
 
@@ -631,3 +631,95 @@ async def test_works_that_are_registered_later_are_noticed(
         await theirs.add([task])
         await trio.sleep(60)
         assert (await scheduler.get("t")).state is TaskState.DONE
+
+
+async def test_a_pool_of_nameless_pools_cannot_be_named(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A pool with pools in it that have no names is none that a task can name; once one of a
+    name is added, that can be named, and what is added for it runs.
+    """
+    works = WorkRegistry()
+    works.register("work", trio.sleep)
+    inner = PoolsDispatcher(works, default=3)
+    dispatcher = PoolsDispatcher(works, {"n": Pool(inner)})
+    assert dispatcher.statistics().pools == frozenset()
+    async with open_scheduler(works, dispatcher=dispatcher) as scheduler:
+        for name in "n", "late":
+            with pytest.raises(PoolNotFoundError):
+                await scheduler.add_task("work", {"seconds": 0}, after=0, pool=name)
+        await trio.sleep(1)
+        inner.add("late", Pool(1))
+        task = await scheduler.add_task("work", {"seconds": 0}, after=0, pool="late")
+        await scheduler.drain()
+        assert (await scheduler.get(task.id)).state is TaskState.DONE
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_name_is_that_of_one_pool(depth: int) -> None:
+    """
+    A name that some pool has already, around it or beside it, is refused to one that is
+    added inside, and the other way round; what was refused may be used elsewhere.
+    """
+    works = WorkRegistry()
+    innermost = inner = PoolsDispatcher(works)
+    for _ in range(depth - 1):
+        inner = PoolsDispatcher(works, {"between": Pool(inner)})
+    other = PoolsDispatcher(works, {"other": Pool(1)})
+    outer = PoolsDispatcher(
+        works, {"n": Pool(inner), "o": Pool(other), "mail": Pool(1, paused=True)}
+    )
+    for name in "mail", "other":
+        with pytest.raises(PoolExistsError, match=f"there is a pool '{name}' already"):
+            innermost.add(name, Pool(1))
+    innermost.add("mine", Pool(1))
+    with pytest.raises(PoolExistsError, match="there is a pool 'mine' already"):
+        outer.add("mine", Pool(1))
+    refused = PoolsDispatcher(works, {"mail": Pool(1)})
+    with pytest.raises(PoolExistsError, match="there is a pool 'mail' already"):
+        outer.add("p", Pool(refused))
+    refused.add("mine", Pool(1))
+    assert outer.statistics().pools == {"mine", "mail", "other"}
+
+
+async def test_many_tasks_cost_no_more_for_many_sleepers(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Of many tasks that appear at once each sleeper is asked about one of each pool and work,
+    the first: the sleeper for whom it is the next wakes on time.
+    """
+    asked = 0
+    accepts = TaskFilter.accepts
+
+    def counted(self: TaskFilter, task: Task) -> bool:
+        nonlocal asked
+        asked += 1
+        return accepts(self, task)
+
+    repository = HeapRepository()
+    repository.start_timer(TrioClock(NOON, 0.0))
+    names = [f"p{n}" for n in range(10)]
+    woken: list[tuple[str, float]] = []
+
+    async def sleep(name: str) -> None:
+        only = TaskFilter(pools=OfPools(frozenset({name}), frozenset()))
+        task = await repository.wait_until_due(only)
+        woken.append((task.id, trio.current_time()))
+
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(sleep, name)
+        await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(TaskFilter, "accepts", counted)
+        await repository.add(
+            [
+                stored(f"{name}-{n}", "greet", seconds=99 - n, pool=name)
+                for name in names
+                for n in range(90)
+            ]
+        )
+        assert asked <= len(names) ** 2
+        monkeypatch.undo()
+    assert sorted(woken) == sorted((f"{name}-89", 10.0) for name in names)

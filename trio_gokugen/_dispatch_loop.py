@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import cast
 
 import attrs
@@ -34,6 +35,7 @@ from .abc import (
     HookAction,
     LoopHooks,
     OfPools,
+    PoolErrors,
     Start,
     TaskFilter,
     TaskRepository,
@@ -109,11 +111,18 @@ class DispatchLoop:
 
         self._look_at = -math.inf
         self._scope = trio.CancelScope()
+        self._call = trio.CancelScope()
+        """Around the call of `dispatch`."""
+
+        self._beside: dict[trio.CancelScope, None] = {}
+        """Around what goes on beside it."""
+
         self._ended = trio.Event()
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
+    async def run(self, nursery: trio.Nursery) -> None:
         """Dispatch until stopped or cancelled."""
+        self._nursery = nursery
         try:
             with self._scope:
                 while True:
@@ -124,11 +133,25 @@ class DispatchLoop:
     async def stop(self) -> None:
         """Start nothing more. Returns once a claim that is under way is through."""
         self._scope.cancel()
+        for scope in self._beside:
+            scope.cancel()
         await self._ended.wait()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_beside(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Do what no dispatch waits for, until stopped."""
+        ends = -math.inf if self._scope.cancel_called else math.inf
+        with trio.CancelScope(deadline=ends) as scope:
+            self._beside[scope] = None
+            try:
+                await function()
+            finally:
+                del self._beside[scope]
 
     async def _dispatch(self) -> None:
         try:
-            await self._dispatcher.dispatch(self._fetch)
+            with trio.CancelScope() as self._call:
+                await self._dispatcher.dispatch(self._fetch)
         except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
             errors = _apart(error)
             for each in errors:
@@ -139,7 +162,25 @@ class DispatchLoop:
                 # it: what is to come is a cancellation.
                 await trio.sleep_forever()
             first = _with_others(errors[0], errors)
+            if isinstance(error, PoolErrors):
+                # The other pools fetch while the hook decides about these.
+                asking = partial(self._decide_beside, first, error.go_on)
+                self._nursery.start_soon(self._run_beside, asking)
+                return
             await self._decide(self._hooks.on_dispatch_error, first)
+
+    async def _count(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """The scheduled tasks, by work and by the pool that they name."""
+        while True:
+            try:
+                by_work = await self._repository.count_pending()
+                return by_work, await self._repository.count_pools()
+            except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
+                await self._decide(self._hooks.on_get_next_error, error)
+
+    async def _decide_beside(self, error: Exception, go_on: Callable[[], None]) -> None:
+        await self._wanted(self._hooks.on_dispatch_error, error)
+        go_on()
 
     async def _fetch(self, free: Free, start: Start, only: TaskFilter = ANY_TASK) -> int:
         """What dispatchers get their tasks by; see `Fetch`."""
@@ -170,7 +211,11 @@ class DispatchLoop:
         self._updates.queue.claim_expected = shared and likely_more
         # An occurrence that is not to run is there still, for a later moment.
         found = claimed.tasks or claimed.expired or claimed.made
-        if first is not None and limit and not found:
+        if first is not None and not limit:
+            # Nobody is free, though somebody was as this was called: who stands in front
+            # of the dispatcher holds back, and can say in `dispatch` until when.
+            self._call.cancel()
+        elif first is not None and not found:
             await self._wait_for(first, only)
         elif self._withheld:
             self._withheld.pop(only, None)
@@ -224,7 +269,9 @@ class DispatchLoop:
         # and pools that are not here at all: nobody tells.
         shared = self._repository.poll < math.inf
         while True:
-            await self._look_for_unknown()
+            if trio.current_time() >= self._look_at:
+                self._look_at = math.inf  # not again before this look has ended
+                self._nursery.start_soon(self._run_beside, self._look_for_unknown)
             known = self._works.work_ids
             until = trio.current_time() + LOOK_FOR_NEW if shared else math.inf
             scope = trio.CancelScope(deadline=until)
@@ -264,15 +311,8 @@ class DispatchLoop:
 
         Another version of the program has left them, or they are for another scheduler.
         """
-        if trio.current_time() < self._look_at:
-            return
-        before, self._look_at = self._look_at, trio.current_time() + LOOK_FOR_UNKNOWN
-        try:
-            by_work = await self._repository.count_pending()
-            by_pool = await self._repository.count_pools()
-        except BaseException:
-            self._look_at = before
-            raise
+        by_work, by_pool = await self._count()
+        self._look_at = trio.current_time() + LOOK_FOR_UNKNOWN
         works = _without(by_work, self._works.work_ids)
         pools = _without(by_pool, self._dispatcher.statistics().pools)
         for work_id in works.keys() - self._ledger.unknown_works.keys():
@@ -295,20 +335,28 @@ class DispatchLoop:
         hook: Callable[[Exception, HookAction], Awaitable[HookAction]],
         error: Exception,
     ) -> None:
-        """Return if the loop is to look again, or raise the error."""
+        """Return when the loop is to look again, or raise the error."""
+        if await self._wanted(hook, error) is HookAction.IGNORE:
+            await trio.sleep(IGNORED_PAUSE)
+        else:
+            # A hook that has not waited must not keep everybody else from running.
+            await trio.lowlevel.checkpoint()
+
+    async def _wanted(
+        self,
+        hook: Callable[[Exception, HookAction], Awaitable[HookAction]],
+        error: Exception,
+    ) -> HookAction:
+        """What a hook decides, unless that is to raise the error."""
         try:
             action = await decision(hook, error=error)
         except Exception as its_own:
             self._decided.append(its_own)
             raise
-        if action is HookAction.RETRY:
-            # A hook that has not waited must not keep everybody else from running.
-            await trio.lowlevel.checkpoint()
-            return
-        if action is not HookAction.IGNORE:
+        if action is HookAction.RAISE:
             self._decided.append(error)
             raise error
-        await trio.sleep(IGNORED_PAUSE)
+        return action
 
 
 def _without(counts: Mapping[str, int], known: frozenset[str]) -> dict[str, int]:

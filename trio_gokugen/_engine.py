@@ -116,7 +116,7 @@ class Engine:
                 await self._recover(recover)
                 await self._sharing.run(nursery, recover)
                 # Last: nothing is dispatched before it is known what was running.
-                nursery.start_soon(self.dispatches.run)
+                nursery.start_soon(self.dispatches.run, nursery)
                 self._nursery = nursery
                 task_status.started()
         assert refusal is not None, "the loops don't end by themselves"

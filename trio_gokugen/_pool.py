@@ -24,6 +24,10 @@ def _period(value: float | timedelta) -> float:
 class Rate:
     """How often runs may start: at most `limit` within any span of `per` seconds.
 
+    What counts is when a run is handed to the pool's dispatcher. If it waits there for a
+    turn, as there are fewer threads or processes than workers, or more in flight than an
+    executor has workers, many may begin together later: have as many of both.
+
     Raises:
       TypeError, ValueError: names the argument that cannot be used.
     """
@@ -72,7 +76,7 @@ class Pool:
     """
 
     rate: Rate | None = None
-    """How often runs start, at most. However often, by default."""
+    """How often runs are handed to the workers, at most. However often, by default."""
 
     limits: tuple[KeyLimit, ...] = attrs.field(default=(), converter=_limits)
     """How many run at a time that have the same value in their `param` or `meta`."""

@@ -17,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import cast
 
 import attrs
@@ -25,7 +26,6 @@ import trio
 from ._errors import (
     PoolExistsError,
     PoolNotFoundError,
-    RepositoryError,
     SchedulerAlreadyRunningError,
     StopReason,
     shown,
@@ -34,7 +34,7 @@ from ._json import name as as_name
 from ._key_limits import KeyRoom
 from ._pool import Pool, PoolStatistics, Rate
 from ._task import Task
-from ._worker_pool import WorkerPoolDispatcher
+from ._worker_pool import WorkerPoolDispatcher, check_works
 from .abc import (
     ANY_TASK,
     Clock,
@@ -44,6 +44,7 @@ from .abc import (
     FetchErrors,
     Free,
     OfPools,
+    PoolErrors,
     ResultChannel,
     Start,
     TaskFilter,
@@ -53,10 +54,18 @@ from .abc import (
 
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 30.0
-"""Seconds before a pool is asked again whose dispatcher has failed."""
+"""Seconds before a pool is asked again whose dispatcher has failed, once a hook says so."""
 
 DEFAULT = "default"
 """The name of the pool for the works that no other pool has, which tasks cannot name."""
+
+
+@attrs.define(eq=False)
+class _Opening:
+    """A dispatcher that is being started."""
+
+    ended: trio.Event = attrs.field(factory=trio.Event)
+    error: Exception | None = None
 
 
 @attrs.define(eq=False)
@@ -72,11 +81,16 @@ class _Lane:
     started: bool = False
     """Whether the dispatcher is open for business."""
 
+    opening: _Opening | None = None
+
     failures: int = 0
     """How often in a row its dispatcher has failed."""
 
     waits_until: float = -math.inf
-    """On Trio's clock: until then it leaves the others in peace, having failed."""
+    """On Trio's clock: until then it leaves the others in peace, having failed.
+
+    For ever, while it is not decided what that means.
+    """
 
     only: TaskFilter = ANY_TASK
     known: frozenset[str] | None = None
@@ -106,12 +120,17 @@ class _Lane:
             assert self.rate is not None
             await trio.sleep_until(self.starts[0] + self.rate.per)
 
-    def failed(self, error: Exception) -> None:
-        """Its dispatcher has failed: each time, wait longer before it is asked again."""
-        if not isinstance(error, RepositoryError):  # else it was the store, for all of them
-            pause = min(FIRST_PAUSE * 2**self.failures, LONGEST_PAUSE)
-            self.waits_until = trio.current_time() + pause
-            self.failures += 1
+    def failed(self) -> None:
+        """Its dispatcher has failed: leave it alone until `ask_again`."""
+        self.failures += 1
+        self.waits_until = math.inf
+
+    def ask_again(self) -> None:
+        """It may go on: after a pause, each time a longer one."""
+        # Counted from now, however long that was being decided.
+        pause = min(FIRST_PAUSE * 2.0 ** min(self.failures - 1, 100), LONGEST_PAUSE)
+        self.waits_until = trio.current_time() + pause
+        self.look_again()
 
     def start(self, run: Task, start: Start) -> None:
         """Start a run, and count it."""
@@ -159,10 +178,28 @@ class _Dispatching:
     context: contextvars.Context
     """That of the scheduler, whoever adds a pool."""
 
-    def feed(self, feeding: Callable[[str, Fetch], Awaitable[None]], name: str) -> None:
+    failed: list[Callable[[], None]] = attrs.field(factory=list[Callable[[], None]])
+    """What lets those pools go on that have failed, by errors of their own."""
+
+    raised: list[Exception] = attrs.field(factory=list[Exception])
+    """What `fetch` has raised: that was the store, for all of them."""
+
+    async def fetch_for_one(
+        self, free: Free, start: Start, only: TaskFilter = ANY_TASK
+    ) -> int:
+        """Fetch, and note what that raises."""
+        try:
+            return await self.fetch(free, start, only)
+        except Exception as error:
+            self.raised.append(error)
+            raise
+
+    def feed(
+        self, feeding: Callable[[str, _Dispatching], Awaitable[None]], name: str
+    ) -> None:
         """Have a pool fetch."""
         start_soon = partial(self.nursery.start_soon, name=f"pool {name!r}")
-        self.context.copy().run(start_soon, feeding, name, self.fetch)
+        self.context.copy().run(start_soon, feeding, name, self)
 
 
 class PoolsDispatcher:
@@ -188,7 +225,7 @@ class PoolsDispatcher:
       default: The pool for all other works, or the number of its workers.
 
     Raises:
-      PoolExistsError: two pools name the same work.
+      PoolExistsError: two pools name the same work, or have the same name.
       TypeError, ValueError, InvalidTaskError: names the argument that cannot be used.
     """
 
@@ -199,7 +236,11 @@ class PoolsDispatcher:
         *,
         default: Pool | int = 10,
     ) -> None:
+        check_works(works)
         self._works = works
+        self._around: PoolsDispatcher | None = None
+        """Whose pools this one is in."""
+
         self._lanes: dict[str, _Lane] = {}
         self._dispatching: _Dispatching | None = None
         self._serving = False
@@ -215,15 +256,20 @@ class PoolsDispatcher:
         if pools is not None:
             if not isinstance(pools, Mapping):
                 raise TypeError(f"pools: must be Pools by name, not {shown(pools)}")
+            if DEFAULT in pools:
+                raise ValueError(
+                    f"pools: {DEFAULT!r} is the pool for all other works: use default="
+                )
             for name, each in pools.items():
                 self.add(name, each)
 
     # -- while it runs, or before -----------------------------------------------------
 
     @property
-    def pools(self) -> dict[str, PoolStatistics]:
-        """The pools by name, as they stand."""
-        return {name: _statistics(lane) for name, lane in self._lanes.items()}
+    def pools(self) -> Mapping[str, PoolStatistics]:
+        """The pools by name, as they stand: to be read only, `add` adds one."""
+        pools = {name: _statistics(lane) for name, lane in self._lanes.items()}
+        return MappingProxyType(pools)
 
     def add(self, name: str, pool: Pool) -> None:
         """Add a pool. What is due for it starts at once.
@@ -232,8 +278,8 @@ class PoolsDispatcher:
         is about to.
 
         Raises:
-          PoolExistsError: there is one of this name, or another pool names one of its
-            works.
+          PoolExistsError: there is one of this name, here or in the pools around it or
+            beside it, or another pool names one of its works.
           TypeError, ValueError, InvalidTaskError: names what cannot be used.
         """
         as_name(name, "pools")
@@ -316,9 +362,14 @@ class PoolsDispatcher:
             )
         rooms = tuple(KeyRoom(limit) for limit in pool.limits)
         lane = _Lane(workers, name, works, pool.rate, rooms, pool.paused)
-        for other in self._lanes.values():
-            if both := sorted(_names(lane) & _names(other)):
-                raise PoolExistsError(both[0])
+        outermost = self
+        while outermost._around is not None:
+            outermost = outermost._around
+        # A name is that of one pool: in another, its tasks would get round a pause.
+        if both := sorted(_names(lane) & outermost.statistics().pools):
+            raise PoolExistsError(both[0])
+        if isinstance(workers, PoolsDispatcher):
+            workers._around = self  # noqa: SLF001
         self._lanes[name] = lane
 
     # -- what the scheduler calls -----------------------------------------------------
@@ -334,10 +385,11 @@ class PoolsDispatcher:
         token = trio.lowlevel.current_trio_token()
         for lane in self._lanes.values():
             lane.started = False
+            lane.opening = None
             lane.failures = 0
+            lane.waits_until = -math.inf
             if token is not self._token:
                 lane.starts.clear()  # by a clock that is no more
-                lane.waits_until = -math.inf
         self._token = token
         await nursery.start(self._serve)
         for lane in [*self._lanes.values()]:
@@ -359,20 +411,51 @@ class PoolsDispatcher:
         await lane.dispatcher.start(self._nursery, results, self._clock)
         lane.started = True
 
+    async def _opened(self, lane: _Lane) -> None:
+        """Return once it is open, which is done in a task of its own.
+
+        If another pool fails meanwhile, who waits here is cancelled; a dispatcher that is
+        cancelled as it starts may refuse to be started again.
+        """
+        opening = lane.opening
+        if opening is None:
+            lane.opening = opening = _Opening()
+            self._nursery.start_soon(self._open_beside, lane, opening)
+        await opening.ended.wait()
+        lane.opening = None
+        if opening.error is not None:
+            raise opening.error
+
+    @trio.lowlevel.enable_ki_protection
+    async def _open_beside(self, lane: _Lane, opening: _Opening) -> None:
+        try:
+            await self._open(lane)
+        except Exception as error:  # noqa: BLE001 (whoever waits raises it)
+            opening.error = error
+        finally:
+            opening.ended.set()
+
     async def dispatch(self, fetch: Fetch) -> None:
         """Have each pool fetch when it has a worker free.
 
         With one pool only it returns when that has fetched. Several go on until they are
-        cancelled, or one of them fails.
+        cancelled, or some of them fail: who waits for a task, and who reads slowly, would
+        have to begin anew whenever another has fetched.
+
+        Raises:
+          PoolErrors: dispatchers of pools have failed. These are left alone until it is
+            decided what that means; the others go on if it is called again.
         """
         if len(self._lanes) == 1:
             await self._fetch_once(self._lanes[DEFAULT], fetch)
             return
+        failed: list[Callable[[], None]] = []
         try:
             async with trio.open_nursery() as nursery:
-                self._dispatching = _Dispatching(fetch, nursery, self._context)
+                dispatching = _Dispatching(fetch, nursery, self._context, failed)
+                self._dispatching = dispatching
                 for name in self._lanes:
-                    self._dispatching.feed(self._feed, name)
+                    dispatching.feed(self._feed, name)
                 try:
                     await trio.sleep_forever()
                 finally:
@@ -383,30 +466,47 @@ class PoolsDispatcher:
                 raise
             # If we were cancelled, too, we shall be told so again.
             several = [*cast("ExceptionGroup[Exception]", errors).exceptions]
+
+            def go_on() -> None:
+                for each in failed:
+                    each()
+
+            if len(failed) == len(several):
+                pool_errors = PoolErrors("pools have failed", several)
+                pool_errors.go_on = go_on
+                raise pool_errors from None
+            go_on()
             if len(several) > 1:
                 raise FetchErrors("several pools have failed", several) from None
             raise several[0] from several[0].__cause__
 
     @trio.lowlevel.enable_ki_protection
-    async def _feed(self, name: str, fetch: Fetch) -> None:
+    async def _feed(self, name: str, dispatching: _Dispatching) -> None:
         """Let a pool fetch, again and again."""
         lane = self._lanes[name]
-        if not lane.started:
-            await self._open(lane)
-        while True:
-            try:
-                await self._fetch_once(lane, fetch)
-            except Exception as error:
-                lane.failed(error)
-                raise
-            lane.failures = 0
+        try:
+            while True:
+                await self._fetch_once(lane, dispatching.fetch_for_one)
+        except PoolErrors as errors:
+            dispatching.failed.append(errors.go_on)  # it is of several, which go on
+            raise
+        except FetchErrors:
+            raise
+        except Exception as error:
+            if not any(error is each for each in dispatching.raised):
+                lane.failed()
+                dispatching.failed.append(lane.ask_again)
+            raise
 
     async def _fetch_once(self, lane: _Lane, fetch: Fetch) -> None:
         with trio.CancelScope() as lane.scope:
             if lane.paused:
                 await trio.sleep_forever()
             await lane.wait_for_turn()
+            if not lane.started:
+                await self._opened(lane)
             await lane.dispatcher.dispatch(self._fetch_for(lane, fetch))
+            lane.failures = 0
 
     def _fetch_for(self, lane: _Lane, fetch: Fetch) -> Fetch:
         """What its dispatcher fetches by: its works only, and within the rate."""
@@ -419,8 +519,15 @@ class PoolsDispatcher:
             mine = self._filter_of(lane)
             only = mine if only is ANY_TASK else mine & only
             if lane.rate is None and not lane.rooms:
-                return await fetch(free, start, only)
-            return await fetch(free_within_rate, partial(lane.start, start=start), only)
+                number = await fetch(free, start, only)
+            else:
+                number = await fetch(
+                    free_within_rate, partial(lane.start, start=start), only
+                )
+            if not number:
+                # Somebody in front may have said so without having waited.
+                await trio.lowlevel.checkpoint()
+            return number
 
         return fetch_some
 
@@ -454,7 +561,8 @@ class PoolsDispatcher:
 def _names(lane: _Lane) -> frozenset[str]:
     """The names by which tasks choose a pool: its own, or those of the pools in it."""
     inside = lane.dispatcher.statistics().pools
-    return inside if inside or lane.works is None else frozenset({lane.name})
+    has_pools = inside or isinstance(lane.dispatcher, PoolsDispatcher)
+    return inside if has_pools or lane.works is None else frozenset({lane.name})
 
 
 def _statistics(lane: _Lane) -> PoolStatistics:

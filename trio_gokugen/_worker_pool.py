@@ -41,7 +41,9 @@ from ._errors import (
     WorkStoppedError,
     WorkTimeoutError,
     not_stopped,
+    shown,
 )
+from ._executor_calls import is_registry
 from ._json import fresh
 from ._limits import at_least_one
 from ._task import Task, evolve
@@ -57,6 +59,12 @@ from .abc import (
 
 if TYPE_CHECKING:
     from ._processes import Processes
+
+
+def check_works(works: object) -> None:
+    """Raise a `TypeError` unless it has what is asked of a registry."""
+    if not is_registry(works):
+        raise TypeError(f"works: must be a registry of works, not {shown(works)}")
 
 
 @attrs.define(eq=False)
@@ -137,7 +145,7 @@ class WorkerPoolDispatcher:
         pool's threads are counted, nor those of `trio.to_thread`.
 
     Raises:
-      TypeError: for a number that is not an int.
+      TypeError: for a number that is not an int; or this is no registry of works.
       ValueError: for one below 1.
     """
 
@@ -149,6 +157,7 @@ class WorkerPoolDispatcher:
         max_processes: int | None = None,
         max_threads: int | None = None,
     ) -> None:
+        check_works(works)
         self._works = works
         self._max_workers = at_least_one(max_workers, "max_workers")
         self._limiter = trio.CapacityLimiter(max_workers)

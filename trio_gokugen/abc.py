@@ -100,6 +100,7 @@ __all__ = [
     "OnSchedule",
     "Operation",
     "PauseSchedule",
+    "PoolErrors",
     "PutSchedule",
     "RecoverAction",
     "RemoveSchedule",
@@ -598,6 +599,27 @@ class FetchErrors(ExceptionGroup[Exception]):
     others in its notes, and not about the group.
     """
 
+    def derive(self, excs: Sequence[Any], /) -> Any:
+        """What is left of it without the others, of its kind."""
+        return FetchErrors(self.message, excs)
+
+
+class PoolErrors(FetchErrors):
+    """Some of several pools have failed, by errors of their own, and the others can go on.
+
+    What a dispatcher raises that leaves these pools alone until `go_on` is called: so
+    `dispatch` is called again at once, and the hooks are asked beside.
+    """
+
+    go_on: Callable[[], None]
+    """Lets these pools fetch again, soon. Set by whoever raises it."""
+
+    def derive(self, excs: Sequence[Any], /) -> Any:
+        """What is left of it without the others, of its kind."""
+        errors = PoolErrors(self.message, excs)
+        errors.go_on = self.go_on
+        return errors
+
 
 class Dispatcher(Protocol):
     """The only bridge to workers.
@@ -623,6 +645,11 @@ class Dispatcher(Protocol):
         Returns once those that were fetched have started. Cancellation either starts
         none, or comes after all of them have started. An error of `fetch` leaves it as it
         is, in no group.
+
+        One that fetches for several side by side may go on instead, until it is cancelled:
+        who returns would take from the others what they wait for. If a task is due and
+        `free` says 0, whoever stands in front holds back: the scheduler cancels such a
+        call, and calls again.
         """
         ...
 
