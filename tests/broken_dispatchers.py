@@ -21,6 +21,7 @@ from trio_gokugen import (
     WorkTimeoutError,
 )
 from trio_gokugen._current_task import running
+from trio_gokugen._task import run_key
 from trio_gokugen.abc import (
     ANY_TASK,
     Clock,
@@ -457,7 +458,7 @@ class AlwaysNamesTheDeadline(Translating):
 @breaks("cancel_stops_the_work")
 class OnlySaysItCancelled(WorkerPoolDispatcher):
     def cancel(self, run: Task, reason: StopReason) -> bool:
-        return (run.id, run.attempt) in self._runs
+        return run_key(run) in self._runs
 
 
 @breaks("cancel_stops_the_work")
@@ -469,7 +470,7 @@ class AlwaysSaysShutdown(WorkerPoolDispatcher):
 @breaks("the_first_reason_stands")
 class TakesTheLastReason(WorkerPoolDispatcher):
     def cancel(self, run: Task, reason: StopReason) -> bool:
-        if (worker := self._runs.get((run.id, run.attempt))) is not None:
+        if (worker := self._runs.get(run_key(run))) is not None:
             worker.reason = None
         return super().cancel(run, reason)
 
@@ -480,7 +481,7 @@ class CancelsAll(WorkerPoolDispatcher):
         for worker in self._runs.values():
             assert worker.run is not None
             super().cancel(worker.run, reason)
-        return (run.id, run.attempt) in self._runs
+        return run_key(run) in self._runs
 
 
 @breaks("cancel_stops_only_that_attempt")
@@ -490,6 +491,13 @@ class CancelsWhateverAttempt(WorkerPoolDispatcher):
         for each in attempts:
             super().cancel(each, reason)
         return bool(attempts)
+
+
+@breaks("an_id_may_be_used_again")
+class CancelsTheLatestOfAnId(WorkerPoolDispatcher):
+    def cancel(self, run: Task, reason: StopReason) -> bool:
+        known = {(w.run.id, w.run.attempt): w.run for w in self._runs.values() if w.run}
+        return super().cancel(known.get((run.id, run.attempt), run), reason)
 
 
 @breaks("cancel_may_come_at_once")

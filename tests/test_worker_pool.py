@@ -5,17 +5,30 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import threading
 from collections.abc import AsyncGenerator, Sequence
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
-from support import NOON, Bench, TroubledRepository, at, noon, open_bench, stored
+from support import (
+    NOON,
+    Bench,
+    TroubledRepository,
+    at,
+    bounded,
+    noon,
+    open_bench,
+    stored,
+)
 
 from trio_gokugen import (
     AlreadyDoneError,
+    ExecutorDispatcher,
     HeapRepository,
     NotDispatchedError,
     Scheduler,
@@ -31,7 +44,7 @@ from trio_gokugen import (
     current_task,
     open_scheduler,
 )
-from trio_gokugen.abc import ClaimTasks, Operation
+from trio_gokugen.abc import ClaimTasks, EndTask, Operation
 from trio_gokugen.testing import seeded_order
 
 mood: contextvars.ContextVar[str] = contextvars.ContextVar("mood", default="calm")
@@ -780,3 +793,60 @@ async def test_a_group_that_cannot_be_split(autojump_clock: trio.testing.MockClo
             await scheduler.add_task("give_up", after=0, id="b")
             await trio.sleep_forever()
     assert (await repository.get("b")).state is TaskState.FAILED
+
+
+@pytest.mark.parametrize("later", [0.0, 1.0], ids=["at the same moment", "later"])
+@pytest.mark.parametrize("where", ["pool", "executor"])
+async def test_an_id_is_used_again_while_its_run_goes_on(
+    autojump_clock: trio.testing.MockClock, where: str, later: float
+) -> None:
+    """
+    A run that has lost its task goes on beside that of another task, which was added under
+    its id: each has its own result, and neither is taken for the other.
+    """
+    works = WorkRegistry()
+    go_on = threading.Event(), threading.Event()
+    begun: list[datetime] = []
+
+    @works.register(retain=True)
+    def wait() -> int:
+        begun.append(current_task().created_at)
+        number = len(begun)
+        trio_token.run_sync_soon(has_begun[number - 1].set)
+        go_on[number - 1].wait()
+        return number
+
+    trio_token = trio.lowlevel.current_trio_token()
+    has_begun = trio.Event(), trio.Event()
+    repository = HeapRepository()
+    with ThreadPoolExecutor(2) as threads:
+        dispatcher = (
+            WorkerPoolDispatcher(works, 2)
+            if where == "pool"
+            else ExecutorDispatcher(works, threads, max_in_flight=2)
+        )
+        clock = TrioClock(NOON, 0.0)
+        with bounded():
+            async with open_scheduler(
+                works, repository, dispatcher, clock=clock
+            ) as scheduler:
+                await scheduler.add_task("wait", after=0, id="nightly")
+                await has_begun[0].wait()
+                run = await repository.get("nightly")
+                # As another scheduler does that has taken the task, in a shared store.
+                await repository.apply([EndTask(run, clock.now())])
+                assert dispatcher.cancel(run, StopReason.LOST_LEASE)
+                await scheduler.delete_ended(before=clock.now() + timedelta(1))
+                autojump_clock.jump(later)
+                await scheduler.add_task("wait", after=0, id="nightly")
+                await has_begun[1].wait()
+                go_on[0].set()
+                while later and dispatcher.statistics().running == 2:
+                    await trio.lowlevel.checkpoint()
+                go_on[1].set()
+                ended = await scheduler.wait("nightly")
+                await scheduler.drain()
+                assert dispatcher.statistics().running == 0
+    assert ended.state is TaskState.DONE
+    assert ended.result == 2 or not later  # else the two cannot be told apart
+    assert begun == [NOON, NOON + timedelta(seconds=later)]

@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from ._errors import LostRunError, SchedulerNotRunningError
-from ._task import Task, TaskState
+from ._task import RunKey, Task, TaskState, run_key
 
 
 @attrs.define(eq=False)
@@ -55,8 +55,8 @@ class Ledger:
         self._claimed_since = math.inf
         """The same of those only that were claimed since the last renewal was begun."""
 
-        self.unreported: set[tuple[str, int]] = set()
-        """Ids and attempts of runs whose result has not come in."""
+        self.unreported: set[RunKey] = set()
+        """Runs whose result has not come in."""
 
         self.added = 0
         self.dispatched = 0
@@ -88,11 +88,11 @@ class Ledger:
         self.dispatched += len(tasks)
         for task in tasks:
             self.runs[task.id] = task
-            self.unreported.add((task.id, task.attempt))
+            self.unreported.add(run_key(task))
 
     def reported(self, run: Task) -> None:
         """A result has come in."""
-        self.unreported.discard((run.id, run.attempt))
+        self.unreported.discard(run_key(run))
         if not self.unreported:
             self._look()
 
@@ -106,7 +106,7 @@ class Ledger:
         self._forget(run)
         self.retried += 1
         for waiter in self._waiters.get(run.id, ()):
-            if waiter.run is not None and waiter.run.attempt == run.attempt:
+            if waiter.run is not None and run_key(waiter.run) == run_key(run):
                 waiter.settle(task)
 
     def lost(self, run: Task) -> None:
@@ -114,9 +114,10 @@ class Ledger:
         self._forget(run)
 
     def _is_current(self, run: Task) -> bool:
-        # Of a task that was taken back and claimed anew, a later run may go on already.
+        # Of a task that was taken back and claimed anew, or added anew under its id, a
+        # later run may go on already.
         known = self.runs.get(run.id)
-        return known is not None and known.attempt == run.attempt
+        return known is not None and run_key(known) == run_key(run)
 
     def _forget(self, run: Task) -> None:
         if self._is_current(run):
@@ -227,7 +228,7 @@ class Ledger:
     def tell_lost(self, run: Task) -> None:
         """Tell who waits for this run that it has lost its task, which goes on."""
         for waiter in self._waiters.get(run.id, ()):
-            if waiter.run is not None and waiter.run.attempt == run.attempt:
+            if waiter.run is not None and run_key(waiter.run) == run_key(run):
                 waiter.settle(None, LostRunError(run.id, run.attempt))
 
     def give_up(self, task_id: str, error: Exception) -> None:

@@ -573,6 +573,18 @@ _BLANK = Task(
 )
 
 
+RunKey: TypeAlias = tuple[str, int, datetime]
+
+
+def run_key(run: Task) -> RunKey:
+    """What tells a run from all others, those of another task of its id included.
+
+    An id may be used again once its task is forgotten, and a run that had lost the task
+    may go on meanwhile.
+    """
+    return run.id, run.attempt, run.created_at
+
+
 def new_task(param: TaskParam, task_id: str, created_at: datetime) -> Task:
     """The scheduled task that `param`, checked when it was made, describes."""
     task = evolve(

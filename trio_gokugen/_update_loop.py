@@ -33,7 +33,7 @@ from ._ledger import Ledger
 from ._observers import Observers
 from ._outcomes import recording
 from ._schedule import TriggerSchedule
-from ._task import Task, TaskState
+from ._task import Task, TaskState, run_key
 from ._update_queue import Item, Request, UpdateQueue
 from .abc import (
     Added,
@@ -140,7 +140,7 @@ class UpdateLoop:
                 if not task.state.ended:
                     self._ledger.tell_lost(run)  # a later attempt answers for the task
                     continue
-                if task.attempt == run.attempt:
+                if run_key(task) == run_key(run):
                     # It was this very run that ended, by a write whose answer was lost.
                     self._ledger.ended(task)
                     self._observers.tell_done(task)
@@ -160,11 +160,11 @@ class UpdateLoop:
           RepositoryError: if that failed, or took longer than `RECORD_LIMIT` seconds.
         """
         results = self._unwritten + self.queue.close()
-        reported = {(result.run.id, result.run.attempt) for result in results}
+        reported = {run_key(result.run) for result in results}
         results += [
             TaskResult(run, outcome.Error(WorkStoppedError(StopReason.SHUTDOWN)))
             for run in self._ledger.runs.values()
-            if (run.id, run.attempt) not in reported
+            if run_key(run) not in reported
         ]
         try:
             if results:

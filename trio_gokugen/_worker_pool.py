@@ -46,7 +46,7 @@ from ._errors import (
 from ._executor_calls import is_registry
 from ._json import fresh
 from ._limits import at_least_one
-from ._task import Task, evolve
+from ._task import RunKey, Task, evolve, run_key
 from .abc import (
     Clock,
     DispatcherStatistics,
@@ -174,7 +174,7 @@ class WorkerPoolDispatcher:
         self._processes: Processes | None = None
         """None before the first work that needs one."""
         # A task that was taken back and claimed anew may have two.
-        self._runs: dict[tuple[str, int], _Worker] = {}
+        self._runs: dict[RunKey, _Worker] = {}
         self._idle: dict[_Worker, None] = {}
         self._bounded: dict[trio.CancelScope, datetime] = {}
         self._first_bounded = trio.Event()
@@ -221,7 +221,7 @@ class WorkerPoolDispatcher:
 
     def cancel(self, run: Task, reason: StopReason) -> bool:
         """Cancel a running work. Its result comes when it has ended."""
-        worker = self._runs.get((run.id, run.attempt))
+        worker = self._runs.get(run_key(run))
         if worker is None:
             return False
         if worker.reason is None:
@@ -244,7 +244,7 @@ class WorkerPoolDispatcher:
         else:
             worker = _Worker(self._idle, run)
             self._context.run(self._nursery.start_soon, self._live, worker)
-        self._runs[run.id, run.attempt] = worker
+        self._runs[run_key(run)] = worker
         try:
             self._limiter.acquire_on_behalf_of_nowait(worker)
         except trio.WouldBlock:
@@ -329,33 +329,39 @@ class WorkerPoolDispatcher:
         except WorkNotFoundError as error:
             return _failed(error)
         if run.deadline is None and work.timeout is None:
-            return self._call(work, run)
+            return self._call(work, run, worker)
         return self._call_bounded(work, run, worker)
 
-    def _call(self, work: Work, run: Task) -> Awaitable[outcome.Outcome[Any]]:
+    def _call(
+        self, work: Work, run: Task, worker: _Worker
+    ) -> Awaitable[outcome.Outcome[Any]]:
         """What a work returned or raised. Lets a `trio.Cancelled` and the like through."""
         if run.when is not None:
-            return self._call_if_wanted(work, run)
+            return self._call_if_wanted(work, run, worker)
         if work.in_process:
-            return self._call_in_process(work, run)
-        return self._call_in_thread(work, run) if work.in_thread else _call_async(work, run)
+            return self._call_in_process(work, run, worker)
+        if work.in_thread:
+            return self._call_in_thread(work, run, worker)
+        return _call_async(work, run)
 
-    async def _call_if_wanted(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+    async def _call_if_wanted(
+        self, work: Work, run: Task, worker: _Worker
+    ) -> outcome.Outcome[Any]:
         assert run.when is not None
-        worker = self._runs[run.id, run.attempt]
         worker.started = False
         try:
             await ask(self._works.get_condition(run.when), run)
             worker.started = True
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             return outcome.Error(not_stopped(error))
-        return await self._call(work, evolve(run, {"when": None}))
+        return await self._call(work, evolve(run, {"when": None}), worker)
 
-    async def _call_in_thread(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+    async def _call_in_thread(
+        self, work: Work, run: Task, worker: _Worker
+    ) -> outcome.Outcome[Any]:
         try:
             if self._threads is None:
                 return await self._in_thread(work, run)
-            worker = self._runs[run.id, run.attempt]
             worker.wait()
             async with self._threads:
                 await trio.lowlevel.checkpoint_if_cancelled()
@@ -374,8 +380,9 @@ class WorkerPoolDispatcher:
             )
         return outcome.Value(value)
 
-    async def _call_in_process(self, work: Work, run: Task) -> outcome.Outcome[Any]:
-        worker = self._runs[run.id, run.attempt]
+    async def _call_in_process(
+        self, work: Work, run: Task, worker: _Worker
+    ) -> outcome.Outcome[Any]:
         worker.wait()
         try:
             async with self._process_limiter:
@@ -412,7 +419,7 @@ class WorkerPoolDispatcher:
         try:
             with until_deadline, until_timeout:
                 try:
-                    result = await self._call(work, run)
+                    result = await self._call(work, run, worker)
                 except BaseException as error:
                     left = error  # its traceback tells where the work was
                     raise
@@ -438,7 +445,9 @@ class WorkerPoolDispatcher:
     def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
         worker.run = worker.exceeded = worker.until_timeout = None
         worker.started = True
-        del self._runs[run.id, run.attempt]
+        # Not if a mock clock has shown the same moment when its id was used again.
+        if self._runs.get(run_key(run)) is worker:
+            del self._runs[run_key(run)]
         if worker.has_token:
             self._limiter.release_on_behalf_of(worker)
         self._results.send_nowait(TaskResult(run, result))

@@ -657,7 +657,8 @@ class Dispatcher(Protocol):
         """Cancel a running work. Its result comes when it has ended.
 
         Args:
-          run: The snapshot that was fetched, or one of the same id and attempt.
+          run: The snapshot that was fetched, or one of the same id, attempt and
+            `created_at`.
           reason: What the result is to say.
 
         Returns:

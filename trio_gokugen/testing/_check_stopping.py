@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import attrs
@@ -177,6 +178,32 @@ async def cancel_stops_only_that_attempt(open_dispatcher: OpenDispatcher) -> Non
         expect_equal("cancel of an attempt that does not run", known, False)  # noqa: FBT003
         [result] = await b.results.wait_for(run)
         expect_value("the attempt that runs", result, 1)
+
+
+@checks
+@stopping
+async def an_id_may_be_used_again(open_dispatcher: OpenDispatcher) -> None:
+    """A run that has lost its task goes on, whatever is added under its id meanwhile.
+
+    Two runs of one id and attempt are two, by the moments their tasks were created at.
+    """
+    async with bench(open_dispatcher, 2) as b:
+        old = run_of("never_end", "nightly")
+        new = attrs.evolve(old, created_at=old.created_at + timedelta(days=1))
+        await b.dispatch(old)
+        await b.dispatch(new)
+        await a_few_steps()
+        expect_equal("running", b.dispatcher.statistics().running, 2)
+        known = b.dispatcher.cancel(old, StopReason.LOST_LEASE)
+        expect(known, "cancel of the run that came first returned False")
+        [result] = await b.results.wait_for(old)
+        expect_failure("the first", result, WorkStoppedError, reason=StopReason.LOST_LEASE)
+        expect_equal("running, after the first", b.dispatcher.statistics().running, 1)
+        known = b.dispatcher.cancel(new, StopReason.INTERRUPT)
+        expect(known, "cancel of the run that came second returned False")
+        [result] = await b.results.wait_for(new)
+        expect_failure("the second", result, WorkStoppedError, reason=StopReason.INTERRUPT)
+        await b.expect_all_free("both have ended")
 
 
 @checks
