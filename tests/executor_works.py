@@ -98,6 +98,14 @@ def leave() -> None:
 
 
 @works.register
+def be_interrupted(began: str, until: str) -> None:
+    """By a Ctrl-C, which a terminal sends to all processes of a program."""
+    note(began)
+    wait_for(until)
+    raise KeyboardInterrupt
+
+
+@works.register
 async def leave_a_nursery() -> None:
     async with trio.open_nursery():
         raise SystemExit

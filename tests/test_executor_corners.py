@@ -705,3 +705,46 @@ def test_an_error_of_a_class_within_another_comes_back() -> None:
     back = put_together(taken_apart(Outer.InnerError("as it is")))
     assert type(back) is Outer.InnerError
     assert back.args == ("as it is",)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["alone", "in a shutdown"])
+async def test_a_ctrl_c_elsewhere_is_of_its_run_only(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, stopped: bool
+) -> None:
+    """
+    A work that is left by a Ctrl-C in another process has failed, and nothing else has; if
+    the scheduler is stopping by then, it was cut short by that.
+    """
+    repository = HeapRepository()
+    began, until = tmp_path / "began", tmp_path / "until"
+    spawn = multiprocessing.get_context("spawn")
+    with Processes(1, mp_context=spawn) as pool, bounded():
+        dispatcher = ExecutorDispatcher(WORKS, pool)
+        async with (
+            trio.open_nursery() as nursery,
+            open_scheduler(
+                executor_works.works, repository, dispatcher, grace=0
+            ) as scheduler,
+        ):
+            task = await scheduler.add_task(
+                "be_interrupted", {"began": str(began), "until": str(until)}, after=0
+            )
+            while not began.exists():
+                await trio.sleep(0)
+            if stopped:
+                nursery.start_soon(scheduler.stop)
+                [flight] = dispatcher._flights.values()
+                while flight.stopped is None:
+                    await trio.sleep(0)
+            until.touch()
+            if not stopped:
+                await scheduler.wait(task.id)
+                other = await scheduler.add_task("give_much", after=0)
+                assert (await scheduler.wait(other.id)).state is TaskState.DONE
+    ended = await repository.get(task.id)
+    if stopped:
+        assert (ended.state, ended.interruptions) == (TaskState.SCHEDULED, 1)
+    else:
+        assert ended.state is TaskState.FAILED
+        err = ended.err or ""
+        assert err.startswith("ForeignError: builtins.KeyboardInterrupt (which could not")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -373,3 +374,67 @@ def test_a_process_whose_program_was_killed_ends_by_a_sigterm(tmp_path: Path) ->
     for process in busy:
         process.terminate()  # of which that of multiprocessing's own takes no notice
     assert not psutil.wait_procs(busy, timeout=PATIENCE)[1]
+
+
+def test_a_ctrl_c_at_a_terminal_with_a_pool_of_processes(tmp_path: Path) -> None:
+    """
+    Processes of an executor that ignore a Ctrl-C, as the documentation has them do, leave
+    it to the program: no task fails, and what has not run is put back.
+    """
+    (tmp_path / "pool_works.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "from trio_gokugen import WorkRegistry, current_task\n"
+        "works = WorkRegistry()\n"
+        "@works.register\n"
+        "def nap(began):\n"
+        "    Path(began, current_task().id).touch()\n"
+        "    time.sleep(1)\n"
+    )
+    rest = """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    import pool_works
+
+    async def main(began):
+        repository = HeapRepository()
+        spawn = multiprocessing.get_context("spawn")
+        initializer = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        try:
+            with ProcessPoolExecutor(2, mp_context=spawn, **initializer) as pool:
+                dispatcher = ExecutorDispatcher("pool_works:works", pool)
+                async with open_scheduler(
+                    pool_works.works, repository, dispatcher
+                ) as scheduler:
+                    for number in range(8):
+                        await scheduler.add_task("nap", {"began": began}, after=0)
+                    await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                tasks = await repository.find(TaskQuery())
+            print(*sorted({task.state.value for task in tasks}), flush=True)
+            print([task.err for task in tasks if task.err is not None])
+
+    if __name__ == "__main__":
+        try:
+            trio.run(main, sys.argv[1])
+        except* KeyboardInterrupt:
+            print("interrupted")
+    """
+    began = tmp_path / "began"
+    began.mkdir()
+    program = subprocess.Popen(
+        [sys.executable, "-c", RESTORED, write_script(tmp_path, rest), began],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    late = time.monotonic() + PATIENCE
+    while len(list(began.iterdir())) < 2:  # so both processes are ready
+        assert time.monotonic() < late
+        time.sleep(0.01)
+    os.killpg(program.pid, signal.SIGINT)
+    stdout, stderr = program.communicate(timeout=PATIENCE)
+    assert stderr == ""
+    assert stdout == "done scheduled\n[]\ninterrupted\n"

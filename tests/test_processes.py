@@ -412,15 +412,19 @@ async def test_a_discarded_task_is_given_up(
     assert task.err.startswith("Discard: not worth it")
 
 
-async def test_a_keyboard_interrupt_is_one_here(
+async def test_a_keyboard_interrupt_is_of_its_run_only(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     """
-    What is no `Exception` leaves the scheduler, as it does from a thread.
+    What is no `Exception` fails its run, and does not leave the scheduler.
     """
-    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
-        async with open_pool(tmp_path) as pool:
-            await pool.run("leave")
+    async with open_pool(tmp_path) as pool:
+        task = await pool.run("leave")
+        assert task.state is TaskState.FAILED
+        assert (task.err or "").startswith(
+            "ForeignError: builtins.KeyboardInterrupt (which"
+        )
+        assert (await pool.run("echo")).state is TaskState.DONE
 
 
 # -- what dies --------------------------------------------------------------------------

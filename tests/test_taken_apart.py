@@ -113,8 +113,26 @@ def test_what_is_in_a_group_comes_back_for_itself() -> None:
     )
     assert Retry(retry_on=process_works.UnmakeableError).wants(inner)
     assert not Retry(retry_on=process_works.UnmakeableError).wants(back)
-    kept = put_together(taken_apart(BaseExceptionGroup("g", [KeyboardInterrupt()])))
-    assert type(kept) is BaseExceptionGroup
+
+
+class OddError(BaseException):
+    """Found by its name, and made with nothing: but it is no `Exception`."""
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, OddError])
+def test_what_would_leave_the_program_is_of_its_run_only(
+    kind: type[BaseException],
+) -> None:
+    """
+    What is no `Exception` ends its own process at most: another comes in its place, also
+    for what is in a group.
+    """
+    back = put_together(taken_apart(kind()))
+    assert isinstance(back, ForeignError)
+    assert back.why == "it would end this program, and not its run only"
+    group = put_together(taken_apart(BaseExceptionGroup("g", [kind(), ValueError(1)])))
+    assert type(group) is ExceptionGroup
+    assert [type(each) for each in group.exceptions] == [ForeignError, ValueError]
 
 
 def test_a_group_that_nests_too_deep_comes_back_in_part() -> None:

@@ -658,7 +658,8 @@ class ForeignError(GokugenError):
 
     Stands for it: a `Retry` that names its class wants this, too. To get the error itself,
     define its class in a module that the program has imported, and make it with plain
-    values. Of a `SystemExit`, which would end the program, there is nothing else than this.
+    values. Of a `SystemExit`, a `KeyboardInterrupt` and the like, which would end the
+    program, there is nothing else than this.
     """
 
     kinds: tuple[str, ...]

@@ -81,7 +81,7 @@ class Processes:
             raise died from None
 
     async def call(self, work: Work, run: Task) -> outcome.Outcome[Any]:
-        """What a work returned or raised over there. Lets what is no `Exception` through.
+        """What a work returned or raised over there.
 
         If it is cancelled, the process is killed at once, and has ended before this raises.
         """
@@ -97,10 +97,7 @@ class Processes:
             return outcome.Value(what)
         if how == "unkept":
             return outcome.Value(Unkept(what))
-        error = put_together(what)
-        if isinstance(error, Exception):
-            return outcome.Error(error)
-        raise error
+        return outcome.Error(put_together(what))
 
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         with autojump_held():

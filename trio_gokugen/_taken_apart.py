@@ -72,7 +72,10 @@ def taken_apart(error: BaseException, below: str = "") -> Parts:
 
 
 def put_together(apart: Parts) -> BaseException:
-    """The exception that `taken_apart` was given, or a `ForeignError` in its place."""
+    """The exception that `taken_apart` was given, or a `ForeignError` in its place.
+
+    So always an `Exception`, which ends nothing but its run.
+    """
     *told, frames = apart
     error = _together(*told)
     note = f"In its process:\n{frames}"
@@ -112,7 +115,8 @@ def _told(error: BaseException, room: _Room, depth: int) -> Parts:
 
 
 def _parts(error: BaseException, room: _Room, depth: int) -> Parts:
-    if isinstance(error, SystemExit):
+    if not isinstance(error, Exception) and type(error) not in _GROUPS:
+        # A Ctrl-C among them, which was of the other process, whoever else had it, too.
         raise _CannotError("it would end this program, and not its run only")
     make, args, *rest = cast("Sequence[Any]", error.__reduce_ex__(4))
     state = rest[0] if rest else None

@@ -84,8 +84,9 @@ async def an_unknown_work_is_reported(open_dispatcher: OpenDispatcher) -> None:
 
 
 @checks
+@same_process
 async def a_base_exception_is_reported(open_dispatcher: OpenDispatcher) -> None:
-    """What is not an `Exception` is reported like one, and stops nobody else."""
+    """What is not an `Exception` is reported like one, where that is the program."""
     async with bench(open_dispatcher, 2) as b:
         other = run_of("take", seconds=0.3, value=1)
         await b.dispatch(other)
@@ -112,12 +113,15 @@ async def an_exit_is_reported(open_dispatcher: OpenDispatcher) -> None:
 
 @checks
 async def an_exit_ends_its_run(open_dispatcher: OpenDispatcher) -> None:
-    """A work that calls `sys.exit`, wherever it is, ends its run, and stops nobody else."""
+    """A work that exits, or is left by a Ctrl-C, wherever it is, ends its run only."""
     async with bench(open_dispatcher, 2) as b:
         other = run_of("take", seconds=0.3, value=1)
         await b.dispatch(other)
-        result = await b.outcome_of(run_of("leave", by="SystemExit"))
-        expect_failure("a work left by SystemExit", result, BaseException)
+        for by in ("SystemExit", "KeyboardInterrupt", "BaseExceptionGroup"):
+            result = await b.outcome_of(run_of("leave", by=by))
+            expect_failure(f"a work left by {by}", result, BaseException)
+        result = await b.outcome_of(run_of("plain_leave"))
+        expect_failure("plain_leave", result, BaseException)
         [result] = await b.results.wait_for(other)
         expect_value("another work", result, 1)
 
