@@ -2,12 +2,14 @@
 
     python examples/commands.py FILE
 
-It runs what is in the file until Ctrl-C. Without one, it takes `commands.toml` beside it,
-and runs each of its schedules once, now.
+It runs what is in the file until Ctrl-C, or a SIGTERM. Without one, it takes
+`commands.toml` beside it, and runs each of its schedules once, now.
 """
 
 import re
+import signal
 import sys
+from collections.abc import AsyncIterable, Sequence
 from pathlib import Path
 
 import trio
@@ -15,6 +17,7 @@ import trio
 from trio_gokugen import (
     CommandRegistry,
     InvalidFileError,
+    Schedule,
     Task,
     load_commands,
     load_schedules,
@@ -34,6 +37,13 @@ async def tell(task: Task) -> None:
         print(task.result["stdout"])
 
 
+async def stop_at(signals: AsyncIterable[int], scope: trio.CancelScope) -> None:
+    """End in good order, as by Ctrl-C: else Python ends at once, and commands go on."""
+    async for _ in signals:
+        print("stopped")
+        scope.cancel()
+
+
 async def main(given: Path | None) -> None:
     path = HERE / "commands.toml" if given is None else given
     try:
@@ -41,10 +51,20 @@ async def main(given: Path | None) -> None:
         schedules = load_schedules(path)
     except InvalidFileError as error:
         sys.exit(str(error))  # all that is wrong in the file, line by line
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop_at, signals, nursery.cancel_scope)
+            await run(commands, schedules, for_ever=given is not None)
+            nursery.cancel_scope.cancel()
+
+
+async def run(
+    commands: CommandRegistry, schedules: Sequence[Schedule], *, for_ever: bool
+) -> None:
     async with open_scheduler(commands) as scheduler:
         for schedule in await scheduler.add_schedules(schedules):
             print(f"{schedule.id}: {schedule.trigger.explain()}")
-        if given is not None:
+        if for_ever:
             scheduler.add_on_task_done(tell)
             await trio.sleep_forever()
         for schedule in schedules:

@@ -973,13 +973,46 @@ async def test_a_result_can_always_be_kept(
         assert 0 < 100_000 - result[f"{name}_dropped"] <= LARGEST_LIMIT
 
 
+@pytest.mark.parametrize("program", ["true", "/dev/null/nope"])
+async def test_a_cwd_that_is_gone_is_told(
+    autojump_clock: MockClock, tmp_path: Path, program: str
+) -> None:
+    """
+    If it is the command's `cwd` that does not exist, its run says so.
+    """
+    gone = str(tmp_path / "gone")
+    command = Command([program], cwd=gone, check_program=False)
+    works = CommandRegistry({"w": command})
+    async with open_scheduler(works) as scheduler:
+        task = await scheduler.add_task("w", after=0)
+        ended = await scheduler.wait(task.id)
+    assert ended.err is not None
+    first = ended.err.partition("\n")[0]
+    assert first == f"FileNotFoundError: [Errno 2] cwd: No such file or directory: {gone!r}"
+
+
+async def test_a_program_that_cannot_be_started_is_told(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """
+    If it is the program that cannot be started, its run does not speak of the `cwd`.
+    """
+    command = Command([str(tmp_path)], cwd=str(tmp_path), check_program=False)
+    works = CommandRegistry({"w": command})
+    async with open_scheduler(works) as scheduler:
+        task = await scheduler.add_task("w", after=0)
+        ended = await scheduler.wait(task.id)
+    assert ended.err is not None
+    assert ended.err.startswith("PermissionError: [Errno 13] Permission denied: ")
+
+
 # -- how it is stopped ----------------------------------------------------------------
 
 
 async def test_a_timeout_stops_it(autojump_clock: MockClock, shop: Shop) -> None:
     """
     A command that takes longer than its timeout is stopped, and the error has what it had
-    written, on its way out, too.
+    written, on its way out, too, before all the traceback.
     """
     fifo = shop.fifo()
     works = CommandRegistry({"w": shop.python(WAIT, str(fifo), timeout=60)})
@@ -993,8 +1026,9 @@ async def test_a_timeout_stops_it(autojump_clock: MockClock, shop: Shop) -> None
     assert ended.err.startswith(
         "WorkTimeoutError: the work was cancelled after its timeout"
     )
-    assert "the command had written: here" in ended.err
-    assert "leaving" in ended.err
+    told = ended.err.partition("Traceback")[0]
+    assert "\n\nthe command had written:\nhere" in told
+    assert "leaving" in told
 
 
 async def test_an_interruption_stops_it(autojump_clock: MockClock, shop: Shop) -> None:

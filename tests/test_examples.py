@@ -331,6 +331,67 @@ def test_commands_runs_a_file_until_it_is_interrupted(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"{path}, line 2: command 'tick': argv: must be a list")
 
 
+def started_commands(path: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-u", str(EXAMPLES / "commands.py"), str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_commands_ends_in_good_order_by_a_sigterm(tmp_path: Path) -> None:
+    """
+    A SIGTERM, by which a service or a container is ended, stops what runs before the
+    program ends.
+    """
+    path = tmp_path / "mine.toml"
+    script = (
+        'trap "touch stopped; exit" TERM; echo $$ > pid; mv pid started; sleep 60 & wait'
+    )
+    path.write_text(
+        f"[commands.stay]\nargv = ['sh', '-c', '{script}']\ncwd = '{tmp_path}'\n"
+        "[schedules.s]\nwork_id = 'stay'\nevery = 0.05\n"
+    )
+    with started_commands(path) as process:
+        started = tmp_path / "started"
+        late = time.monotonic() + 60
+        while not started.exists():
+            assert time.monotonic() < late
+            time.sleep(0.01)
+        process.terminate()
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "")
+    assert stdout.splitlines()[-1] == "stopped"
+    assert (tmp_path / "stopped").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+def test_commands_tells_what_was_written_in_time(tmp_path: Path) -> None:
+    """
+    Of a command that has exceeded its timeout, it prints what that had written.
+    """
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "[commands.slow]\nargv = ['sh', '-c', 'echo so far; sleep 60']\ntimeout = 0.3\n"
+        "[schedules.s]\nwork_id = 'slow'\nevery = 0.05\n"
+    )
+    with started_commands(path) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        assert [next(lines).strip() for _ in range(6)] == [
+            "s: Every 0.05s, counted from 1970-01-01, UTC",
+            "s is failed, at attempt 1",
+            "WorkTimeoutError: the work was cancelled after its timeout of 0.3 s",
+            "",
+            "the command had written:",
+            "so far",
+        ]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
 def test_plan_prints_a_table() -> None:
     """
     What is planned is printed as a table, with the reason of each line.

@@ -730,12 +730,12 @@ async def test_a_ctrl_c_elsewhere_is_of_its_run_only(
                 "be_interrupted", {"began": str(began), "until": str(until)}, after=0
             )
             while not began.exists():
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             if stopped:
                 nursery.start_soon(scheduler.stop)
                 [flight] = dispatcher._flights.values()
-                while flight.stopped is None:
-                    await trio.sleep(0)
+                await trio.testing.wait_all_tasks_blocked()
+                assert flight.stopped is not None
             until.touch()
             if not stopped:
                 await scheduler.wait(task.id)

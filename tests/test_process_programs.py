@@ -399,9 +399,10 @@ def test_a_ctrl_c_at_a_terminal_with_a_pool_of_processes(tmp_path: Path) -> None
     async def main(began):
         repository = HeapRepository()
         spawn = multiprocessing.get_context("spawn")
-        initializer = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        ignore = {"initializer": signal.signal}
+        ignore["initargs"] = signal.SIGINT, signal.SIG_IGN
         try:
-            with ProcessPoolExecutor(2, mp_context=spawn, **initializer) as pool:
+            with ProcessPoolExecutor(2, mp_context=spawn, **ignore) as pool:
                 dispatcher = ExecutorDispatcher("pool_works:works", pool)
                 async with open_scheduler(
                     pool_works.works, repository, dispatcher

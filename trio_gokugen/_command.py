@@ -367,7 +367,7 @@ class Command:
             self.grace,
             self.output_limit,
         )
-        ended = await run_program(program)
+        ended = await self._ended(program)
         result = self._result(ended)
         code = _code_of(ended.returncode)
         if code in self.success:
@@ -377,6 +377,16 @@ class Command:
         if final or code in self.discard_on:
             raise Discard(f"{failed.ending}, which is final{failed.output}") from failed
         raise failed
+
+    async def _ended(self, program: Program) -> Ended:
+        try:
+            return await run_program(program)
+        except OSError as error:
+            # Of these two, the system tells only by the name which one is not there.
+            if error.filename != self.cwd or self.cwd in {None, program.argv[0]}:
+                raise
+            reason = f"cwd: {error.strerror}"
+            raise type(error)(error.errno, reason, error.filename) from None
 
     def _environment(self) -> dict[str, str]:
         inherited = (*_ALWAYS, *self.inherit)

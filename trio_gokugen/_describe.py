@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import traceback
+from typing import cast
 
-from ._errors import printable
+from ._errors import HAD_WRITTEN, DeadlineExceededError, WorkTimeoutError, printable
 
 MAX_FRAMES = 20
 MAX_MESSAGE = 1_000
@@ -14,9 +15,11 @@ MAX_LENGTH = 8_000
 def describe(error: BaseException) -> str:
     """Type and message on the first line, then the traceback, innermost frames kept.
 
-    At most 8,000 characters: of a longer text, the beginning and the end.
+    At most 8,000 characters: of a longer text, the beginning and the end. What a command
+    had written that has run out of time comes before the traceback, too.
     """
-    head = _cut(f"{type(error).__qualname__}: {_message(error)}", MAX_MESSAGE)
+    message = f"{_message(error)}{_written(error)}"
+    head = _cut(f"{type(error).__qualname__}: {message}", MAX_MESSAGE)
     return f"{head}\n\n{traceback_of(error)}"
 
 
@@ -54,6 +57,16 @@ def _message(error: BaseException) -> str:
         return str(error)
     except BaseException as broken:  # noqa: BLE001 (it is told in place of the message)
         return f"<its message raised {type(broken).__qualname__}>"
+
+
+def _written(error: BaseException) -> str:
+    if not isinstance(error, WorkTimeoutError | DeadlineExceededError):
+        return ""
+    notes: object = getattr(error.__cause__, "__notes__", None)
+    if not isinstance(notes, list):
+        return ""
+    several = [each for each in cast("list[object]", notes) if isinstance(each, str)]
+    return "".join(f"\n\n{each}" for each in several if each.startswith(HAD_WRITTEN))
 
 
 def _cut(text: str, length: int) -> str:

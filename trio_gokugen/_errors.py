@@ -605,6 +605,10 @@ class CommandFailedError(GokugenError):
         return "".join(f"\n\n{name}:\n{text}" for name, text in streams if text)
 
 
+HAD_WRITTEN = "the command had written:\n"
+"""How the note begins that is put on what a command that is stopped is left by."""
+
+
 # -- what becomes of a work elsewhere -------------------------------------------------
 
 

@@ -31,6 +31,7 @@ import trio
 
 from . import _process_session as process_session
 from ._autojump import autojump_held
+from ._errors import HAD_WRITTEN
 from ._session_watcher import wait_for_end
 
 logger = logging.getLogger("trio_gokugen.commands")
@@ -236,7 +237,7 @@ async def run_program(program: Program) -> Ended:
                     returncode = await _Run(program, stdout, stderr).run()
     except BaseException as stopped:
         if told := [text for output in outputs if (text := output.told(output.limit)[0])]:
-            stopped.add_note("the command had written: " + "\n".join(told))
+            stopped.add_note(HAD_WRITTEN + "\n".join(told))
         raise
     return Ended(returncode, *outputs)
 
