@@ -28,6 +28,7 @@ from trio_gokugen import (
     current_scheduler,
     current_task,
     fixed,
+    report_progress,
 )
 
 works: WorkRegistry = WorkRegistry()
@@ -66,6 +67,11 @@ def task_there() -> str:
 @in_process
 def scheduler_there() -> None:
     current_scheduler()
+
+
+@in_process
+def progress_there() -> None:
+    report_progress(0.5)
 
 
 @in_process

@@ -1278,7 +1278,7 @@ async def test_works_see_nothing_of_the_scheduler(
     @works.register
     async def work() -> None:
         assert current_task().id == "t"
-        with pytest.raises(RuntimeError, match="is for use inside a work"):
+        with pytest.raises(RuntimeError, match="a work in a process,"):
             current_scheduler()
 
     async with opened(works, threads) as scheduler:
@@ -1560,6 +1560,43 @@ async def test_progress_of_runs_that_nobody_records(
     assert sorted(results) == ["a", "b", "c"]
     if token is not None:
         running_scheduler.reset(token)
+
+
+async def test_progress_is_told_otherwise_in_the_scheduler_s_own_loop(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A work that runs in the scheduler's own loop, or in a thread of that, is told how it can
+    tell of its progress: as it then does.
+    """
+    works = WorkRegistry()
+    told: list[str] = []
+
+    def refused() -> None:
+        with pytest.raises(RuntimeError, match="executors and on Dask") as caught:
+            report_progress(0.5)
+        told.append(str(caught.value).partition(": here, ")[2])
+
+    @works.register
+    async def in_trio() -> None:
+        refused()
+        await current_scheduler().progress(0.25)
+
+    @works.register
+    def in_thread() -> None:
+        refused()
+        trio.from_thread.run(current_scheduler().progress, 0.5)
+
+    async with open_scheduler(works) as scheduler:
+        for work_id, fraction in (("in_trio", 0.25), ("in_thread", 0.5)):
+            task = await scheduler.add_task(work_id, after=0)
+            progress = (await scheduler.wait(task.id)).progress
+            assert progress is not None
+            assert progress.fraction == fraction
+    assert told == [
+        "await current_scheduler().progress(...)",
+        "trio.from_thread.run(current_scheduler().progress, ...)",
+    ]
 
 
 def test_progress_may_be_told_inside_works_only() -> None:

@@ -207,7 +207,22 @@ async def test_the_scheduler_is_not_there(
     async with open_pool(tmp_path) as pool:
         task = await pool.run("scheduler_there")
     assert task.err is not None
-    assert task.err.startswith("RuntimeError: current_scheduler() is for use inside")
+    assert task.err.startswith("RuntimeError: current_scheduler(): a work in a process,")
+
+
+async def test_progress_cannot_be_told_in_a_process(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    A work in a process that would tell how far it is hears that it cannot.
+    """
+    async with open_pool(tmp_path) as pool:
+        task = await pool.run("progress_there")
+    assert task.err is not None
+    assert task.err.startswith(
+        "RuntimeError: report_progress(): a process of a WorkerPoolDispatcher brings back"
+        " nothing before the work has ended"
+    )
 
 
 async def test_methods_of_classes_are_found(

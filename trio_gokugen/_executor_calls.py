@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias, TypeGuard, cast
 import attrs
 import trio
 
+from ._conditions import scheduler
 from ._current_task import running
 from ._errors import LeakedCancelledError, WorkTimeoutError, not_stopped, shown
 from ._json import fresh
@@ -107,23 +108,36 @@ def report_progress(fraction: float, note: str | None = None) -> None:
 
     Raises:
       InvalidTaskError: a value cannot be used; `field` names it.
-      RuntimeError: not called from inside such a work, or the executor brings nothing
-        back before the work has ended, as a pool of processes does.
+      RuntimeError: not called from inside such a work, or nothing is brought back before
+        the work has ended, as from a pool of processes. It says what to do instead.
     """
     told = Progress(fraction=fraction, note=note, at=datetime.now(UTC))
     try:
         tell = _tell.get()
     except LookupError:
-        raise RuntimeError(
-            "report_progress() is for use inside a work that an executor runs: elsewhere,"
-            " await current_scheduler().progress(...)"
-        ) from None
+        raise RuntimeError(f"report_progress(){_otherwise()}") from None
     if tell is None:
         raise RuntimeError(
             "report_progress(): this executor brings back nothing before the work has"
             " ended: run it in a pool of threads or on a cluster, or have it tell nothing"
         )
     tell(told)
+
+
+def _otherwise() -> str:
+    """Why it cannot be used here, and what can."""
+    if scheduler.get(None) is None:
+        if running.get(None) is None:
+            return " is for use inside a work that an executor runs"
+        return (
+            ": a process of a WorkerPoolDispatcher brings back nothing before the work has"
+            " ended: run it in a thread, or have it tell nothing"
+        )
+    if trio.lowlevel.in_trio_run():
+        how = "await current_scheduler().progress(...)"
+    else:
+        how = "trio.from_thread.run(current_scheduler().progress, ...)"
+    return f" is for works in executors and on Dask: here, {how}"
 
 
 # -- stopping -----------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ._arguments import (
 from ._callables import check_async
 from ._clock import default_clock
 from ._conditions import scheduler as running_scheduler
+from ._current_task import running
 from ._engine import Engine
 from ._errors import (
     SchedulerAlreadyRunningError,
@@ -303,14 +304,19 @@ def current_scheduler() -> Scheduler:
     Works in the tasks and threads that these start, too.
 
     Raises:
-      RuntimeError: outside of these.
+      RuntimeError: outside of these, or in a work in a process, in an executor or on Dask.
     """
     try:
         return cast("Scheduler", running_scheduler.get())
     except LookupError:
-        raise RuntimeError(
-            "current_scheduler() is for use inside a work, a hook or a condition"
-        ) from None
+        why = " is for use inside a work, a hook or a condition"
+        if running.get(None) is not None:
+            why = (
+                ": a work in a process, in an executor or on Dask is outside of the"
+                " scheduler's Trio loop, and has none; what it returns is kept by retain,"
+                " and report_progress() tells how far it is, except from processes"
+            )
+        raise RuntimeError(f"current_scheduler(){why}") from None
 
 
 _MAX_WORKERS = 10
