@@ -46,11 +46,19 @@ async def stop_at(signals: AsyncIterable[int], scope: trio.CancelScope) -> None:
 
 async def main(given: Path | None) -> None:
     path = HERE / "commands.toml" if given is None else given
+    commands = CommandRegistry()
+    schedules: tuple[Schedule, ...] = ()
+    wrong: set[tuple[int, str]] = set()
     try:
         commands = CommandRegistry(load_commands(path))
+    except InvalidFileError as error:
+        wrong.update(error.errors)
+    try:
         schedules = load_schedules(path)
     except InvalidFileError as error:
-        sys.exit(str(error))  # all that is wrong in the file, line by line
+        wrong.update(error.errors)
+    if wrong:  # all that is, line by line
+        sys.exit("\n".join(f"{path}, line {line}: {why}" for line, why in sorted(wrong)))
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_at, signals, nursery.cancel_scope)

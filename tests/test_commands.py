@@ -1583,7 +1583,7 @@ def test_all_faults_are_told_with_their_lines(tmp_path: Path) -> None:
         (34, "command 'g': argv[1]: has a single {"),
         (38, "command 'g': retry.wait.factor: must be a number from 1 on, not 0.5"),
         (41, "command 'h': must be a table, [commands.NAME]"),
-        (43, "'jobs' is not known: all is within [commands.NAME]"),
+        (43, "'jobs' is not known: all is within [schedules.NAME] or"),
     ]
     found = [*caught.value.errors]
     assert [line for line, _ in found] == [line for line, _ in expected]

@@ -329,6 +329,13 @@ def test_commands_runs_a_file_until_it_is_interrupted(tmp_path: Path) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"{path}, line 2: command 'tick': argv: must be a list")
+    path.write_text(
+        "[schedules.s]\nwork_id = 'tick'\nevery = 'x'\n[commands.tick]\nargv = []\n[x]\n"
+    )
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == [
+        f"{path}, line {line}" for line in (3, 5, 6)
+    ]
 
 
 def started_commands(path: Path) -> "subprocess.Popen[str]":

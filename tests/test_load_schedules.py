@@ -164,13 +164,21 @@ def test_a_file_gives_the_same_whenever_it_is_loaded(tmp_path: Path) -> None:
 
 
 HEAD = '[schedules.s]\nwork_id = "w"\nevery = 1\n'
+WITHIN = "all is within [schedules.NAME] or [commands.NAME]"
 WRONG_TOML = {
     "no TOML": ("a = 1\nb = \n", (2, "is not TOML: Invalid value (at line 2, column 5)")),
     "cut off": ('a = """\n\nx', (3, "is not TOML: Unterminated string")),
     "twice": ("a.b = 1\n[a]\n", (2, "is not TOML: Cannot declare ('a',) twice")),
     "long int": (f"\n# ]\n[x]\na = {'1' * 9999}\n", (4, "is not TOML: Exceeds the limit")),
     "deep": (f"a = 1\nb = {'[' * 9999}\n", (2, "is not TOML: ")),
-    "other table": ("[schedule.s]\n", (1, "'schedule' is not known: all is within")),
+    "other table": (
+        "[comands.s]\n",
+        (
+            1,
+            f"'comands' is not known: {WITHIN}; is 'commands' meant?",
+        ),
+    ),
+    "one table": ("[schedule.s]\n", (1, "'schedule' is not known: all is within")),
     "no tables": ("\nschedules = 3", (2, "schedules: must be tables, [schedules.NAME]")),
     "list of tables": ("[[schedules]]", (1, "schedules: must be tables")),
     "no table": ("[schedules]\ns = 1", (2, "schedule 's': must be a table")),
@@ -225,8 +233,18 @@ WRONG_TOML = {
     "two triggers": (HEAD + 'cron = "@daily"', (3, "every: there must be one of cron, ev")),
     "every": ('[schedules.s]\nwork_id="w"\nevery="x"', (3, "every: must be seconds, a t")),
     "tz": (HEAD + 'tz = "UTC"', (4, "tz: goes with cron, which there is not")),
-    "anchor": (HEAD + "anchor = 2030-01-01T00:00:00", (4, "anchor: is a naive datetime")),
-    "anchor type": (HEAD + "anchor = 2030-01-01", (4, "anchor: must be an aware datetime")),
+    "anchor": (
+        HEAD + "anchor = 2030-01-01T00:00:00",
+        (
+            4,
+            "anchor: has no time zone: write 2030-01-01T00:00:00Z for UTC, or +01:00 and",
+        ),
+    ),
+    "anchor type": (
+        HEAD + "anchor = 2030-01-01",
+        (4, "anchor: has no time zone: write 2030-01-01T00:00:00Z for UTC"),
+    ),
+    "anchor as text": (HEAD + 'anchor = "2030"', (4, "anchor: must be an aware datetime")),
     "cron type": ('[schedules.s]\nwork_id="w"\ncron=1', (3, "cron: must be a string")),
     "end of cron": (
         '[schedules.s]\nwork_id="w"\ncron="@daily"\nafter="end"',
@@ -282,7 +300,7 @@ tz = "UTC"
         for line, message in errors_of(tmp_path, "x.toml", text)
     ]
     assert found == [
-        (1, ["'x' is not known", "all is within [schedules.NAME]"]),
+        (1, ["'x' is not known", WITHIN]),
         (2, ["'one'", "work_id"]),
         (3, ["'one'", "cron"]),
         (4, ["'one'", "tz"]),
@@ -308,8 +326,8 @@ def test_the_error_as_text(tmp_path: Path) -> None:
         load(tmp_path, "x.toml", "a = 1\nb = 2")
     path = tmp_path / "x.toml"
     assert str(caught.value) == (
-        f"{path}, line 1: 'a' is not known: all is within [schedules.NAME]\n"
-        f"{path}, line 2: 'b' is not known: all is within [schedules.NAME]"
+        f"{path}, line 1: 'a' is not known: {WITHIN}\n"
+        f"{path}, line 2: 'b' is not known: {WITHIN}"
     )
 
 

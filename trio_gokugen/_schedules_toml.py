@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date, time
+from datetime import date, datetime, time
 from typing import Any, cast
 
 import attrs
@@ -121,6 +121,9 @@ class _One:
             return _from_data(value)
         if given[0] == "every":
             anchor = table.get("anchor")
+            if isinstance(anchor, date) and getattr(anchor, "tzinfo", None) is None:
+                self._say("anchor", _with_zone(anchor))
+                anchor = None
             self._attempt(lambda: Interval(1, anchor=anchor))
             return Interval(value, anchor=None if self.errors else anchor)
         return self._cron(value, table.get("tz", "UTC"), table.get("dst", "debian"))
@@ -134,6 +137,14 @@ class _One:
         except InvalidTriggerError as error:
             raise InvalidTriggerError("cron", error.reason) from None
         return cron if self.errors else Cron(expression, tz, dst=dst)
+
+
+def _with_zone(local: date) -> str:
+    """How TOML has a moment, of which only the local time is said."""
+    if not isinstance(local, datetime):
+        local = datetime.combine(local, time())
+    utc = f"{local.isoformat()}Z"
+    return f"has no time zone: write {utc} for UTC, or +01:00 and the like for Z"
 
 
 # -- the values of single keys --------------------------------------------------------

@@ -14,7 +14,10 @@ _AT_LINE = re.compile(r"\(at line (\d+), column \d+\)$")
 _ENDS_OF_KEY = {"", ".", "[", " "}
 """What comes after a key in the field of an error."""
 
-KINDS = "schedule", "command"
+MISSPELT = 20
+"""Characters of a key that are looked at, to guess what it was to be."""
+
+TABLES = "schedules", "commands"
 """What a file may hold tables of. Who reads one kind leaves the other alone."""
 
 Take: TypeAlias = Callable[[str, dict[str, Any]], Iterable[tuple[str, str]]]
@@ -38,8 +41,8 @@ def _read(data: dict[str, Any], kind: str, take: Take) -> Iterator[tuple[Path, s
     """What is wrong, and where."""
     form = f"[{kind}s.NAME]"
     for key in data:
-        if key not in {f"{each}s" for each in KINDS}:
-            yield (key,), f"{shown(key)} is not known: all is within {form}"
+        if key not in TABLES:
+            yield (key,), f"{shown(key)} is not known: {_known(key)}"
     tables = data.get(f"{kind}s", {})
     if not isinstance(tables, dict):
         yield (f"{kind}s",), f"{kind}s: must be tables, {form}"
@@ -51,6 +54,15 @@ def _read(data: dict[str, Any], kind: str, take: Take) -> Iterator[tuple[Path, s
             continue
         for key, message in take(name, cast("dict[str, Any]", table)):
             yield (*path, key), f"{kind} {shown(name)}: {message}"
+
+
+def _known(key: str) -> str:
+    import difflib  # noqa: PLC0415 (takes a while, and only where something is wrong)
+
+    within = " or ".join(f"[{each}.NAME]" for each in TABLES)
+    likely = difflib.get_close_matches(key[:MISSPELT], TABLES, 1)
+    meant = f"; is {likely[0]!r} meant?" if likely else ""
+    return f"all is within {within}{meant}"
 
 
 def _line_of(error: Exception, text: str) -> int:
