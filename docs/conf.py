@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as version_of
 
+from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util.inspect import TypeAliasForwardRef
 
 project = "trio_gokugen"
@@ -31,5 +32,11 @@ autodoc_type_aliases = {
     name: name for name in ("JSON", "Listener", "Maybe", "Moments", "Operation", "Recover")
 }
 TypeAliasForwardRef.__repr__ = lambda self: self.name
+# What is said of an attribute may have a colon in it, and before that stands no type: those
+# are in annotations. Napoleon has no option for it.
+GoogleDocstring._consume_inline_attribute = lambda self: (  # noqa: SLF001 (see above)
+    "",
+    type(self)(self._consume_to_end(), self._config).lines(),
+)
 html_theme = "furo"
 html_title = f"trio_gokugen {release}"

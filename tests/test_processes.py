@@ -865,6 +865,25 @@ async def test_two_pools_share_no_process(
         await one.let_go("a")
 
 
+async def test_the_number_of_processes_is_changed_while_it_runs(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """
+    More processes begin to work as soon as they may.
+    """
+    async with open_pool(tmp_path, 4, max_processes=1) as pool:
+        assert pool.dispatcher.max_processes == 1
+        first = await pool.start("a", "hold", go=True)
+        waiting = await pool.add("b", "hold", go=True)
+        await trio.testing.wait_all_tasks_blocked()
+        pool.dispatcher.max_processes = 2
+        assert await told(waiting) != first
+        with pytest.raises(ValueError, match="max_processes: must be at least 1"):
+            pool.dispatcher.max_processes = 0
+        for each in ("a", "b"):
+            await pool.let_go(each)
+
+
 @pytest.mark.parametrize("argument", ["max_processes", "max_threads", "max_workers"])
 @pytest.mark.parametrize(
     ("value", "error"), [(0, ValueError), (True, TypeError), (1.5, TypeError)]

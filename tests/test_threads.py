@@ -278,6 +278,36 @@ async def test_threads_have_no_limit_by_default(
         bench.go.set()
 
 
+async def test_the_number_of_threads_is_changed_while_it_runs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A limit of threads can be set, changed and lifted at any time: what runs is counted and
+    not disturbed, and what waits begins as soon as there is room.
+    """
+    bench = Works()
+    pool = WorkerPoolDispatcher(bench.works, 10)
+    assert pool.max_threads is None
+    async with open_scheduler(bench.works, dispatcher=pool) as scheduler:
+        await scheduler.add_task("deaf", after=0)
+        await scheduler.add_task("deaf", after=0)
+        await bench.wait_started(2)
+        pool.max_threads = 3
+        assert pool.max_threads == 3
+        for _ in range(6):
+            await scheduler.add_task("deaf", after=0)
+        await bench.wait_started()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not bench.started.acquire(blocking=False)
+        pool.max_threads = 4
+        await bench.wait_started()
+        pool.max_threads = None
+        await bench.wait_started(4)
+        with pytest.raises(ValueError, match="max_threads: must be at least 1"):
+            pool.max_threads = 0
+        bench.go.set()
+
+
 @pytest.mark.parametrize("how", ["interrupt", "deadline", "stop"])
 async def test_who_is_stopped_before_its_turn_never_starts(
     autojump_clock: trio.testing.MockClock, how: str

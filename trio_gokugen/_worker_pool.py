@@ -132,7 +132,8 @@ class WorkerPoolDispatcher:
     At most `max_workers` run at a time. The number may be changed while running: work
     that runs is not disturbed, and new work starts once there is room for it.
 
-    Works in threads, and those in processes, may have a limit of their own below that. One
+    Works in threads, and those in processes, may have a limit of their own below that,
+    `max_threads` and `max_processes`, which may be changed likewise. One
     that waits there for its turn takes up a worker, and counts as running; it has not
     started, its `timeout` not begun, and if it is cancelled it never starts.
 
@@ -163,9 +164,8 @@ class WorkerPoolDispatcher:
         self._limiter = trio.CapacityLimiter(max_workers)
         # The pool is the limit; Trio's default of 40 threads would be a second one.
         self._unlimited = trio.CapacityLimiter(math.inf)
-        self._threads: trio.CapacityLimiter | None = None
-        if max_threads is not None:
-            self._threads = trio.CapacityLimiter(at_least_one(max_threads, "max_threads"))
+        self._threads = trio.CapacityLimiter(math.inf)
+        self.max_threads = max_threads
         if max_processes is None:
             max_processes = _processors()
         self._process_limiter = trio.CapacityLimiter(
@@ -190,6 +190,26 @@ class WorkerPoolDispatcher:
     def max_workers(self, value: int) -> None:
         self._max_workers = at_least_one(value, "max_workers")
         self._limiter.total_tokens = value
+
+    @property
+    def max_threads(self) -> int | None:
+        """How many may run in threads at a time; `None` for as many as workers."""
+        limit = self._threads.total_tokens
+        return None if limit == math.inf else int(limit)
+
+    @max_threads.setter
+    def max_threads(self, value: int | None) -> None:
+        limit = math.inf if value is None else at_least_one(value, "max_threads")
+        self._threads.total_tokens = limit
+
+    @property
+    def max_processes(self) -> int:
+        """How many may run in processes at a time: at least 1."""
+        return int(self._process_limiter.total_tokens)
+
+    @max_processes.setter
+    def max_processes(self, value: int) -> None:
+        self._process_limiter.total_tokens = at_least_one(value, "max_processes")
 
     def statistics(self) -> DispatcherStatistics:
         return DispatcherStatistics(self.max_workers, len(self._runs))
@@ -360,23 +380,26 @@ class WorkerPoolDispatcher:
         self, work: Work, run: Task, worker: _Worker
     ) -> outcome.Outcome[Any]:
         try:
-            if self._threads is None:
-                return await self._in_thread(work, run)
+            if self._threads.total_tokens == math.inf:
+                # Counted all the same: there may be a limit by the next one's turn.
+                return await self._in_thread(work, run, self._threads)
             worker.wait()
             async with self._threads:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 worker.begin()
-                return await self._in_thread(work, run)
+                return await self._in_thread(work, run, self._unlimited)
         except Exception as error:  # noqa: BLE001 (it is the outcome)
             return outcome.Error(not_stopped(error))
 
-    async def _in_thread(self, work: Work, run: Task) -> outcome.Outcome[Any]:
+    async def _in_thread(
+        self, work: Work, run: Task, limiter: trio.CapacityLimiter
+    ) -> outcome.Outcome[Any]:
         with autojump_held():
             value = await trio.to_thread.run_sync(
                 functools.partial(work.function, **fresh(run.param)),
                 # True would let the thread go on, and its task be run again meanwhile.
                 abandon_on_cancel=False,
-                limiter=self._unlimited,
+                limiter=limiter,
             )
         return outcome.Value(value)
 
