@@ -121,7 +121,7 @@ class _One:
             return _from_data(value)
         if given[0] == "every":
             anchor = table.get("anchor")
-            if isinstance(anchor, date) and getattr(anchor, "tzinfo", None) is None:
+            if _is_local(anchor):
                 self._say("anchor", _with_zone(anchor))
                 anchor = None
             self._attempt(lambda: Interval(1, anchor=anchor))
@@ -137,6 +137,11 @@ class _One:
         except InvalidTriggerError as error:
             raise InvalidTriggerError("cron", error.reason) from None
         return cron if self.errors else Cron(expression, tz, dst=dst)
+
+
+def _is_local(value: object) -> bool:
+    """Whether it is a date or a moment of TOML's that has no time zone."""
+    return isinstance(value, date) and getattr(value, "tzinfo", None) is None
 
 
 def _with_zone(local: date) -> str:
