@@ -122,9 +122,9 @@ class _One:
         if given[0] == "every":
             anchor = table.get("anchor")
             if _is_local(anchor):
-                self._say("anchor", _with_zone(anchor))
-                anchor = None
-            self._attempt(lambda: Interval(1, anchor=anchor))
+                self._say("anchor", _with_zone(cast("date", anchor)))
+            else:
+                self._attempt(lambda: Interval(1, anchor=anchor))
             return Interval(value, anchor=None if self.errors else anchor)
         return self._cron(value, table.get("tz", "UTC"), table.get("dst", "debian"))
 
