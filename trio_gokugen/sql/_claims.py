@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 from sqlalchemy import Row, Select
@@ -28,10 +30,17 @@ def claim(ongoing: Ongoing, operation: ClaimTasks) -> Claimed:
     asking = _Asking(ongoing, operation.only)
     # So many that are past their deadline are enough for one transaction.
     while len(claimed.tasks) < operation.limit and len(claimed.expired) < CHUNK:
-        limit = min(operation.limit - len(claimed.tasks), CHUNK)
-        if not _claim_some(asking, operation.at, limit, claimed):
+        wanted = min(operation.limit - len(claimed.tasks), CHUNK)
+        if not _claim_some(asking, operation.at, wanted, claimed):
             break
     return claimed
+
+
+_Place: TypeAlias = tuple[datetime, int, int]
+"""Where a task is in the order of dispatch: its moment, its priority, less than nothing,
+and its age."""
+
+_START: _Place = datetime.min.replace(tzinfo=UTC), -(2**63) + 1, -1
 
 
 class _Asking:
@@ -41,7 +50,12 @@ class _Asking:
         self.ongoing = ongoing
         self.only = only.counting()
         self._limits = tuple(room.limit for room in only.rooms)
-        self._passed: list[str] = []
+        self._from = _START
+        self._page = 0
+
+    def limit(self, wanted: int) -> int:
+        """How many to ask for: more, the more there were for which there is no room."""
+        return max(wanted, self._page)
 
     def rows(self, ask: FirstPending, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
         """What `ask` finds, or one that asks within limits, if there are such."""
@@ -50,23 +64,48 @@ class _Asking:
         dialect, say = self.ongoing.dialect, self.ongoing.say
         within = say.within(self._limits, locked=ask is say.claim)
         full = {
-            f"full{number}": dialect.listed([dialect.kept_as(each) for each in room.full()])
+            f"full{number}": dialect.listed(_spelled(room.full()))
             for number, room in enumerate(self.only.rooms)
         }
-        passed = {"passed": dialect.listed(self._passed)}
-        return _due(self.ongoing, within, self.only, {**parameters, **full, **passed})
+        at, less, sequence = self._from
+        place = {"from_at": at, "from_priority": -less, "from_sequence": sequence}
+        return _due(self.ongoing, within, self.only, {**parameters, **full, **place})
 
-    def accepts(self, task: Task) -> bool:
-        """Whether the task is within all limits; if not, it is not found again."""
-        if not self._limits or self.only.accepts(task):
+    def accepts(self, row: Row[Any], task: Task) -> bool:
+        """Whether the task is within all limits; it is not found again."""
+        if not self._limits:
             return True
-        self._passed.append(task.id)
-        return False
+        self._from = task.scheduled_at, -task.priority, row.sequence
+        return self.only.accepts(task)
+
+    def grow(self, limit: int) -> None:
+        """Ask for more than so many from now on: not all of them had room."""
+        self._page = min(10 * limit, CHUNK)
+
+    def go_back(self, made: Sequence[Task]) -> None:
+        """Find new tasks, too, wherever they are."""
+        for task in made:
+            self._from = min(self._from, (task.scheduled_at, -task.priority, -1))
 
 
-def _claim_some(asking: _Asking, at: datetime, limit: int, claimed: Claimed) -> bool:
-    """Claim some due tasks; return whether there may be more."""
+def _spelled(values: Sequence[str]) -> list[str]:
+    """Values as JSON, in whatever way an engine may write them: with escapes, or without.
+
+    What is no text without them is left out: it can only have come from somebody else.
+    """
+    spelled = dict.fromkeys(values)
+    for each in values:
+        plain = json.dumps(json.loads(each), ensure_ascii=False)
+        with suppress(UnicodeEncodeError):
+            plain.encode()
+            spelled[plain] = None
+    return [*spelled]
+
+
+def _claim_some(asking: _Asking, at: datetime, wanted: int, claimed: Claimed) -> bool:
+    """Claim some due tasks, not more than wanted; return whether there may be more."""
     ongoing, only = asking.ongoing, asking.only
+    limit, taken = asking.limit(wanted), 0
     say = ongoing.say
     once = ongoing.dialect.listed(sorted(only.at_most_once))
     how = {"once": once, **ongoing.leased(at)}
@@ -74,6 +113,8 @@ def _claim_some(asking: _Asking, at: datetime, limit: int, claimed: Claimed) -> 
     rows = asking.rows(say.claim, {"at": at, "limit": limit, **how})
     taking = Taking(ongoing, rows, at)
     for row in rows:
+        if taken == wanted:
+            break
         # Only what is found without limits is claimed as it is found.
         stamp = None if only.rooms else row[-1]
         task = task_of(row)
@@ -83,18 +124,21 @@ def _claim_some(asking: _Asking, at: datetime, limit: int, claimed: Claimed) -> 
                 task = attrs.evolve(task, dispatched_at=at, attempt=attempt)
             taking.fail(row, attrs.evolve(task, done_at=at))
             continue
-        if not asking.accepts(task):
+        if not asking.accepts(row, task):
+            asking.grow(limit)
             continue
         at_most_once = task.work_id in only.at_most_once
         if task.schedule_id is not None:
             task = taking.take(row, task, at_most_once=at_most_once)
             if task.state is TaskState.DISPATCHED:
+                taken += 1
                 only.take(task)
             continue
         task = _transitions.dispatched(task, at, at_most_once=at_most_once)
         if task.state is not TaskState.DISPATCHED:
             taking.fail(row, task)
             continue
+        taken += 1
         only.take(task)
         taking.claimed.tasks.append(task)
         if stamp is None:
@@ -110,7 +154,9 @@ def _claim_some(asking: _Asking, at: datetime, limit: int, claimed: Claimed) -> 
     claimed.made += found.made
     claimed.replace(found.replaced)
     claimed.dropped += found.dropped
-    return len(rows) == limit or any(task.scheduled_at <= at for task in found.made)
+    due = [task for task in found.made if task.scheduled_at <= at]
+    asking.go_back(due)
+    return taken == wanted or len(rows) == limit or bool(due)
 
 
 def schedules_ahead(ongoing: Ongoing, operation: ClaimTasks) -> set[str]:
@@ -129,9 +175,10 @@ def first(ongoing: Ongoing, only: TaskFilter) -> Task | None:
         for row in rows:
             task = task_of(row)
             # One that cannot be read is not counted by what it may have been.
-            if is_unreadable(row, task) or asking.accepts(task):
+            if is_unreadable(row, task) or asking.accepts(row, task):
                 return task
-        limit = min(10 * limit, CHUNK)
+        asking.grow(limit)
+        limit = asking.limit(limit)
     return None
 
 

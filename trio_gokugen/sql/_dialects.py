@@ -302,13 +302,8 @@ class Dialect(ABC):
     def value_of(self, values: ColumnElement[Any], name: str) -> ColumnElement[str]:
         """A value in a JSON object, as the text it is kept as; null if it is not there.
 
-        Also null for an object that cannot be read, and for names that the database has
-        no words for.
+        Also null for an object that cannot be read.
         """
-
-    @abstractmethod
-    def kept_as(self, value: str) -> str:
-        """As which text a value is kept, of which this is one as JSON."""
 
     @abstractmethod
     def has_meta(

@@ -322,9 +322,6 @@ class PostgreSQL(Dialect):
         text = cast(literal(name, Text), Text)  # or it might be the number of an item
         return cast(values.op("->")(text), Text)
 
-    def kept_as(self, value: str) -> str:
-        return value
-
     def has_meta(
         self, connection: Connection, wanted: Mapping[str, JSON]
     ) -> ColumnElement[bool]:

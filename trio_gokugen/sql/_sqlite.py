@@ -48,12 +48,15 @@ def _text(data: bytes) -> Any:
         return Damaged()
 
 
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _item_of(text: ColumnElement[str], name: str) -> ColumnElement[str]:
+    """A value that is no list or object, found by looking at each of them."""
+    item, kind = column("value", Text), column("type", Text)
+    each = func.json_each(text).table_valued(column("key", Text), item, kind, name="item")
+    written = case(
+        (kind.in_(["true", "false"]), kind),
+        (kind.not_in(["array", "object"]), func.json_quote(item)),
+    )
+    return select(written).where(each.c.key == name).limit(1).scalar_subquery()
 
 
 _LEGACY = -1
@@ -193,15 +196,12 @@ class SQLite(Dialect):
 
     def value_of(self, values: ColumnElement[Any], name: str) -> ColumnElement[str]:
         text = type_coerce(values, Text)
-        # A path has no escape for quotes.
-        path = literal(f'$."{name}"') if '"' not in name else null()
+        # Names are compared as they are written, so with their escapes.
+        path = literal(f"$.{json.dumps(name, ensure_ascii=False)}")
         found = type_coerce(text.op("->")(path), Text)
+        if '"' in name:  # for which a path has no escape
+            found = _item_of(text, name)
         return case((func.json_valid(text) == 1, found))
-
-    def kept_as(self, value: str) -> str:
-        text = json.dumps(json.loads(value), ensure_ascii=False)
-        # What is not text can only have come as an escape, from somebody else.
-        return text if _is_text(text) else value
 
     def has_meta(
         self, connection: Connection, wanted: Mapping[str, JSON]

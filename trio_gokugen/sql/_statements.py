@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Select,
     Text,
     Update,
+    and_,
     bindparam,
     case,
     delete,
@@ -40,6 +42,20 @@ from ._schedule_rows import DEFINITION, PROGRESS
 from ._schema import SCHEDULE, TASK, Moment
 
 _MINE = TASK.c.dispatched_by == bindparam("name", type_=Text)
+
+
+_FROM_AT: BindParameter[datetime] = bindparam("from_at", type_=Moment)
+_FROM_PRIORITY: BindParameter[int] = bindparam("from_priority", type_=BigInteger)
+_FROM_SEQUENCE: BindParameter[int] = bindparam("from_sequence", type_=BigInteger)
+_BEHIND: list[ColumnElement[bool]] = [
+    TASK.c.scheduled_at >= _FROM_AT,  # said apart, as an index can be asked for it
+    or_(
+        TASK.c.scheduled_at > _FROM_AT,
+        TASK.c.priority < _FROM_PRIORITY,
+        and_(TASK.c.priority == _FROM_PRIORITY, TASK.c.sequence > _FROM_SEQUENCE),
+    ),
+]
+"""Whether a task is behind a place, in the order of dispatch."""
 
 
 def _values_of(names: Sequence[str]) -> dict[str, BindParameter[Any]]:
@@ -111,12 +127,12 @@ class Statements:
     def within(self, limits: tuple[KeyLimit, ...], *, locked: bool) -> FirstPending:
         """The first pending tasks, without those whose values are listed for a limit.
 
-        The lists are ``full0`` for the first limit, and so on. Without those listed as
-        ``passed`` by their ids, either.
+        The lists are ``full0`` for the first limit, and so on. Only those behind a place,
+        of which ``from_at`` is the moment, ``from_priority`` and ``from_sequence``.
         """
         made = self._within.get((locked, limits))
         if made is None:
-            besides = [not_(self._dialect.among(TASK.c.id, "passed"))]
+            besides = [*_BEHIND]
             for number, limit in enumerate(limits):
                 values = TASK.c.param if limit.meta is None else TASK.c.meta
                 value = self._dialect.value_of(values, limit.name)
