@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import string
 import threading
 import traceback
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -18,19 +21,33 @@ from support import NOON, noon, open_bench, stored
 
 from trio_gokugen import (
     BackoffHooks,
+    HeapRepository,
     HookAction,
+    Interval,
     InvalidTaskError,
     LostRunError,
     PartialHooks,
     RepositoryError,
+    Schedule,
     Task,
     TaskExistsError,
+    TaskParam,
     TaskQuery,
     TaskState,
+    TaskUpdate,
     WorkRegistry,
     open_scheduler,
 )
-from trio_gokugen.abc import AddTasks, CancelTask, RecoverAction, TaskFilter
+from trio_gokugen._schedule import ScheduleUpdate
+from trio_gokugen.abc import (
+    AddTasks,
+    CancelTask,
+    OfPools,
+    PutSchedule,
+    RecoverAction,
+    TaskFilter,
+    TaskRepository,
+)
 from trio_gokugen.sql import SQLRepository, open_sql_repository
 from trio_gokugen.sql._rows import FIELDS
 from trio_gokugen.testing import FaultyRepository
@@ -381,6 +398,74 @@ def test_ids_that_no_index_takes(text_: str) -> None:
             stored(*ids)
         assert caught.value.field == field
     assert stored("日" * 333).id == "日" * 333
+
+
+@pytest.mark.parametrize("longest", ["x" * 500, "日" * 166])
+def test_pools_that_no_index_takes(longest: str) -> None:
+    """
+    The name of a pool of more than 500 bytes is refused when it is given, by its field.
+    """
+    moment: dict[str, Any] = {"scheduled_at": NOON}
+    schedule: dict[str, Any] = {"id": "s", "work_id": "w", "trigger": Interval(1)}
+    given: list[Callable[..., Any]] = [
+        lambda pool: stored("a", pool=pool),
+        lambda pool: TaskParam(work_id="w", pool=pool, **moment),
+        lambda pool: TaskUpdate(pool=pool),
+        lambda pool: Schedule(created_at=NOON, pool=pool, **schedule),
+        lambda pool: ScheduleUpdate(pool=pool).changed(
+            Schedule(created_at=NOON, **schedule)
+        ),
+    ]
+    for give in given:
+        assert give(longest).pool == longest
+        with pytest.raises(InvalidTaskError, match="longer than 500 bytes") as caught:
+            give(longest + "日")
+        assert caught.value.field == "pool"
+
+
+async def test_the_longest_names_of_all(url: str | None) -> None:
+    """
+    Names of any length that is permitted are kept, and found, all at once.
+    """
+    letters = string.ascii_letters + string.digits
+    source = random.Random(3)
+
+    def name(length: int) -> str:
+        # What has a pattern would be compressed.
+        return "".join(source.choices(letters, k=length))
+
+    ids = [name(1_000) for _ in range(5)]
+    work, pool, key = name(1_000), name(500), name(1_000)
+    async with AsyncExitStack() as stack:
+        repository: TaskRepository = HeapRepository()
+        if url is not None:
+            repository = await stack.enter_async_context(open_sql_repository(url))
+        await repository.add(
+            [
+                stored(
+                    each, work, pool=pool, key=f"{n}{key[1:]}", schedule_id=each, when=key
+                )
+                for n, each in enumerate(ids)
+            ]
+        )
+        query = TaskQuery(pools={pool}, work_ids={work}, schedule_ids=set(ids))
+        assert {task.id for task in await repository.find(query)} == {*ids}
+        await repository.update(ids[0], TaskUpdate(priority=2**62))
+        only = TaskFilter(pools=OfPools(frozenset({pool})))
+        [run, *_] = (await repository.claim(5, NOON, only)).tasks
+        assert run.id == ids[0]
+        await repository.mark_done(run, NOON, name(1_000))
+        assert await repository.count_pools() == {}
+        schedule = Schedule(
+            id=name(1_000),
+            work_id=work,
+            trigger=Interval(1),
+            created_at=NOON,
+            pool=pool,
+            when=key,
+        )
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        assert await repository.count_pools() == {pool: 1}
 
 
 async def test_a_lost_connection_of_the_users_own(postgresql_url: str) -> None:

@@ -22,6 +22,10 @@ MAX_DEPTH = 100
 LONGEST_NAME = 1_000
 """Bytes of an id: what every store can find by its index."""
 
+LONGEST_POOL = 500
+"""Bytes of the name of a pool: PostgreSQL has it in one index with two others, and a row of
+that has no more than 2,704."""
+
 
 def text(value: object, field: str) -> str:
     """A string every store can keep, or an `InvalidTaskError` that names the field."""
@@ -44,17 +48,31 @@ def text(value: object, field: str) -> str:
 
 def name(value: object, field: str) -> str:
     """An id: a string that is not empty."""
+    return _name(value, field, LONGEST_NAME)
+
+
+def _name(value: object, field: str, longest: int) -> str:
     checked = text(value, field)
     if not checked:
         raise InvalidTaskError(field, "must not be empty")
-    if len(checked) > LONGEST_NAME / 4 and len(checked.encode()) > LONGEST_NAME:
-        raise InvalidTaskError(field, f"must not be longer than {LONGEST_NAME} bytes")
+    if len(checked) > longest / 4 and len(checked.encode()) > longest:
+        raise InvalidTaskError(field, f"must not be longer than {longest} bytes")
     return checked
 
 
 def name_or_none(value: object, field: str) -> str | None:
     """An id, where there need be none."""
     return None if value is None else name(value, field)
+
+
+def pool_name(value: object, field: str) -> str:
+    """The name of a pool."""
+    return _name(value, field, LONGEST_POOL)
+
+
+def pool_or_none(value: object, field: str) -> str | None:
+    """The name of a pool, where there need be none."""
+    return None if value is None else pool_name(value, field)
 
 
 def int64(value: object, field: str) -> int:

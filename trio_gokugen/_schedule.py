@@ -11,7 +11,7 @@ import attrs
 
 from ._errors import InvalidTaskError, InvalidTriggerError, RefusedError, shown
 from ._interval import Interval
-from ._json import JSON, count, int64, json_object, name, name_or_none, truth
+from ._json import JSON, count, int64, json_object, name, name_or_none, pool_or_none, truth
 from ._lengths import TICK, later, length
 from ._lengths import jitter as as_jitter
 from ._task import UNCHANGED, Maybe, Task, as_utc, as_utc_or_none, empty, keep
@@ -316,7 +316,7 @@ _CHECKS: dict[str, Any] = {
     "meta": json_object,
     "priority": int64,
     "when": name_or_none,
-    "pool": name_or_none,
+    "pool": pool_or_none,
     "paused": truth,
     "created_at": as_utc,
     "next_at": as_utc_or_none,

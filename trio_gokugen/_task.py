@@ -24,6 +24,7 @@ from ._json import (
     json_value,
     name,
     name_or_none,
+    pool_or_none,
     same,
     text,
     truth,
@@ -173,7 +174,7 @@ _CHECKS: Mapping[str, Callable[[Any, str], object]] = {
     "done_at": as_utc_or_none,
     "key": name_or_none,
     "when": name_or_none,
-    "pool": name_or_none,
+    "pool": pool_or_none,
     "retry": _retry,
     "retries": count,
     "errors": _errors,
@@ -253,7 +254,7 @@ class TaskParam:
             keep(self, field, check)
         for field in ("key", "pool"):
             if getattr(self, field) is not None:
-                keep(self, field, name)
+                keep(self, field, _CHECKS[field])
         if self.retry is not None:
             keep(self, "retry", _retry)
         check_deadline(self.scheduled_at, self.deadline)

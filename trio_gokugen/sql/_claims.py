@@ -105,7 +105,8 @@ def _spelled(values: Sequence[str]) -> list[str]:
 def _claim_some(asking: _Asking, at: datetime, wanted: int, claimed: Claimed) -> bool:
     """Claim some due tasks, not more than wanted; return whether there may be more."""
     ongoing, only = asking.ongoing, asking.only
-    limit, taken = asking.limit(wanted), 0
+    limit = asking.limit(wanted)
+    taken = 0
     say = ongoing.say
     once = ongoing.dialect.listed(sorted(only.at_most_once))
     how = {"once": once, **ongoing.leased(at)}
@@ -119,10 +120,7 @@ def _claim_some(asking: _Asking, at: datetime, wanted: int, claimed: Claimed) ->
         stamp = None if only.rooms else row[-1]
         task = task_of(row)
         if is_unreadable(row, task):
-            if stamp is not None:  # then it has been claimed before it was read
-                attempt = task.attempt + 1
-                task = attrs.evolve(task, dispatched_at=at, attempt=attempt)
-            taking.fail(row, attrs.evolve(task, done_at=at))
+            taking.fail(row, _unread(task, at, claimed=stamp is not None))
             continue
         if not asking.accepts(row, task):
             asking.grow(limit)
@@ -149,14 +147,26 @@ def _claim_some(asking: _Asking, at: datetime, wanted: int, claimed: Claimed) ->
         keys = ongoing.dialect.listed(to_claim)
         ongoing.execute(say.claim_rows, {"rows": keys, "at": at, **how})
     found = taking.write()
+    _add(claimed, found)
+    due = [task for task in found.made if task.scheduled_at <= at]
+    asking.go_back(due)
+    return taken == wanted or len(rows) == limit or bool(due)
+
+
+def _unread(task: Task, at: datetime, *, claimed: bool) -> Task:
+    """As a task ends that cannot be read, and may have been claimed before it was read."""
+    if claimed:
+        task = attrs.evolve(task, dispatched_at=at, attempt=task.attempt + 1)
+    return attrs.evolve(task, done_at=at)
+
+
+def _add(claimed: Claimed, found: Claimed) -> None:
+    """Add what was found to what has been claimed before."""
     claimed.tasks += found.tasks
     claimed.expired += found.expired
     claimed.made += found.made
     claimed.replace(found.replaced)
     claimed.dropped += found.dropped
-    due = [task for task in found.made if task.scheduled_at <= at]
-    asking.go_back(due)
-    return taken == wanted or len(rows) == limit or bool(due)
 
 
 def schedules_ahead(ongoing: Ongoing, operation: ClaimTasks) -> set[str]:

@@ -198,7 +198,7 @@ class SQLite(Dialect):
         text = type_coerce(values, Text)
         # Names are compared as they are written, so with their escapes.
         path = literal(f"$.{json.dumps(name, ensure_ascii=False)}")
-        found = type_coerce(text.op("->")(path), Text)
+        found: ColumnElement[str] = type_coerce(text.op("->")(path), Text)
         if '"' in name:  # for which a path has no escape
             found = _item_of(text, name)
         return case((func.json_valid(text) == 1, found))
