@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,11 +10,14 @@ from typing import Any
 
 import pytest
 import trio.testing
-from support import NOON, noon
+from hypothesis import given
+from hypothesis import strategies as st
+from support import NOON, noon, stored
 
 from trio_gokugen import (
     HeapRepository,
     Interval,
+    InvalidTaskError,
     KeyLimit,
     Late,
     Pool,
@@ -24,9 +28,11 @@ from trio_gokugen import (
     TaskUpdate,
     TrioClock,
     WorkRegistry,
+    _heap_repository,
     open_scheduler,
 )
 from trio_gokugen._heap_repository import HeapStore
+from trio_gokugen._heaps import Heap, Heaps
 from trio_gokugen.abc import (
     AddTasks,
     CancelRun,
@@ -163,11 +169,16 @@ def check_places(history: History) -> None:
     entries = history.store._entries
     found: list[str] = []
     for heap in history.store._heaps:
-        everything = [heap.entries, *heap.lanes.values()]
+        everything = [
+            heap.entries,
+            *(each for lanes in heap.lanes.values() for each in lanes.values()),
+        ]
+        assert all(heap.lanes.values())
         for each in everything:
             assert all(each[(n - 1) // 2] <= each[n] for n in range(1, len(each)))
-        for (limit, value), aside in heap.lanes.items():
-            assert {limit.value_of(entry[4]) for entry in aside} <= {value}
+        for limit, lanes in heap.lanes.items():
+            for value, aside in lanes.items():
+                assert {limit.value_of(entry[4]) for entry in aside} <= {value}
         held = [entry for each in everything for entry in each]
         living = [entry[4] for entry in held if entries.get(entry[4].id) is entry]
         assert (heap.living, heap.dead) == (len(living), len(held) - len(living))
@@ -283,3 +294,140 @@ async def test_a_claim_is_as_a_plain_list_has_it() -> None:
     assert len(claimed.tasks) == 5
     assert claimed.expired == as_planned.expired
     assert [task.id for task in claimed.expired] == ["0", "5"]
+
+
+FULL = KeyLimit(1, param="n")
+
+
+def filled(tasks: int, values: int = 1) -> tuple[HeapStore, TaskFilter]:
+    """Tasks of some values, and a filter that has no room for any of these."""
+    store = HeapStore()
+    for n in range(tasks):
+        store._put_new([stored(str(n), param={"n": n % values})])
+    room = KeyRoom(FULL, {str(value): 1 for value in range(values)})
+    return store, TaskFilter(rooms=(room,))
+
+
+class Aside:
+    """Counts what is put aside, and how much at most between two checkpoints."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.most = 0
+        put_aside = Heap.put_aside
+
+        def counted(*arguments: Any) -> None:
+            self.count += 1
+            put_aside(*arguments)
+
+        monkeypatch.setattr(Heap, "put_aside", counted)
+
+    async def watch(self) -> None:
+        before = 0
+        while True:
+            await trio.lowlevel.checkpoint()
+            self.most = max(self.most, self.count - before)
+            before = self.count
+
+
+async def test_others_get_a_turn_while_many_are_put_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    However many tasks there are for which there is no room, a look puts only some of them
+    aside at a time.
+    """
+    monkeypatch.setattr(_heap_repository, "_SLICE", 10)
+    store, only = filled(95)
+    aside = Aside(monkeypatch)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(aside.watch)
+        assert await store.get_next(only) is None
+        for _ in range(3):  # the watch has seen all
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert aside.count == 95
+    assert aside.most <= 2 * 10  # Trio may give it two turns after each other
+
+
+async def test_a_claim_puts_only_some_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A claim is one step, so it ends early if too many are in its way; what it leaves is
+    taken once somebody has looked again.
+    """
+    monkeypatch.setattr(_heap_repository, "_SLICE", 10)
+    store, only = filled(95)
+    store._put_new([stored("last", param={"n": 7})])
+    only.rooms[0].running.clear()
+    aside = Aside(monkeypatch)
+
+    async def claim() -> list[str]:
+        [claimed] = await store.apply([ClaimTasks(5, NOON, only)])
+        tasks = claimed.unwrap().tasks
+        for task in tasks:
+            only.take(task)
+        return [task.id for task in tasks]
+
+    assert await claim() == ["0"]
+    assert aside.count == 10
+    assert await claim() == []
+    assert aside.count == 20
+    head = await store.get_next(only)
+    assert head is not None
+    assert head.id == "last"
+    assert aside.count == 94
+    assert await claim() == ["last"]
+
+
+async def test_what_was_put_aside_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Though so many are cancelled that the heap is made anew, nobody meets again what has
+    been put aside.
+    """
+    store, only = filled(200, values=4)
+    assert await store.get_next(only) is None
+    aside = Aside(monkeypatch)
+    for n in range(200):
+        if n % 4 == 0 or n % 3:
+            await store.apply([CancelTask(str(n), NOON)])
+    [heap] = store._heaps
+    assert heap.dead <= 64
+    assert await store.get_next(only) is None
+    assert aside.count == 0
+    del only.rooms[0].running["2"]
+    head = await store.get_next(only)
+    assert head is not None
+    assert head.id == "6"
+
+
+async def test_full_values_are_not_visited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    However many values there are for which there is no room, a look is at the others.
+    """
+    store, only = filled(300, values=300)
+    assert await store.get_next(only) is None
+    visited: list[Any] = []
+    first = Heaps._first
+
+    def noted(heaps: Heaps, heap: Heap, lane: Any, only: TaskFilter) -> Any:
+        visited.append(lane)
+        return first(heaps, heap, lane, only)
+
+    monkeypatch.setattr(Heaps, "_first", noted)
+    assert await store.get_next(only) is None
+    assert visited == [None]
+    del only.rooms[0].running["7"]
+    assert (await store.get_next(only)) is not None
+    assert visited[1:] == [None, (FULL, "7")]
+
+
+@given(st.text() | st.integers() | st.floats(allow_nan=False) | st.booleans())
+def test_values_are_json(value: Any) -> None:
+    """
+    Tasks are counted by their value as JSON has it.
+    """
+    try:
+        task = stored("a", param={"n": value})
+    except InvalidTaskError:
+        return
+    assert FULL.value_of(task) == json.dumps(value)

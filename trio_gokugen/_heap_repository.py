@@ -114,7 +114,10 @@ class HeapStore(BulkRepository):
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
         await trio.lowlevel.checkpoint()
-        heads = self._heaps.heads(only)
+        heads = self._heaps.look(only, _SLICE)
+        while self._heaps.cut_short:
+            await trio.lowlevel.checkpoint()
+            heads = self._heaps.look(only, _SLICE)
         return heads[0][0][4] if heads else None
 
     async def find(
@@ -277,12 +280,12 @@ class HeapStore(BulkRepository):
         only = operation.only.counting()
         claimed = Claimed([], [])
         tasks, expired = claimed.tasks, claimed.expired
-        heaps, heads = self._heaps, self._heaps.heads(only)
+        heaps, heads = self._heaps, self._heaps.look(only, _SLICE)
         made = 0
         while heads and len(tasks) < limit and len(expired) < _SLICE:
             entry, heap, lane = heads[0]
-            if entry[0] > at:
-                break
+            if entry[0] > at or heaps.cut_short:
+                break  # or whoever looks next puts the rest aside, with pauses
             if only.rooms and not only.accepts(entry[4]):
                 # What was taken since has filled it.
                 heaps.go_on(heads, only)

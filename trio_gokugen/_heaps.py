@@ -12,11 +12,11 @@ deletion).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TypeAlias
 
-from ._key_limits import KeyLimit
+from ._key_limits import KeyLimit, KeyRoom
 from ._operations import TaskFilter
 from ._task import Task
 
@@ -37,15 +37,14 @@ class Heap:
     this value: so nobody meets them again before there is room.
     """
 
-    __slots__ = ("dead", "entries", "lanes", "limits", "living", "pool", "work_id")
+    __slots__ = ("dead", "entries", "lanes", "living", "pool", "work_id")
 
     def __init__(self, pool: str | None, work_id: str) -> None:
         self.pool = pool
         self.work_id = work_id
         self.entries: list[Entry] = []
-        self.lanes: dict[_Lane, list[Entry]] = {}
-        self.limits: dict[KeyLimit, None] = {}
-        """Those by which some have been put aside."""
+        self.lanes: dict[KeyLimit, dict[str, list[Entry]]] = {}
+        """By limit and value, those put aside."""
 
         self.living = 0
         self.dead = 0
@@ -55,23 +54,57 @@ class Heap:
         """Add an entry: to those of its value, if some of it were put aside."""
         self.living += 1
         entries = self.entries
-        if self.lanes:
-            for limit in self.limits:
-                value = limit.value_of(entry[4])
-                if value is not None and (limit, value) in self.lanes:
-                    entries = self.lanes[limit, value]
-                    break
+        for limit, lanes in self.lanes.items():
+            value = limit.value_of(entry[4])
+            if value is not None and value in lanes:
+                entries = lanes[value]
+                break
         heapq.heappush(entries, entry)
+
+    def of(self, lane: _Lane | None) -> list[Entry]:
+        """The entries put aside by a value, or the others."""
+        return self.entries if lane is None else self.lanes[lane[0]][lane[1]]
 
     def pop(self, lane: _Lane | None) -> None:
         """Take the first entry off, of those put aside by a value, or of the others."""
         self.living -= 1
-        heapq.heappop(self.entries if lane is None else self.lanes[lane])
+        heapq.heappop(self.of(lane))
 
     def put_aside(self, lane: _Lane, entry: Entry) -> None:
         """Add an entry to those of its value."""
-        self.limits[lane[0]] = None
-        heapq.heappush(self.lanes.setdefault(lane, []), entry)
+        limit, value = lane
+        heapq.heappush(self.lanes.setdefault(limit, {}).setdefault(value, []), entry)
+
+    def drop_lane(self, lane: _Lane) -> None:
+        """Forget a value of which none is left aside."""
+        limit, value = lane
+        del self.lanes[limit][value]
+        if not self.lanes[limit]:
+            del self.lanes[limit]
+
+    def open_lanes(self, rooms: Sequence[KeyRoom]) -> list[_Lane | None]:
+        """The values put aside by for which there may be room, and none for the others."""
+        found: list[_Lane | None] = [None]
+        for limit, lanes in self.lanes.items():
+            full = {each for room in rooms if room.limit == limit for each in room.full()}
+            found += [(limit, value) for value in lanes if value not in full]
+        return found
+
+    def renew(self, held: Mapping[str, Entry]) -> None:
+        """Make all of it anew from the living, who stay aside if they were put there."""
+        self.entries = _living(self.entries, held)
+        for limit, lanes in [*self.lanes.items()]:
+            for value, entries in [*lanes.items()]:
+                lanes[value] = _living(entries, held)
+                if not lanes[value]:
+                    self.drop_lane((limit, value))
+        self.dead = 0
+
+
+def _living(entries: list[Entry], held: Mapping[str, Entry]) -> list[Entry]:
+    living = [entry for entry in entries if held.get(entry[4].id) is entry]
+    heapq.heapify(living)
+    return living
 
 
 Head: TypeAlias = tuple[Entry, Heap, _Lane | None]
@@ -92,6 +125,12 @@ class Heaps:
 
         self._named: dict[str, dict[str, Heap]] = {}
         """By pool and work, those of tasks that do."""
+
+        self._left = 0
+        """So many more may be put aside in this step."""
+
+        self.cut_short = False
+        """Whether there were more to be put aside, so that not all heads are known."""
 
     def __iter__(self) -> Iterator[Heap]:
         for heaps in (self._unnamed, *self._named.values()):
@@ -118,13 +157,7 @@ class Heaps:
         if not heap.living:
             self._drop(heap)
         elif heap.dead > _FEW and heap.dead > heap.living:
-            held, everywhere = self._held, [heap.entries, *heap.lanes.values()]
-            heap.entries = [
-                e for each in everywhere for e in each if held.get(e[4].id) is e
-            ]
-            heapq.heapify(heap.entries)
-            heap.lanes = {}
-            heap.dead = 0
+            heap.renew(self._held)
 
     def _drop(self, heap: Heap) -> None:
         """Forget a heap in which no pending task is left."""
@@ -138,6 +171,12 @@ class Heaps:
 
     # -- who goes first -----------------------------------------------------------------
 
+    def look(self, only: TaskFilter, most: int) -> list[Head]:
+        """Begin a step, in which so many are put aside at most, with its `heads`."""
+        self._left = most
+        self.cut_short = False
+        return self.heads(only)
+
     def heads(self, only: TaskFilter) -> list[Head]:
         """The first entries that the filter accepts, as a heap.
 
@@ -145,8 +184,7 @@ class Heaps:
         """
         heads: list[Head] = []
         for heap in self._of(only):
-            lanes = (None, *heap.lanes) if heap.lanes else (None,)
-            for lane in lanes:
+            for lane in heap.open_lanes(only.rooms) if heap.lanes else (None,):
                 entry = self._first(heap, lane, only)
                 if entry is not None:
                     heads.append((entry, heap, lane))
@@ -177,7 +215,7 @@ class Heaps:
         """The first living entry for which there is room; others are put aside."""
         if lane is not None and _is_full(lane, only):
             return None  # nor will it be before the end of a claim
-        entries = heap.entries if lane is None else heap.lanes[lane]
+        entries = heap.of(lane)
         while entries:
             entry = entries[0]
             if self._held.get(entry[4].id) is not entry:
@@ -187,9 +225,13 @@ class Heaps:
             full = _full_lane(entry[4], only) if only.rooms else None
             if full is None:
                 return entry
+            if not self._left:
+                self.cut_short = True
+                return None
+            self._left -= 1
             heap.put_aside(full, heapq.heappop(entries))
         if lane is not None:
-            del heap.lanes[lane]
+            heap.drop_lane(lane)
         return None
 
 

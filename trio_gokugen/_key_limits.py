@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii
 from typing import Any, Self
 
 import attrs
@@ -49,9 +49,12 @@ class KeyLimit:
         """What a task is counted by, as JSON text; none if it is not limited."""
         values: Mapping[str, Any] = task.param if self.meta is None else task.meta
         value = values.get(self.name)
-        if isinstance(value, str | int | float):
-            return json.dumps(value)
-        return None
+        # As `json.dumps` has it, which takes several times as long.
+        if isinstance(value, str):
+            return encode_basestring_ascii(value)
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        return repr(value) if isinstance(value, int | float) else None
 
 
 @attrs.define(eq=False)
