@@ -121,12 +121,11 @@ async def test_what_somebody_else_has_written(database_url: str, name: str) -> N
 def write_with_escapes(engine: Engine) -> None:
     """Write the letters that are values as nobody does."""
     for letter in "xy":
-        words = "UPDATE gokugen_task SET param = {} WHERE id LIKE :ids"
+        words = "UPDATE gokugen_task SET param = {}"
         column = "replace(CAST(param AS text), :letter, :escape)"
         if engine.dialect.name == "postgresql":
             column = f"CAST({column} AS json)"
         values = {
-            "ids": f"{letter}%",
             "letter": json.dumps(letter),
             "escape": f'"\\u{ord(letter):04x}"',
         }
