@@ -1246,6 +1246,11 @@ AnyWorkers: Any = WorkerPoolDispatcher
             "'b' is a work of the pool 'p' already",
         ),
         (
+            lambda works: PoolsDispatcher(works, {"p" * 501: Pool(1)}),
+            InvalidTaskError,
+            "pools: must not be longer than 500 bytes",
+        ),
+        (
             lambda works: PoolsDispatcher(works).pause("q"),
             PoolNotFoundError,
             "there is no pool 'q'",

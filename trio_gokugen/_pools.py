@@ -30,7 +30,7 @@ from ._errors import (
     StopReason,
     shown,
 )
-from ._json import name as as_name
+from ._json import pool_name
 from ._key_limits import KeyRoom
 from ._pool import Pool, PoolStatistics, Rate
 from ._task import Task
@@ -282,7 +282,7 @@ class PoolsDispatcher:
             beside it, or another pool names one of its works.
           TypeError, ValueError, InvalidTaskError: names what cannot be used.
         """
-        as_name(name, "pools")
+        pool_name(name, "pools")
         if not isinstance(pool, Pool):
             raise TypeError(f"pools: {name!r} must be a Pool, not {shown(pool)}")
         if name in self._lanes:
