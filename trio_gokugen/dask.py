@@ -40,7 +40,7 @@ if find_spec("distributed") is None:
 
 import distributed
 
-logger = logging.getLogger("trio_gokugen.dask")
+_logger = logging.getLogger("trio_gokugen.dask")
 
 DaskKey: TypeAlias = tuple[str, str, str]
 """What a run is called on the cluster: ours, which attempt of which task, which of all."""
@@ -180,7 +180,7 @@ class OwnClient(distributed.Client):
         try:
             await super()._reconnect()
         except Exception:
-            logger.warning("a Dask client cannot connect anew", exc_info=True)
+            _logger.warning("a Dask client cannot connect anew", exc_info=True)
             await self._close()
 
 
@@ -525,7 +525,7 @@ class DaskDispatcher(InFlightDispatcher):
         except (OSError, RuntimeError):
             return  # the connection is lost, or the client closed
         except Exception:
-            logger.exception("Dask's scheduler could not be told what is to be stopped")
+            _logger.exception("Dask's scheduler could not be told what is to be stopped")
 
 
 def _may_go_on(landed: Landed | BaseException) -> bool:
