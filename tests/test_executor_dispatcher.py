@@ -225,17 +225,19 @@ async def test_thousands_are_in_flight_without_a_thread_each(
         counts.append(n)
 
     async with opened(works, threads, 1_500) as scheduler:
-        await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
         tasks = trio.lowlevel.current_statistics().tasks_living
         running = threading.active_count()
         await scheduler.add_tasks(
             [at(0, f"t{n}", "work", param={"n": n}) for n in range(2_000)]
         )
-        await until(lambda: scheduler.statistics().running == 1_500)
-        assert scheduler.statistics().max_workers == 1_500
-        assert trio.lowlevel.current_statistics().tasks_living == tasks
-        assert threading.active_count() == running + 1
-        gate.set()
+        try:
+            await until(lambda: scheduler.statistics().running == 1_500)
+            assert scheduler.statistics().max_workers == 1_500
+            assert trio.lowlevel.current_statistics().tasks_living == tasks
+            assert threading.active_count() == running + 1
+        finally:
+            gate.set()
         await scheduler.drain()
         assert scheduler.statistics().done == 2_000
     assert sorted(counts) == list(range(2_000))
