@@ -93,7 +93,8 @@ def test_a_bad_file(tmp_path: Path) -> None:
     done = run("plan", str(path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"{path}, line 1: 'a' is not known: all is within [schedules.NAME]\n"
+        f"{path}, line 1: 'a' is not known: all is within [schedules.NAME] or"
+        " [commands.NAME]\n"
         f"{path}, line 4: schedule 's': every: must be more than nothing, not 0\n"
     )
 

@@ -219,10 +219,13 @@ async def test_a_page_that_is_damaged(
     await make(f"sqlite:///{file}", *map(str, range(1000)))
     smash(file, what)
     async with open_sql_repository(f"sqlite:///{file}") as repository:
-        with pytest.RaisesGroup(NotADatabaseError, flatten_subgroups=True):
+        with pytest.raises(ExceptionGroup) as raised:
             async with open_bench(repository, hooks=watch):
                 await trio.sleep(1)
-        [error] = watch.errors
+    assert raised.group_contains(NotADatabaseError)
+    # What is counted is beside what is dispatched, and may have been told of it, too.
+    assert 1 <= len(watch.errors) <= 2
+    for error in watch.errors:
         assert str(error).endswith(
             " failed: database disk image is malformed: restore the file from a backup, or"
             " get what can be read by the command .recover of sqlite3"

@@ -329,6 +329,8 @@ class DispatchLoop:
                 pool,
             )
         self._ledger.unknown_works, self._ledger.unknown_pools = works, pools
+        # Who registers works once the scheduler runs may be later than its first look.
+        self.notice_new_works()
 
     async def _decide(
         self,
