@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias, TypeGuard, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 import trio
@@ -26,6 +26,7 @@ from ._conditions import scheduler
 from ._current_task import running
 from ._errors import LeakedCancelledError, WorkTimeoutError, not_stopped, shown
 from ._json import fresh
+from ._registries import is_registry
 from ._results import to_keep
 from ._taken_apart import taken_apart
 from ._task import Progress, Task
@@ -80,14 +81,6 @@ def resolve(path: str) -> WorkRegistry:
     if not is_registry(found):
         raise TypeError(f"works: {path!r} must be a registry of works, not {shown(found)}")
     return found
-
-
-def is_registry(value: object) -> TypeGuard[WorkRegistry]:
-    """Whether it has what is asked of a registry here."""
-    methods = "get", "get_condition"
-    return not isinstance(value, type) and all(
-        callable(getattr(value, method, None)) for method in methods
-    )
 
 
 # -- progress -----------------------------------------------------------------------

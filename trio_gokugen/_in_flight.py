@@ -38,8 +38,9 @@ from ._errors import (
     not_stopped,
     shown,
 )
-from ._executor_calls import Landed, is_registry, resolve
+from ._executor_calls import Landed, resolve
 from ._limits import at_least_one
+from ._registries import is_registry
 from ._taken_apart import put_together
 from ._task import Progress, RunKey, Task, run_key
 from .abc import Clock, DispatcherStatistics, Fetch, ResultChannel, TaskResult, WorkRegistry

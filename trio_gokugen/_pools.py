@@ -33,8 +33,9 @@ from ._errors import (
 from ._json import pool_name
 from ._key_limits import KeyRoom
 from ._pool import Pool, PoolStatistics, Rate
+from ._registries import check_works
 from ._task import Task
-from ._worker_pool import WorkerPoolDispatcher, check_works
+from ._worker_pool import WorkerPoolDispatcher
 from .abc import (
     ANY_TASK,
     Clock,

@@ -41,11 +41,10 @@ from ._errors import (
     WorkStoppedError,
     WorkTimeoutError,
     not_stopped,
-    shown,
 )
-from ._executor_calls import is_registry
 from ._json import fresh
 from ._limits import at_least_one
+from ._registries import check_works
 from ._task import RunKey, Task, evolve, run_key
 from .abc import (
     Clock,
@@ -59,12 +58,6 @@ from .abc import (
 
 if TYPE_CHECKING:
     from ._processes import Processes
-
-
-def check_works(works: object) -> None:
-    """Raise a `TypeError` unless it has what is asked of a registry."""
-    if not is_registry(works):
-        raise TypeError(f"works: must be a registry of works, not {shown(works)}")
 
 
 @attrs.define(eq=False)
