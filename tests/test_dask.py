@@ -17,6 +17,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -710,6 +711,8 @@ async def test_a_scheduler_that_was_replaced_is_noticed(
         # What is told of runs that are not in flight is not heard.
         inside(dispatcher)._hear((0.0, ["no such run", {}]))
         inside(dispatcher)._stop(Flight(task))
+        inside(dispatcher)._stop_soon("no such run")
+        assert not inside(dispatcher)._stopping
         await scheduler.stop()
         inside(dispatcher)._guarded = None
 
@@ -1109,6 +1112,11 @@ async def test_a_client_that_is_closed_while_it_is_looked_at(
         client.status = "closing"
         raise RuntimeError("ConnectionPool is closed")
 
+    async with open_dask_dispatcher(client, WORKS) as dispatcher:
+        guard = partial(inside(dispatcher)._guard, 0.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(client, "status", "closing")
+            await inside(dispatcher)._on_loop(guard)
     monkeypatch.setattr(client, "register_plugin", fail)
     monkeypatch.setattr("trio_gokugen.dask.FIRST_PAUSE", 0.001)
     error: Exception

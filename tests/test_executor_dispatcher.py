@@ -1612,3 +1612,12 @@ def test_progress_may_be_told_inside_works_only() -> None:
     error = came_back(call_by_path("x", WORKS, run_of("tell", until="x").to_json()))
     assert isinstance(error, RuntimeError)
     assert "this executor brings back nothing before the work has ended" in str(error)
+
+
+def test_progress_is_told_from_inside_a_work() -> None:
+    """
+    Where there is no work, nor a scheduler, an error says what it is for.
+    """
+    words = "report_progress.. is for use inside a work that an executor runs"
+    with pytest.raises(RuntimeError, match=words):
+        report_progress(0.5)

@@ -649,3 +649,16 @@ async def test_without_proc_it_works_as_well(
         nursery.start_soon(command.run, {})
         await hear(fifo)
         nursery.cancel_scope.cancel()
+
+
+def test_a_process_that_goes_as_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A process that ends while all are looked at is left out.
+    """
+
+    def ended(pid: int) -> int:
+        raise ProcessLookupError(pid)
+
+    monkeypatch.setattr(os, "getsid", ended)
+    session = 2**30  # nobody has it
+    assert process_session.send_to_others({session: [signal.SIGTERM]}) == {session: set()}
