@@ -179,7 +179,7 @@ class OwnClient(distributed.Client):
         """Connect anew, or be closed. Dask's own may stumble, and be neither, for ever."""
         try:
             await super()._reconnect()
-        except Exception:
+        except Exception:  # whatever it stumbles over, it would not try again
             _logger.warning("a Dask client cannot connect anew", exc_info=True)
             await self._close()
 
@@ -524,7 +524,7 @@ class DaskDispatcher(InFlightDispatcher):
                 await client.run(stop_on_worker, marks, on_error="ignore")
         except (OSError, RuntimeError):
             return  # the connection is lost, or the client closed
-        except Exception:
+        except Exception:  # a fault over there must not keep others from being stopped
             _logger.exception("Dask's scheduler could not be told what is to be stopped")
 
 
