@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 from support import NOON, TroubledRepository, at
-from test_pools import failing_claims, note_works
+from test_pools import FailsAtTheEnd, failing_claims, note_works
 
 from trio_gokugen import (
     HeapRepository,
@@ -193,13 +193,6 @@ async def test_who_fails_on_the_way_out_is_told_without_delay(
     """
     A pool that fails as the scheduler stops is told to the hooks, which cannot wait then.
     """
-
-    class FailsAtTheEnd(WorkerPoolDispatcher):
-        async def dispatch(self, fetch: Fetch) -> None:
-            try:
-                await trio.sleep_forever()
-            finally:
-                raise OSError("too late")
 
     works, _ = note_works(["bad"])
     pool = Pool(FailsAtTheEnd(works), works=["bad"])

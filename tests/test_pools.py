@@ -878,19 +878,22 @@ async def test_a_decision_is_kept_whoever_else_fails(
     assert asked == []
 
 
+class FailsAtTheEnd(WorkerPoolDispatcher):
+    """Waits until it is cancelled, and fails on its way out."""
+
+    async def dispatch(self, fetch: Fetch) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("too late")
+
+
 async def test_an_error_beside_a_cancellation_is_told(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """
     A pool that fails on its way out of a cancellation is heard.
     """
-
-    class FailsAtTheEnd(WorkerPoolDispatcher):
-        async def dispatch(self, fetch: Fetch) -> None:
-            try:
-                await trio.sleep_forever()
-            finally:
-                raise OSError("too late")
 
     works, _ = note_works(["mine"])
     dispatcher = PoolsDispatcher(works, {"p": Pool(FailsAtTheEnd(works), works=["mine"])})
