@@ -276,6 +276,15 @@ def test_an_error_reads_as_a_sentence(error: GokugenError, shown: str) -> None:
 
 
 @every_error
+def test_an_error_shows_its_fields(error: GokugenError) -> None:
+    """
+    The `repr` of an error has its class and each of its fields by name.
+    """
+    texts = (f"{name}={value!r}" for name, value in fields(error).items())
+    assert repr(error) == f"{type(error).__name__}({', '.join(texts)})"
+
+
+@every_error
 @every_copy
 def test_an_error_survives_a_copy(
     error: GokugenError, copied: Callable[[GokugenError], GokugenError]
@@ -299,7 +308,9 @@ def test_a_bare_error_survives_a_copy(
     """
     A copy of an error that has no fields keeps its text.
     """
-    assert copied(kind("disk full")).args == ("disk full",)
+    other = copied(kind("disk full"))
+    assert other.args == ("disk full",)
+    assert repr(other) == f"{kind.__name__}('disk full')"
 
 
 @every_copy

@@ -201,7 +201,7 @@ print(process_time() - start)
     # Interleaved, so that whatever else the machine is at strikes both alike; more often
     # where it is at so much that a core is slower in one of them all the time.
     ours = theirs = math.inf
-    for number in range(40):
+    for number in range(20):
         ours = min(ours, seconds(f"{DEPENDENCIES}, trio_gokugen"))
         theirs = min(theirs, seconds(DEPENDENCIES))
         if number >= 4 and ours / theirs <= 2:

@@ -940,6 +940,18 @@ def test_an_error_is_answered() -> None:
         _current_task.running.get()
 
 
+def test_progress_told_there_is_answered_by_an_error() -> None:
+    """
+    The answer of a work that would tell how far it is says what to do instead.
+    """
+    kind, apart = called_there("progress_there")
+    assert kind == "error"
+    assert str(put_together(apart)) == (
+        "report_progress(): a process of a WorkerPoolDispatcher brings back nothing before"
+        " the work has ended: run it in a thread, or have it tell nothing"
+    )
+
+
 def test_a_task_with_all_that_there_may_be_is_sent() -> None:
     """
     A task that was sent is the same when it is received.

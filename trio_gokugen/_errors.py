@@ -19,6 +19,17 @@ class GokugenError(Exception):
         # be assigned, and lose the notes.
         return _copied, (type(self), self.args, self.__dict__)
 
+    def __repr__(self) -> str:
+        # Made here for all: one that attrs writes for each is half of what these classes
+        # take to be imported.
+        kind: Any = type(self)
+        if not attrs.has(kind):
+            return super().__repr__()
+        fields = (
+            f"{each.name}={getattr(self, each.name)!r}" for each in attrs.fields(kind)
+        )
+        return f"{kind.__name__}({', '.join(fields)})"
+
 
 def _copied(
     kind: type[GokugenError], args: tuple[object, ...], state: dict[str, object]
@@ -64,7 +75,7 @@ def quoted(names: Iterable[str]) -> str:
 # -- what is wrong with the request -------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class InvalidTaskError(GokugenError, ValueError):
     """A value given for a task cannot be used. Nothing was stored.
 
@@ -85,7 +96,7 @@ class InvalidTaskError(GokugenError, ValueError):
         return printable(f"{where}: {self.reason}")
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class InvalidTriggerError(GokugenError, ValueError):
     """A value given for a trigger cannot be used.
 
@@ -102,7 +113,7 @@ class InvalidTriggerError(GokugenError, ValueError):
         return printable(f"{self.field}: {self.reason}")
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class InvalidCommandError(GokugenError, ValueError):
     """A value given for a command cannot be used.
 
@@ -123,7 +134,7 @@ class InvalidCommandError(GokugenError, ValueError):
         return printable(f"{where}{self.field}: {self.reason}")
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class WorkNotFoundError(GokugenError, LookupError):
     """No work is registered under this name. Register it, or correct the name."""
 
@@ -137,7 +148,7 @@ class WorkNotFoundError(GokugenError, LookupError):
         return f"{where}no work is registered as {self.work_id!r}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class WorkExistsError(GokugenError, ValueError):
     """A work of this name is registered already. Choose another name."""
 
@@ -147,7 +158,7 @@ class WorkExistsError(GokugenError, ValueError):
         return f"a work is already registered as {self.work_id!r}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class PoolNotFoundError(GokugenError, LookupError):
     """There is no pool of this name, or none that tasks can name.
 
@@ -168,7 +179,7 @@ class PoolNotFoundError(GokugenError, LookupError):
         return f"{what}: there are {quoted(self.names)}; or leave it to the work"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class PoolExistsError(GokugenError, ValueError):
     """There is a pool of this name already, or one that runs this work.
 
@@ -186,7 +197,7 @@ class PoolExistsError(GokugenError, ValueError):
         return f"{self.work_id!r} is a work of the pool {self.pool!r} already"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class ConditionNotFoundError(GokugenError, LookupError):
     """No condition is registered under this name. Register it, or correct the name."""
 
@@ -196,7 +207,7 @@ class ConditionNotFoundError(GokugenError, LookupError):
         return f"no condition is registered as {self.condition!r}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class ConditionExistsError(GokugenError, ValueError):
     """A condition of this name is registered already. Choose another name."""
 
@@ -223,7 +234,7 @@ class RefusedError(RepositoryError):
     """
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class TaskNotFoundError(RefusedError, LookupError):
     """There is no such task: never added, or ended and forgotten since."""
 
@@ -233,7 +244,7 @@ class TaskNotFoundError(RefusedError, LookupError):
         return f"there is no task {self.task_id!r}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class ScheduleNotFoundError(RefusedError, LookupError):
     """There is no such schedule: never added, or removed since."""
 
@@ -243,7 +254,7 @@ class ScheduleNotFoundError(RefusedError, LookupError):
         return f"there is no schedule {self.schedule_id!r}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class ScheduleExistsError(RefusedError):
     """A schedule of this id is there already, where a file was to be loaded."""
 
@@ -253,7 +264,7 @@ class ScheduleExistsError(RefusedError):
         return f"schedule {self.schedule_id!r} exists already"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class NoSchedulesError(RefusedError):
     """The repository keeps tasks only. Use a `HeapRepository`, or one in a database."""
 
@@ -261,7 +272,7 @@ class NoSchedulesError(RefusedError):
         return "the repository keeps no schedules: use another, or add single tasks"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class KeyExistsError(RefusedError):
     """A task of this key is there that has not ended. Nothing was added.
 
@@ -276,7 +287,7 @@ class KeyExistsError(RefusedError):
         return f"task {self.task_id!r} has the key {self.key!r} and has not ended"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class TaskExistsError(RefusedError):
     """A task of this id is there already. An add repeated to be safe has succeeded."""
 
@@ -286,7 +297,7 @@ class TaskExistsError(RefusedError):
         return f"task {self.task_id!r} exists already"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class AlreadyDispatchedError(RefusedError):
     """The task is with a worker, so it can no longer be changed or cancelled.
 
@@ -299,7 +310,7 @@ class AlreadyDispatchedError(RefusedError):
         return f"task {self.task_id!r} is already with a worker: to stop it, interrupt it"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class AlreadyCancelledError(RefusedError):
     """The task has been cancelled. To run it after all, add it again."""
 
@@ -309,7 +320,7 @@ class AlreadyCancelledError(RefusedError):
         return f"task {self.task_id!r} has been cancelled"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class AlreadyDoneError(RefusedError):
     """The task has ended, done or failed. To run it again, add it again."""
 
@@ -319,7 +330,7 @@ class AlreadyDoneError(RefusedError):
         return f"task {self.task_id!r} has already ended"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class NotDispatchedError(RefusedError):
     """The task is not with a worker, so there is no run to end or interrupt.
 
@@ -332,7 +343,7 @@ class NotDispatchedError(RefusedError):
         return f"task {self.task_id!r} is not with a worker"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class NotDueError(RefusedError):
     """The task's appointed time has not come. Look again when it has."""
 
@@ -342,7 +353,7 @@ class NotDueError(RefusedError):
         return f"task {self.task_id!r} is not due yet"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class LostRunError(RefusedError):
     """This run has lost its task: the task was taken back, and dispatched anew.
 
@@ -356,7 +367,7 @@ class LostRunError(RefusedError):
         return f"attempt {self.attempt} of task {self.task_id!r} has lost the task"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class NotRunningHereError(RefusedError):
     """The task is with a worker, but not with one of this scheduler.
 
@@ -369,7 +380,7 @@ class NotRunningHereError(RefusedError):
         return f"task {self.task_id!r} is not running in this scheduler"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class DamagedFileError(RepositoryError, ValueError):
     """A line of a dump is not a task. Nothing was loaded.
 
@@ -386,7 +397,7 @@ class DamagedFileError(RepositoryError, ValueError):
         return printable(f"{self.path}, line {self.line}: {self.reason}")
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class InvalidFileError(GokugenError, ValueError):
     """A file that a user has written cannot be used, and nothing of it was.
 
@@ -402,17 +413,17 @@ class InvalidFileError(GokugenError, ValueError):
         return printable("\n".join(lines))
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class InvalidSchedulesError(InvalidFileError):
     """A file of schedules cannot be used, as `load_schedules` says."""
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class InvalidCommandsError(InvalidFileError):
     """A file of commands cannot be used, as `load_commands` says."""
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class SchedulesRefusedError(GokugenError, ValueError):
     """Of schedules that were to be added in one go, some are refused.
 
@@ -438,7 +449,7 @@ REFUSALS = (RefusedError, InvalidTaskError, InvalidTriggerError)
 # -- what the scheduler answers -----------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class SchedulerNotRunningError(GokugenError, RuntimeError):
     """The scheduler has not started, or has stopped. Nothing was changed.
 
@@ -450,7 +461,7 @@ class SchedulerNotRunningError(GokugenError, RuntimeError):
         return "the scheduler is not running"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class SchedulerAlreadyRunningError(GokugenError, RuntimeError):
     """This scheduler, or the repository it was given, is already at work.
 
@@ -463,7 +474,7 @@ class SchedulerAlreadyRunningError(GokugenError, RuntimeError):
         return f"the {self.what} is already running"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class ExecutorLostError(GokugenError):
     """The executor takes no more work: it is broken, was shut down, or cannot be reached.
 
@@ -503,7 +514,7 @@ class StopReason(enum.Enum):
     """The executor has broken, or was shut down; the task goes back to scheduled."""
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class WorkStoppedError(GokugenError):
     """The work was cancelled from outside while it ran."""
 
@@ -525,7 +536,7 @@ def not_stopped(error: BaseException) -> BaseException:
     return disguised
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class DeadlineExceededError(GokugenError, TimeoutError):
     """The task's deadline passed, before the work started or while it ran.
 
@@ -542,7 +553,7 @@ class DeadlineExceededError(GokugenError, TimeoutError):
         return f"the deadline {self.deadline} has passed: {how}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class WorkTimeoutError(GokugenError, TimeoutError):
     """The work ran longer than the timeout it is registered with, and was cancelled."""
 
@@ -552,7 +563,7 @@ class WorkTimeoutError(GokugenError, TimeoutError):
         return f"the work was cancelled after its timeout of {self.seconds} s"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class LeakedCancelledError(GokugenError):
     """The work let out a `trio.Cancelled` of a scope that is its own business.
 
@@ -564,7 +575,7 @@ class LeakedCancelledError(GokugenError):
         return "the work leaked a cancellation that is not its caller's"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class CommandFailedError(GokugenError):
     """A command has ended in a way that does not mean success.
 
@@ -612,7 +623,7 @@ HAD_WRITTEN = "the command had written:\n"
 # -- what becomes of a work elsewhere -------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class WorkLostError(GokugenError):
     """A run elsewhere was lost, with the process, the pool or the cluster that ran it.
 
@@ -638,7 +649,7 @@ def _how_ended(error: WorkerDiedError) -> str:
         return f"killed by signal {-code}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class WorkerDiedError(WorkLostError):
     """The process that ran the work has ended, and took the run with it.
 
@@ -656,7 +667,7 @@ class WorkerDiedError(WorkLostError):
         return f"the process of the work has ended: {self.why}"
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class ForeignError(GokugenError):
     """A work in another process has raised what cannot come back as it is.
 
