@@ -287,8 +287,9 @@ async def test_a_scheduler_outlives_its_faults(
     async def work() -> None:
         ran.append(trio.current_time())
 
+    # Before the start: the dispatch loop may begin to wait before the block does.
+    lost = repository.fail("wait_until_due", times=3)
     async with open_scheduler(works, repository, hooks=BackoffHooks()) as scheduler:
-        lost = repository.fail("wait_until_due", times=3)
         unwritten = repository.fail(
             "apply", when=lambda call: any(isinstance(o, EndTask) for o in call.operations)
         )
