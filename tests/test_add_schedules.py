@@ -22,6 +22,7 @@ from trio_gokugen import (
     InvalidTaskError,
     NoSchedulesError,
     PartialHooks,
+    PoolNotFoundError,
     RepositoryError,
     Schedule,
     Scheduler,
@@ -132,21 +133,33 @@ async def test_none_at_all(autojump_clock: MockClock) -> None:
 
 async def test_all_refusals_are_told_together(autojump_clock: MockClock) -> None:
     """
-    If some cannot be added, none is, and the error names each of them and what is wrong.
+    If some cannot be added, none is, and the error names each of them and all that is wrong
+    with it.
     """
     wanted = [
         schedule("good"),
         schedule("nobody's", "no such work"),
         schedule("wrong", "sleep", param={"hours": 1}),
         schedule("good", "sleep"),
+        schedule("bad", "no such work", when="never", pool="gone"),
+        schedule("bad", "sleep", param={"hours": 1, "seconds": 2}, pool="gone"),
     ]
+    no_work = "no work is registered as 'no such work'"
+    no_condition = "no condition is registered as 'never'"
+    no_pool = str(PoolNotFoundError("gone", ()))
+    too_much = "param: has 'hours', which the work does not take"
     async with open_bench() as (scheduler, _):
         with pytest.raises(SchedulesRefusedError) as caught:
             await scheduler.add_schedules(wanted)
         assert caught.value.refusals == (
-            ("nobody's", "no work is registered as 'no such work'"),
-            ("wrong", "param: has 'hours', which the work does not take"),
+            ("nobody's", no_work),
+            ("wrong", too_much),
             ("good", "id: is given twice"),
+            ("bad", f"{no_work}; {no_condition}; {no_pool}"),
+            ("bad", f"id: is given twice; {too_much}; {no_pool}"),
+        )
+        assert str(caught.value).startswith(
+            '5 refused, none added:\n  "nobody\'s": no work is registered'
         )
         assert caught.value.added == ()
         assert await ids(scheduler) == []

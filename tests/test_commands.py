@@ -502,6 +502,11 @@ def test_a_command_is_a_value() -> None:
         ({"b": 1}, "param", "lacks 'a'"),
         ({"a": 1}, "param", "lacks 'b'"),
         (
+            {"b": 1, "A": 1},
+            "param",
+            "lacks 'a', and has 'A', which the command does not take",
+        ),
+        (
             {"a": 1, "b": 1, "c": 1, "": 2},
             "param",
             "has '', 'c', which the command does not take",

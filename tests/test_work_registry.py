@@ -413,7 +413,7 @@ def can_be_called(function: Function, param: dict[str, Any]) -> bool:
 
 def test_what_does_not_fit_is_named() -> None:
     """
-    The error of the check lists what is missing, or else what is too much.
+    The error of the check lists what is missing, and what is too much.
     """
     works = WorkRegistry()
     works.register(greet)
@@ -424,7 +424,9 @@ def test_what_does_not_fit_is_named() -> None:
         return str(caught.value)
 
     assert refused({}) == "param: lacks 'name'"
-    assert refused({"Name": "trio"}) == "param: lacks 'name'"
+    assert refused({"Name": "trio"}) == (
+        "param: lacks 'name', and has 'Name', which the work does not take"
+    )
     assert refused({"name": "trio", "x": 1, "a b": 2}) == (
         "param: has 'a b', 'x', which the work does not take"
     )

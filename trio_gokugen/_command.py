@@ -18,8 +18,8 @@ from ._errors import (
     CommandFailedError,
     InvalidCommandError,
     InvalidTaskError,
-    quoted,
     shown,
+    wrong_names,
 )
 from ._json import JSON, a_value
 from ._lengths import length
@@ -333,12 +333,10 @@ class Command:
         """Raise an `InvalidTaskError` unless the templates can be filled with that."""
         in_argv = frozenset[str]().union(*(each.names for each in self._arguments))
         in_stdin = frozenset[str]() if self._input is None else self._input.names
-        if missing := (in_argv | in_stdin) - param.keys():
-            raise InvalidTaskError("param", f"lacks {quoted(missing)}")
-        if left_over := param.keys() - in_argv - in_stdin:
-            raise InvalidTaskError(
-                "param", f"has {quoted(left_over)}, which the command does not take"
-            )
+        missing = (in_argv | in_stdin) - param.keys()
+        left_over = param.keys() - in_argv - in_stdin
+        if missing or left_over:
+            raise wrong_names(missing, left_over, "command")
         for name in in_argv:
             value = param[name]
             if not isinstance(value, str | int | float):

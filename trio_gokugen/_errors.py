@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 import signal
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import attrs
@@ -94,6 +94,16 @@ class InvalidTaskError(GokugenError, ValueError):
     def __str__(self) -> str:
         where = self.field if self.index is None else f"task {self.index}: {self.field}"
         return printable(f"{where}: {self.reason}")
+
+
+def wrong_names(
+    missing: Collection[str], left_over: Collection[str], taker: str
+) -> InvalidTaskError:
+    """Of a `param` that has not the names which are asked for: all that is wrong."""
+    reasons = [f"lacks {quoted(missing)}"] if missing else []
+    if left_over:
+        reasons.append(f"has {quoted(left_over)}, which the {taker} does not take")
+    return InvalidTaskError("param", ", and ".join(reasons))
 
 
 @attrs.frozen(repr=False)

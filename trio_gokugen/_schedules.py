@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -141,8 +142,9 @@ class Schedules(Calls):
 
         Raises:
           SchedulesRefusedError: a work is not registered, or does not take the param; an id
-            is given twice. It names all that is refused. If it was the database that
-            refused some, whose trigger it cannot keep, the others are there.
+            is given twice. It names all that is refused, and all that is wrong with each.
+            If it was the database that refused some, whose trigger it cannot keep, the
+            others are there.
           InvalidTaskError: `schedules` are none.
           NoSchedulesError: the repository keeps none.
         """
@@ -294,23 +296,27 @@ class Schedules(Calls):
         return await self._repository.find_schedules(limit, after)
 
     def _refusals(self, wanted: Iterable[Schedule]) -> Iterator[tuple[str, str]]:
-        """The ids of schedules that cannot be added together, and why."""
+        """The ids of schedules that cannot be added together, and all the reasons."""
         seen: set[str] = set()
         for schedule in wanted:
-            if schedule.id in seen:
-                yield schedule.id, "id: is given twice"
+            reasons = ["id: is given twice"] if schedule.id in seen else []
             seen.add(schedule.id)
-            try:
-                self._check(schedule.work_id, schedule.param)
-                self._check_condition(schedule.when)
-                self._check_pools(schedule.pool)
-            except (
-                InvalidTaskError,
-                WorkNotFoundError,
-                ConditionNotFoundError,
-                PoolNotFoundError,
-            ) as error:
-                yield schedule.id, str(error)
+            for check in (
+                functools.partial(self._check, schedule.work_id, schedule.param),
+                functools.partial(self._check_condition, schedule.when),
+                functools.partial(self._check_pools, schedule.pool),
+            ):
+                try:
+                    check()
+                except (
+                    InvalidTaskError,
+                    WorkNotFoundError,
+                    ConditionNotFoundError,
+                    PoolNotFoundError,
+                ) as error:
+                    reasons.append(str(error))
+            if reasons:
+                yield schedule.id, "; ".join(reasons)
 
     async def _say(
         self,

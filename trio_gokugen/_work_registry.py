@@ -15,9 +15,8 @@ from ._conditions import Condition
 from ._errors import (
     ConditionExistsError,
     ConditionNotFoundError,
-    InvalidTaskError,
-    quoted,
     shown,
+    wrong_names,
 )
 from ._json import name
 from ._registered_works import RegisteredWorks
@@ -288,11 +287,9 @@ def _param_check(function: Callable[..., Any]) -> Callable[[Mapping[str, Any]], 
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     def check(param: Mapping[str, Any]) -> None:
-        if missing := required - param.keys():
-            raise InvalidTaskError("param", f"lacks {quoted(missing)}")
-        if not takes_any and (unexpected := param.keys() - accepted):
-            raise InvalidTaskError(
-                "param", f"has {quoted(unexpected)}, which the work does not take"
-            )
+        missing = required - param.keys()
+        left_over = frozenset[str]() if takes_any else param.keys() - accepted
+        if missing or left_over:
+            raise wrong_names(missing, left_over, "work")
 
     return check
