@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import errno
 import itertools
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import psutil  # type: ignore[import-untyped]
 import pytest
 import trio
@@ -32,6 +34,7 @@ from trio_gokugen import (
     Command,
     CommandFailedError,
     CommandRegistry,
+    InvalidTaskError,
     Retry,
     TaskState,
     TrioClock,
@@ -40,6 +43,7 @@ from trio_gokugen import (
     open_scheduler,
 )
 from trio_gokugen import _session_watcher as session_watcher
+from trio_gokugen._json import JSON
 from trio_gokugen._run_command import Output, Program, _Run
 
 LONG = 60.0
@@ -1039,9 +1043,96 @@ async def test_an_argument_is_too_long_for_the_system(
     """
     What the system refuses to start has failed, with what the system says.
     """
-    ended = await run_one(shop.command("true", "{a}"), {"a": "x" * 10_000_000})
+    command = shop.command("true", "{a}", check_program=False)
+    ended = await run_one(command, {"a": "x" * 10_000_000})
     assert ended.err is not None
     assert ended.err.startswith("OSError: [Errno 7] Argument list too long")
+
+
+TRUE = str(shutil.which("true"))
+MANY = [f"a{number}" for number in range(70)]
+
+
+def in_one(shop: Shop, text: str) -> tuple[Command, dict[str, JSON]]:
+    return shop.command(TRUE, "{no}", "--option={yes}{no}"), {"yes": text, "no": False}
+
+
+def in_a_variable(shop: Shop, text: str) -> tuple[Command, dict[str, JSON]]:
+    return shop.command(TRUE, "{no}", env={"LONG": text}), {"no": False}
+
+
+def as_it_stands(shop: Shop, text: str) -> tuple[Command, dict[str, JSON]]:
+    return shop.command(TRUE, text, "{no}"), {"no": False}
+
+
+def in_many(shop: Shop, text: str) -> tuple[Command, dict[str, JSON]]:
+    each = len(text) // len(MANY) + 1
+    command = shop.command(TRUE, *(f"{{{name}}}" for name in MANY), env={"A": "ü"})
+    return command, {
+        name: text[index * each : (index + 1) * each] for index, name in enumerate(MANY)
+    }
+
+
+def in_all(shop: Shop, text: str) -> tuple[Command, dict[str, JSON]]:
+    each = len(text) // len(MANY) + 1
+    variables = {
+        name: text[index * each : (index + 1) * each] for index, name in enumerate(MANY)
+    }
+    return shop.command(TRUE, env=variables), {}
+
+
+@pytest.fixture(params=["as it is", "low", "as high as can be"])
+def stack(request: pytest.FixtureRequest) -> Generator[None]:
+    """What the stack may take, by which the system limits the arguments, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    given = {"as it is": soft, "low": 2**21, "as high as can be": hard}
+    resource.setrlimit(resource.RLIMIT_STACK, (given[request.param], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+
+
+@pytest.mark.parametrize("letter", ["x", "ü"])
+@pytest.mark.parametrize(
+    ("made", "field", "what"),
+    [
+        (in_one, "param.yes", "argv[2]"),
+        (in_a_variable, "work_id", "the variable LONG"),
+        (as_it_stands, "work_id", "argv[1]"),
+        (in_many, "param.a0", "the arguments and the variables"),
+        (in_all, "work_id", "the arguments and the variables"),
+    ],
+)
+@pytest.mark.usefixtures("stack")
+async def test_what_is_too_long_for_the_system_is_refused(
+    autojump_clock: MockClock, shop: Shop, made: Any, field: str, what: str, letter: str
+) -> None:
+    """
+    A task is refused whose arguments the system would not take, to the byte: the longest
+    that are accepted are run.
+    """
+
+    def refusal(length: int) -> InvalidTaskError | None:
+        command, param = made(shop, letter * length)
+        try:
+            command.check_param(param)
+        except InvalidTaskError as error:
+            return error
+        return None
+
+    first = bisect.bisect(range(7_000_000), False, key=lambda n: refusal(n) is not None)
+    command, param = made(shop, letter * (first - 1))
+    await command.run(param)
+    command, param = made(shop, letter * first)
+    with pytest.raises(OSError, match="Argument list too long"):
+        await command.run(param)
+    error = refusal(first)
+    assert error is not None
+    assert error.field == field
+    assert error.reason.startswith(f"{what} would be ")
+    assert error.reason.endswith(": have the program read from stdin what is long")
+    attrs.evolve(command, check_program=False).check_param(param)
 
 
 # -- what is injected -----------------------------------------------------------------

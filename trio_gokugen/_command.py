@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import attrs
 
-from ._command_template import Template, str_without_nul, template
+from ._command_template import Template, as_text, str_without_nul, template
 from ._errors import (
     CommandFailedError,
     InvalidCommandError,
@@ -23,6 +23,7 @@ from ._errors import (
 )
 from ._json import JSON, a_value
 from ._lengths import length
+from ._program_sizes import find_excess
 from ._retry import Discard, Retry
 from ._run_command import Ended, Program, run_program
 
@@ -283,10 +284,10 @@ class Command:
     """
 
     check_program: bool = attrs.field(default=True, converter=_check_program, kw_only=True)
-    """Whether a task is refused if there is no such program where it is added.
+    """Whether a task is refused if, where it is added, there is no such program, or the
+    system takes no arguments that are so long.
 
-    If false, the program is looked for only when it runs: for commands that run on another
-    machine.
+    If false, that turns out only when it runs: for commands that run on another machine.
     """
 
     _arguments: tuple[Template, ...] = attrs.field(init=False, repr=False, eq=False)
@@ -314,7 +315,12 @@ class Command:
         """Raise an `InvalidTaskError` unless the command can be run with that."""
         self.check_values(param)
         if self.check_program:
-            self._check_found(self._arguments[0].fill(param))
+            argv = self._filled(param)
+            self._check_found(argv[0])
+            self._check_sizes(argv, param)
+
+    def _filled(self, param: Mapping[str, JSON]) -> list[str]:
+        return [each.fill(param) for each in self._arguments]
 
     def _check_found(self, program: str) -> None:
         field = "param" if self._arguments[0].names else "work_id"
@@ -328,6 +334,16 @@ class Command:
             (".bat", ".cmd")
         ):  # pragma: no cover: only Windows gets here
             raise InvalidTaskError(field, f"{shown(found)} would be run by a shell")
+
+    def _check_sizes(self, argv: Sequence[str], param: Mapping[str, JSON]) -> None:
+        excess = find_excess(argv, self._environment())
+        if excess is None:
+            return
+        places, reason = excess
+        names = sorted({name for place in places for name in self._arguments[place].names})
+        longest = max(names, key=lambda name: len(as_text(param[name])), default=None)
+        field = "work_id" if longest is None else f"param.{longest}"
+        raise InvalidTaskError(field, reason)
 
     def check_values(self, param: Mapping[str, JSON]) -> None:
         """Raise an `InvalidTaskError` unless the templates can be filled with that."""
@@ -358,7 +374,7 @@ class Command:
         """
         self.check_values(param)
         program = Program(
-            [each.fill(param) for each in self._arguments],
+            self._filled(param),
             self._environment(),
             self.cwd,
             None if self._input is None else self._input.fill(param),
