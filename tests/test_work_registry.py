@@ -486,7 +486,7 @@ def test_the_check_agrees_with_the_call(
     """
     works = WorkRegistry()
     if any(each.default is each.empty for each in positional_only(function).values()):
-        with pytest.raises(TypeError, match=r"positional-only parameters$"):
+        with pytest.raises(TypeError, match="cannot be called by keywords alone"):
             works.register(function)
         return
     works.register(function)
@@ -563,6 +563,21 @@ def test_the_check_of_what_is_no_plain_function(
     works = WorkRegistry()
     works.register("work", function)
     assert fits(works, "work", param) is fitting
+
+
+@pytest.mark.parametrize("process", [False, True])
+def test_what_takes_no_keywords_is_refused(process: bool) -> None:
+    """
+    What no `param` can be given to is refused in a thread as in a process, and told why.
+    """
+    works = WorkRegistry()
+    with pytest.raises(TypeError) as caught:
+        works.register("work", divmod, process=process)
+    assert str(caught.value) == (
+        "function: <built-in function divmod> cannot be called by keywords alone, as a work"
+        " is: it takes 'x', 'y' by position only. Write a function around it"
+    )
+    assert works.work_ids == frozenset()
 
 
 def test_a_partial_that_can_never_be_called_is_refused() -> None:

@@ -15,6 +15,7 @@ from ._conditions import Condition
 from ._errors import (
     ConditionExistsError,
     ConditionNotFoundError,
+    quoted,
     shown,
     wrong_names,
 )
@@ -87,7 +88,9 @@ class WorkRegistry(RegisteredWorks):
 
         Args:
           work_id: The name; the function's own by default.
-          function: What to call: async, or a plain function, which gets a thread.
+          function: What to call: async, or a plain function, which gets a thread. A few
+            that are written in C do not tell how they can be called, `time.sleep` before
+            Python 3.13: if that is not by keywords, their tasks fail.
           timeout: Seconds that one attempt may take; then it is cancelled, and the task
             fails. No limit by default.
           at_most_once: What becomes of a task whose run is lost, in a crash or at a
@@ -279,8 +282,13 @@ def _param_check(function: Callable[..., Any]) -> Callable[[Mapping[str, Any]], 
         if isinstance(function, functools.partial):
             raise TypeError(f"function: {error}") from None
         return lambda _: None  # a few functions written in C do not tell
-    if any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in parameters):
-        raise TypeError(f"function: {function!r} has positional-only parameters")
+    if unnamed := [
+        p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty
+    ]:
+        raise TypeError(
+            f"function: {shown(function)} cannot be called by keywords alone, as a work is:"
+            f" it takes {quoted(unnamed)} by position only. Write a function around it"
+        )
     by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     accepted = frozenset(p.name for p in by_name)
     required = frozenset(p.name for p in by_name if p.default is p.empty)
