@@ -274,6 +274,34 @@ def test_a_program_that_keeps_its_crash_ends(tmp_path: Path) -> None:
     assert not psutil.pid_exists(int(process))
 
 
+RESTORED = """
+import os, signal, sys
+# What a shell runs in the background ignores it.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+INTERRUPTED = """
+    if __name__ == "__main__":
+        try:
+            trio.run(main, sys.argv[1])
+        except* KeyboardInterrupt:
+            print("interrupted")
+"""
+
+
+def at_a_terminal(*arguments: Path) -> subprocess.Popen[str]:
+    """Start a program that a Ctrl-C interrupts, with all processes that it starts."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RESTORED, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def test_a_ctrl_c_at_a_terminal(tmp_path: Path) -> None:
     """
     Of a Ctrl-C that all processes get only the program itself tells, no process is left,
@@ -288,22 +316,10 @@ def test_a_ctrl_c_at_a_terminal(tmp_path: Path) -> None:
                 await trio.sleep_forever()
         finally:
             print((await repository.get("a")).state.value, flush=True)
-
-    if __name__ == "__main__":
-        try:
-            trio.run(main, sys.argv[1])
-        except* KeyboardInterrupt:
-            print("interrupted")
     """
     started = tmp_path / "started"
     os.mkfifo(started)
-    program = subprocess.Popen(
-        [sys.executable, "-c", RESTORED, write_script(tmp_path, rest), started],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    program = at_a_terminal(write_script(tmp_path, rest + INTERRUPTED), started)
     assert started.read_text() == "x"
     busy = psutil.Process(program.pid).children(recursive=True)
     assert len(busy) == 2  # and the one of multiprocessing's own
@@ -312,14 +328,6 @@ def test_a_ctrl_c_at_a_terminal(tmp_path: Path) -> None:
     assert stderr == ""
     assert stdout == "scheduled\ninterrupted\n"
     assert not psutil.wait_procs(busy, timeout=PATIENCE)[1]
-
-
-RESTORED = """
-import os, signal, sys
-# What a shell runs in the background ignores it.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
 
 
 def test_processes_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
@@ -415,22 +423,10 @@ def test_a_ctrl_c_at_a_terminal_with_a_pool_of_processes(tmp_path: Path) -> None
                 tasks = await repository.find(TaskQuery())
             print(*sorted({task.state.value for task in tasks}), flush=True)
             print([task.err for task in tasks if task.err is not None])
-
-    if __name__ == "__main__":
-        try:
-            trio.run(main, sys.argv[1])
-        except* KeyboardInterrupt:
-            print("interrupted")
     """
     began = tmp_path / "began"
     began.mkdir()
-    program = subprocess.Popen(
-        [sys.executable, "-c", RESTORED, write_script(tmp_path, rest), began],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    program = at_a_terminal(write_script(tmp_path, rest + INTERRUPTED), began)
     late = time.monotonic() + PATIENCE
     while len(list(began.iterdir())) < 2:  # so both processes are ready
         assert time.monotonic() < late
