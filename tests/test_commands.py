@@ -1596,6 +1596,63 @@ def test_all_faults_are_told_with_their_lines(tmp_path: Path) -> None:
         assert reason.startswith(begin)
 
 
+FAULTS_OF_VALUES = """\
+[commands.a]
+argv = ["", "{", "ls", "{}", 7]
+env = {A = 1, "B=" = "x", C = "x"}
+inherit = ["", "A=B", "PATH", 5]
+success = [0, 999, "SIGFOO"]
+discard_on = [3, 4]
+retry_on = [3]
+
+[commands.a.retry]
+max_attempts = 0
+jiter = 2
+wait = {first = "x", factor = 0.5, longest = "1h"}
+
+[commands.b]
+argv = ["ls"]
+retry = 0
+"""
+
+
+def test_all_faults_of_a_value_are_told(tmp_path: Path) -> None:
+    """
+    All that is wrong within a list or a table is told; and what does not go together, even
+    if something else is wrong.
+    """
+    with pytest.raises(InvalidCommandsError) as caught:
+        load(tmp_path, FAULTS_OF_VALUES)
+    codes = "must be exit codes from 0 to 255, or names of signals such as 'SIGTERM', not"
+    brace = (
+        "has a single { at position 0: a placeholder is a name in braces, {name}, and a"
+        " brace itself is written twice"
+    )
+    nameless = (
+        "has no name in the braces at position 0, and a placeholder is the name of a"
+        " parameter alone, as {name}; a brace itself is written twice"
+    )
+    variable = "has a name that cannot be that of a variable: it is empty, or has a '='"
+    assert [(line, reason.partition("': ")[2]) for line, reason in caught.value.errors] == [
+        (2, "argv[0]: must not be empty: it is the program"),
+        (2, f"argv[1]: {brace}"),
+        (2, f"argv[3]: {nameless}"),
+        (2, "argv[4]: must be a string, not a value of type int"),
+        (3, "env.A: must be a string, not a value of type int"),
+        (3, f"env: {variable}"),
+        (4, f"inherit: {variable}"),
+        (4, "inherit: must be a string, not a value of type int"),
+        (5, f"success: {codes} 999"),
+        (5, f"success: {codes} 'SIGFOO'"),
+        (7, "retry_on: has 3, which is in discard_on, too: choose one"),
+        (10, "retry.max_attempts: must be at least 1, not 0"),
+        (11, "retry.jiter: is not known: there are max_attempts, wait, jitter"),
+        (12, "retry.wait.first: must be seconds, or text like '1h30m', not 'x'"),
+        (12, "retry.wait.factor: must be a number from 1 on, not 0.5"),
+        (16, "retry: must be at least 1, not 0"),
+    ]
+
+
 SECRETS = f"""\
 [commands.a]
 argv = ["ls"]
