@@ -1011,6 +1011,40 @@ async def test_a_program_that_cannot_be_started_is_told(
     assert ended.err.startswith("PermissionError: [Errno 13] Permission denied: ")
 
 
+NOT_RUN = (
+    "FileNotFoundError: [Errno 2] it is there, but not what is to run it, as a script's"
+    " first line says: './script'"
+)
+NO_FIRST_LINE = (
+    "OSError: [Errno 8] Exec format error (a script begins with #! and what is to run it):"
+    " './script'"
+)
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("#!/no/such/shell\necho hello\n", NOT_RUN),
+        ("#!/bin/sh\r\necho hello\r\n", NOT_RUN),
+        ("echo hello\n", NO_FIRST_LINE),
+    ],
+    ids=["no such shell", "lines of Windows", "no first line"],
+)
+async def test_a_script_that_nothing_runs_is_told(
+    autojump_clock: MockClock, shop: Shop, script: str, told: str
+) -> None:
+    """
+    A script whose interpreter does not exist, or is not named, has failed, and the error
+    says that it is not the script which is missing.
+    """
+    path = shop.folder / "script"
+    path.write_text(script, newline="")
+    path.chmod(0o755)
+    ended = await run_one(shop.command("./script", cwd=shop.folder))
+    assert ended.err is not None
+    assert ended.err.partition("\n")[0] == told
+
+
 # -- how it is stopped ----------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -396,11 +397,22 @@ class Command:
         try:
             return await run_program(program)
         except OSError as error:
-            # Of these two, the system tells only by the name which one is not there.
-            if error.filename != self.cwd or self.cwd in {None, program.argv[0]}:
+            reason = self._reason(error, program)
+            if reason is None:
                 raise
-            reason = f"cwd: {error.strerror}"
             raise type(error)(error.errno, reason, error.filename) from None
+
+    def _reason(self, error: OSError, program: Program) -> str | None:
+        """Why it was not started, if the system does not tell by itself."""
+        name = program.argv[0]
+        # Of these two, it tells only by the name which one is not there.
+        if error.filename == self.cwd and self.cwd not in {None, name}:
+            return f"cwd: {error.strerror}"
+        if error.errno == errno.ENOENT and _found(name, program.env, self.cwd):
+            return "it is there, but not what is to run it, as a script's first line says"
+        if error.errno == errno.ENOEXEC:
+            return f"{error.strerror} (a script begins with #! and what is to run it)"
+        return None
 
     def _environment(self) -> dict[str, str]:
         inherited = (*_ALWAYS, *self.inherit)
