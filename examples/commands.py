@@ -18,6 +18,7 @@ from trio_gokugen import (
     CommandRegistry,
     InvalidFileError,
     Schedule,
+    SchedulesRefusedError,
     Task,
     load_commands,
     load_schedules,
@@ -44,7 +45,8 @@ async def stop_at(signals: AsyncIterable[int], scope: trio.CancelScope) -> None:
         scope.cancel()
 
 
-async def main(given: Path | None) -> None:
+async def main(given: Path | None) -> str | None:
+    """Run what is in the file. Gives all that is wrong in it, if anything is."""
     path = HERE / "commands.toml" if given is None else given
     commands = CommandRegistry()
     schedules: tuple[Schedule, ...] = ()
@@ -58,19 +60,25 @@ async def main(given: Path | None) -> None:
     except InvalidFileError as error:
         wrong.update(error.errors)
     if wrong:  # all that is, line by line
-        sys.exit("\n".join(f"{path}, line {line}: {why}" for line, why in sorted(wrong)))
+        return "\n".join(f"{path}, line {line}: {why}" for line, why in sorted(wrong))
+    refused: str | None = None
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_at, signals, nursery.cancel_scope)
-            await run(commands, schedules, for_ever=given is not None)
+            refused = await run(commands, schedules, for_ever=given is not None)
             nursery.cancel_scope.cancel()
+    return refused
 
 
 async def run(
     commands: CommandRegistry, schedules: Sequence[Schedule], *, for_ever: bool
-) -> None:
+) -> str | None:
     async with open_scheduler(commands) as scheduler:
-        for schedule in await scheduler.add_schedules(schedules):
+        try:
+            added = await scheduler.add_schedules(schedules)
+        except SchedulesRefusedError as error:
+            return str(error)  # a command is not in the file, say, or its program not here
+        for schedule in added:
             print(f"{schedule.id}: {schedule.trigger.explain()}")
         if for_ever:
             scheduler.add_on_task_done(tell)
@@ -78,10 +86,13 @@ async def run(
         for schedule in schedules:
             task = await scheduler.trigger_schedule(schedule.id)
             await tell(await scheduler.wait(task.id))
+    return None
 
 
 if __name__ == "__main__":
+    wrong: str | None = None
     try:
-        trio.run(main, Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+        wrong = trio.run(main, Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     except* KeyboardInterrupt:
         print("stopped")
+    sys.exit(wrong)

@@ -603,6 +603,10 @@ async def test_a_program_that_does_not_exist_is_refused(
         assert error.field == "work_id"
         assert error.reason.startswith("there is no program ")
         assert "PATH" not in error.reason
+    assert str(await refused(Command(["ls -l"]))) == (
+        "work_id: there is no program 'ls -l' on the command's PATH, or it may not be run;"
+        " arguments are items of their own"
+    )
     chosen = Command(["{program}"])
     for name in ("no-such-program", "", nowhere):
         assert (await refused(chosen, {"program": name})).field == "param"

@@ -336,6 +336,18 @@ def test_commands_runs_a_file_until_it_is_interrupted(tmp_path: Path) -> None:
     assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == [
         f"{path}, line {line}" for line in (3, 5, 6)
     ]
+    path.write_text(
+        "[schedules.s]\nwork_id = 'tick'\nevery = 1\n"
+        "[schedules.t]\nwork_id = 'tock'\nevery = 1\n"
+        "[commands.tock]\nargv = ['echo', '{what}']\n"
+    )
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "2 refused, none added:\n"
+        "  's': no work is registered as 'tick'\n"
+        "  't': param: lacks 'what'\n"
+    )
 
 
 def started_commands(path: Path) -> "subprocess.Popen[str]":

@@ -328,8 +328,10 @@ class Command:
         found = _found(program, self._environment(), self.cwd)
         if found is None:
             where = "" if _has_folder(program) else " on the command's PATH"
+            hint = "; arguments are items of their own" if " " in program else ""
             raise InvalidTaskError(
-                field, f"there is no program {shown(program)}{where}, or it may not be run"
+                field,
+                f"there is no program {shown(program)}{where}, or it may not be run{hint}",
             )
         if sys.platform == "win32" and found.lower().endswith(
             (".bat", ".cmd")
