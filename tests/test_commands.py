@@ -429,6 +429,29 @@ def test_no_secret_is_told(field: str, value: Any) -> None:
         assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+async def test_what_is_no_registry_is_told() -> None:
+    """
+    Who gives a file's name in place of its commands, or commands in place of a registry, is
+    told what to give, and no secret.
+    """
+    none: list[Any] = ["commands.toml", [{"env": {"TOKEN": SECRET}}]]
+    for wrong in none:
+        with pytest.raises(InvalidCommandError) as caught:
+            CommandRegistry(wrong)
+        assert str(caught.value) == (
+            "commands: must be commands by name, as load_commands gives them, not a value"
+            f" of type {type(wrong).__name__}"
+        )
+    commands: Any = {"c": {"env": {"TOKEN": SECRET}}}
+    with pytest.raises(TypeError) as refused:
+        async with open_scheduler(commands):
+            pass
+    assert str(refused.value) == (
+        "works: must be a registry of works, not a mapping: of commands, make a"
+        " CommandRegistry"
+    )
+
+
 def test_no_secret_is_told_of_what_is_no_command() -> None:
     """
     Nor is anything told of what is given in the place of a command.

@@ -41,7 +41,14 @@ class CommandRegistry(RegisteredWorks):
           InvalidCommandError, InvalidTaskError: as `register`.
         """
         super().__init__()
-        for work_id, command in (commands or {}).items():
+        commands = {} if commands is None else commands
+        if not isinstance(commands, Mapping):
+            raise InvalidCommandError(
+                "commands",
+                "must be commands by name, as load_commands gives them, not"
+                f" {a_value(commands)}",
+            )
+        for work_id, command in commands.items():
             self.register(work_id, command)
 
     def register(self, work_id: str, command: Command | Mapping[str, Any]) -> None:

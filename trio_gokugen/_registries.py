@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeGuard
 
 from ._errors import shown
@@ -18,5 +19,11 @@ def is_registry(value: object) -> TypeGuard[WorkRegistry]:
 
 def check_works(works: object) -> None:
     """Raise a `TypeError` unless it has what is asked of a registry."""
-    if not is_registry(works):
-        raise TypeError(f"works: must be a registry of works, not {shown(works)}")
+    if is_registry(works):
+        return
+    if isinstance(works, Mapping):  # whose text may have secrets
+        raise TypeError(
+            "works: must be a registry of works, not a mapping: of commands, make a"
+            " CommandRegistry"
+        )
+    raise TypeError(f"works: must be a registry of works, not {shown(works)}")
