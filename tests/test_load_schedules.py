@@ -294,6 +294,14 @@ every = 0
 anchor = 3
 priority = "high"
 tz = "UTC"
+
+[schedules.two.param]
+since = 2030-01-01
+good = 1
+until = [2030-01-31, nan]
+
+[schedules.two.meta]
+at = 09:00:00
 """
     found = [
         (line, message.removeprefix("schedule ").split(": ")[:2])
@@ -315,6 +323,9 @@ tz = "UTC"
         (12, ["'two'", "anchor"]),
         (13, ["'two'", "priority"]),
         (14, ["'two'", "tz"]),
+        (17, ["'two'", "param.since"]),
+        (19, ["'two'", "param.until[0]"]),
+        (22, ["'two'", "meta.at"]),
     ]
 
 

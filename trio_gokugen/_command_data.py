@@ -35,12 +35,11 @@ def command_from_data(
             errors += _faults_of_parts(key, value) or [(error.field, error.reason)]
     if "argv" not in data:
         errors.append(("argv", "is missing: it is the program, with its arguments"))
-    # What is good is tried together even if something else is wrong.
-    others: dict[str, Any] = {key: _ANY[key] for key in _ANY if key not in values}
-    if "success" not in data:
-        del others["success"]
+    # Whether it goes together is asked of what is good, even if something else is wrong, in
+    # whose place anything is. If nothing was said of success, its default counts.
+    others = {key: each for key, each in _ANY.items() if key == "argv" or key in data}
     try:
-        command = Command(**others, **values)
+        command = Command(**{**others, **values})
     except InvalidCommandError as error:
         return None, [*errors, (error.field, error.reason)]
     return (None if errors else command), errors

@@ -19,6 +19,8 @@ from ._triggers import trigger_from_data
 _LATE = tuple(field.name for field in attrs.fields(Late))
 _GOES_WITH = {"tz": "cron", "dst": "cron", "anchor": "every"}
 _TRIGGERS = "cron", "every", "trigger"
+_WRONG = InvalidTaskError, InvalidTriggerError
+_OBJECTS = "param", "meta"
 _ANY: dict[str, Any] = {
     "id": "any",
     "work_id": "any",
@@ -68,20 +70,18 @@ class _One:
     def _attempt(self, step: Callable[[], object]) -> None:
         try:
             step()
-        except (InvalidTaskError, InvalidTriggerError) as error:
+        except _WRONG as error:
             self._say(error.field, error.reason)
 
     def _tried(self, key: str, value: Any) -> dict[str, Any]:
         """A value that is of use by itself; or nothing."""
-        found: dict[str, Any] = {}
-
-        def read() -> None:
-            read = _READERS[key](key, value)
-            Schedule(**{**_ANY, key: read})
-            found[key] = read
-
-        self._attempt(read)
-        return found
+        try:
+            return {key: _read(key, value)}
+        except _WRONG as error:
+            faults = _faults_within(key, value) or [(error.field, error.reason)]
+            for field, reason in faults:
+                self._say(field, reason)
+            return {}
 
     def _make(self, values: dict[str, Any]) -> None:
         self.schedule = Schedule(**values)
@@ -153,6 +153,25 @@ def _with_zone(local: date) -> str:
 
 
 # -- the values of single keys --------------------------------------------------------
+
+
+def _read(key: str, value: Any) -> Any:
+    """The value that a schedule has, if it is of use by itself."""
+    read = _READERS[key](key, value)
+    Schedule(**{**_ANY, key: read})
+    return read
+
+
+def _faults_within(key: str, value: Any) -> list[tuple[str, str]]:
+    """What is wrong with the values of an object, which may have lines of their own."""
+    faults: list[tuple[str, str]] = []
+    if key in _OBJECTS and isinstance(value, dict):
+        for name, each in cast("dict[str, Any]", value).items():
+            try:
+                _read(key, {name: each})
+            except _WRONG as error:
+                faults.append((error.field, error.reason))
+    return faults
 
 
 def _as_it_is(_: str, value: Any) -> Any:
