@@ -32,8 +32,10 @@ from trio_gokugen.abc import (
     Dispatcher,
     DispatcherStatistics,
     Fetch,
+    FetchErrors,
     Free,
     HookAction,
+    PoolErrors,
     ResultChannel,
     Start,
     StopReason,
@@ -535,6 +537,96 @@ class OneFetch(InFront):
     def statistics(self) -> DispatcherStatistics:
         now = self.dispatcher.statistics()
         return attrs.evolve(now, max_workers=now.max_workers - 1)
+
+
+def test_what_is_left_of_the_errors_of_pools_is_of_their_kind() -> None:
+    """
+    A part of a `FetchErrors` is one, and a part of a `PoolErrors` has what lets the pools
+    go on, however deep, and however it was taken.
+    """
+
+    def go_on() -> None: ...
+
+    def go_on_inside() -> None: ...
+
+    fetches = FetchErrors("of fetches", [OSError("a"), KeyError("b")])
+    inner = PoolErrors("inside", [OSError("c"), KeyError("d")])
+    inner.go_on = go_on_inside
+    outer = PoolErrors("outside", [OSError("e"), KeyError("f"), inner, fetches])
+    outer.go_on = go_on
+    parts: list[Any] = [*outer.split(OSError), outer.subgroup(OSError)]
+    try:
+        try:
+            raise outer
+        except* OSError as handled:
+            parts.append(handled)
+    except PoolErrors as rest:
+        parts.append(rest)
+    assert len(parts) == 5
+    for part in parts:
+        assert type(part) is PoolErrors
+        assert (part.message, part.go_on) == ("outside", go_on)
+        error, inside, of_fetches = part.exceptions
+        assert not isinstance(error, ExceptionGroup)
+        assert type(inside) is PoolErrors
+        assert (inside.message, inside.go_on) == ("inside", go_on_inside)
+        assert type(of_fetches) is FetchErrors
+        assert of_fetches.message == "of fetches"
+
+
+class Forgiving(InFront):
+    """Asks nobody about a `KeyError`."""
+
+    async def dispatch(self, fetch: Fetch) -> None:
+        try:
+            await self.dispatcher.dispatch(fetch)
+        except PoolErrors as errors:
+            rest = errors.split(KeyError)[1]
+            if rest is None:
+                errors.go_on()  # as nobody is asked
+            else:
+                raise rest from None
+
+
+class Fails(WorkerPoolDispatcher):
+    """By these errors, also if it is cancelled meanwhile, as another has failed."""
+
+    def __init__(self, works: AnyRegistry, errors: list[Exception]) -> None:
+        super().__init__(works)
+        self.errors = errors
+
+    async def dispatch(self, fetch: Fetch) -> None:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        if self.errors:
+            raise self.errors.pop(0)
+        await super().dispatch(fetch)
+
+
+async def test_who_handles_some_errors_of_pools_leaves_the_others_as_they_were(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    If one in front handles the errors of some pools, the hooks are asked about the others
+    beside the dispatch; then all that have failed go on.
+    """
+    works, log = note_works(["bad", "missing", "good"])
+    missing = [KeyError("one"), KeyError("two")]
+    pools = {
+        "bad": Pool(Fails(works, [OSError("out of order")]), works=["bad"]),
+        "missing": Pool(Fails(works, [*missing]), works=["missing"]),
+    }
+    front = Forgiving(PoolsDispatcher(works, pools))
+    hooks, asked = answer(HookAction.RETRY, 5)
+    clock = TrioClock(NOON, 0.0)
+    async with open_scheduler(
+        works, dispatcher=front, hooks=hooks, clock=clock
+    ) as scheduler:
+        names = "bad", "missing", "good"
+        await scheduler.add_tasks([at(1, name, name) for name in names])
+        with trio.fail_after(60):
+            await scheduler.drain()
+    assert asked == [("out of order", 0.0)]
+    assert log == [("good", 1.0), ("bad", 5.05), ("missing", 5.05 + 0.1)]
 
 
 @pytest.mark.parametrize("kind", ["plain", "limited", "nested"])
