@@ -135,6 +135,21 @@ def test_what_would_leave_the_program_is_of_its_run_only(
     assert [type(each) for each in group.exceptions] == [ForeignError, ValueError]
 
 
+def test_what_is_an_exception_there_only_is_none_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    If a class is no `Exception` here, as in another version of its module, another comes
+    in the place of what was one there.
+    """
+    apart = taken_apart(OwnError("code"))
+    other = type("OwnError", (BaseException,), {"__module__": OwnError.__module__})
+    monkeypatch.setattr(process_works, "OwnError", other)
+    back = put_together(apart)
+    assert isinstance(back, ForeignError)
+    assert back.why == "it came out as something else"
+
+
 def test_a_group_that_nests_too_deep_comes_back_in_part() -> None:
     """
     Of groups in groups come back so many as there may be, and then the text of what is in.

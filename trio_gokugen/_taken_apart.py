@@ -204,7 +204,7 @@ def _together(
         except BaseException as broken:  # noqa: BLE001 (it is told in place of the error)
             why = f"it cannot be put together: {_short(broken)}"
         else:
-            if _is_of(error, kinds[0]):
+            if isinstance(error, Exception) and _is_of(error, kinds[0]):
                 return error
             why = "it came out as something else"
     return ForeignError(kinds, text, why)
