@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ from trio_gokugen.dask import (
     MOST_TRIES,
     DaskDispatcher,
     OneRun,
+    OwnClient,
     call_on_worker,
     open_dask_dispatcher,
     refuse,
@@ -978,6 +980,97 @@ async def test_a_block_that_is_left_before_the_scheduler_has_ended(
     assert len(noted(log)) == (how != "idle")
 
 
+class Persistent(PartialHooks):
+    """Has the dispatcher try again, at once, so many times."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.errors: list[str] = []
+        self.moments: list[float] = []
+
+    async def on_dispatch_error(self, error: Exception, action: HookAction) -> HookAction:
+        self.errors.append(str(error))
+        self.moments.append(trio.current_time())
+        return HookAction.RETRY if len(self.errors) < self.most else HookAction.RAISE
+
+
+@asynccontextmanager
+async def left_first(
+    target: Any, began: threading.Event, prepare: Callable[[Any], None]
+) -> AsyncGenerator[DaskDispatcher]:
+    """A dispatcher whose block has been left while it was about to be ready again."""
+    hooks = Persistent(1)
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(ExecutorLostError, match="the block of its Dask dispatcher"),
+        flatten_subgroups=True,
+    ):
+        async with trio.open_nursery() as nursery:
+            async with open_dask_dispatcher(target, WORKS) as dispatcher:
+                works = executor_works.works
+                scheduler = Scheduler(works, HeapRepository(), dispatcher, hooks=hooks)
+                await nursery.start(scheduler.run)
+                prepare(inside(dispatcher))
+                await scheduler.add_task("nothing", after=0)
+                await until(began.is_set)
+            yield inside(dispatcher)
+
+
+async def test_a_block_that_is_left_while_it_connects_anew_leaves_no_client(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If the dispatcher's block ends while another client is being made, that one is closed.
+    """
+    began, go_on = threading.Event(), threading.Event()
+    real = OwnClient.start
+    made: list[Any] = []
+
+    def start(self: Any, **options: Any) -> None:
+        made.append(self)
+        if len(made) == 2:
+            began.set()
+            assert go_on.wait(PATIENCE)
+        real(self, **options)
+
+    def lose(dispatcher: DaskDispatcher) -> None:
+        dispatcher.client.loop.add_callback(dispatcher.client._close)
+        wait_until(lambda: dispatcher.client.status == "closed")
+
+    monkeypatch.setattr(OwnClient, "start", start)
+    async with left_first(cluster.scheduler_address, began, lose):
+        go_on.set()
+    assert [client.status for client in made] == ["closed", "closed"]
+
+
+async def test_a_block_that_is_left_while_the_cluster_is_told_of_it_hears_nothing(
+    cluster: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If the dispatcher's block ends while Dask's scheduler is about to take the plugin, a
+    client of the caller's hears nothing for it after that, and does not keep it.
+    """
+    began, go_on = threading.Event(), threading.Event()
+    real = client.register_plugin
+
+    async def register(plugin: Any) -> None:
+        began.set()
+        while not go_on.is_set():  # noqa: ASYNC110 (it is set by another thread)
+            await asyncio.sleep(0.005)
+        await real(plugin)
+
+    def doubt(dispatcher: DaskDispatcher) -> None:
+        monkeypatch.setattr(client, "register_plugin", register)
+        dispatcher._guarded = "another", None
+
+    async with left_first(client, began, doubt) as dispatcher:
+        topic, kept = dispatcher._topic, weakref.ref(dispatcher)
+        del dispatcher
+        go_on.set()
+    gc.collect()
+    assert kept() is None
+    await until(lambda: not subscribers(cluster, topic))
+
+
 async def test_a_client_that_stumbles_as_it_connects_anew_is_replaced(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1057,6 +1150,49 @@ async def test_what_still_runs_is_not_run_beside_itself(
             assert "its outcome could not be fetched, OSError: broken" in (ended.err or "")
     assert len(noted(log)) == 1
     await until(lambda: not any(client.run(called_there).values()))
+
+
+async def test_what_was_let_go_of_before_it_is_stopped_is_stopped(
+    autojump_clock: trio.testing.MockClock,
+    cluster: Any,
+    client: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    Runs whose outcomes can no longer be fetched are let go of, by which the cluster forgets
+    them. If it does so before it is told to stop them, they are stopped all the same: what
+    runs is cancelled, and what waits, on a worker or for one, never begins.
+    """
+    log = tmp_path / "log"
+    real = client.run_on_scheduler
+    forgotten: list[bool] = []
+
+    class Broken(distributed.as_completed):
+        async def __anext__(self) -> Any:
+            while len(noted(log)) < 2:  # noqa: ASYNC110 (processes write it)
+                await asyncio.sleep(0.005)
+            raise OSError("broken")
+
+    async def tell_late(*args: Any) -> Any:
+        while not forgotten and cluster.scheduler.tasks:  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.005)
+        forgotten.append(True)
+        return await real(*args)
+
+    monkeypatch.setattr(distributed, "as_completed", Broken)
+    monkeypatch.setattr(client, "run_on_scheduler", tell_late)
+    tasks = [
+        TaskParam(work_id="never_end", param={"began": str(log)}, scheduled_at=NOON)
+        for _ in range(20)
+    ]
+    async with opened(client) as scheduler:
+        for task in await scheduler.add_tasks(tasks):
+            ended = await scheduler.wait(task.id)
+            assert "its outcome could not be fetched, OSError: broken" in (ended.err or "")
+        assert forgotten
+        await until(lambda: not any(client.run(called_there).values()))
+    assert len(noted(log)) == 2
 
 
 async def test_a_cluster_that_does_not_hear_who_is_to_be_stopped(
@@ -1143,6 +1279,125 @@ async def test_a_client_that_is_closed_while_it_is_looked_at(
         with pytest.raises(ExecutorLostError, match="cannot connect anew"):
             async with open_dask_dispatcher(client, WORKS):
                 pass
+
+
+class Closing:
+    """A cluster object that is closed later."""
+
+    status = Status.running
+
+    def __init__(self, cluster: Any) -> None:
+        self.scheduler_address = cluster.scheduler_address
+
+
+async def lose_for_good(
+    how: str, cluster: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> list[float]:
+    """When the hooks were told, one time after the other, that a cluster is lost."""
+    closing = Closing(cluster)
+    targets = {"closed client": client, "closed cluster": closing}
+    hooks = Persistent(5)
+    messages = {
+        "closed client": "the Dask client that it was given is closed",
+        "closed cluster": "the Dask cluster cannot be reached: Trying to connect to an",
+        "lost at once": "the Dask cluster was reached, and lost again",
+    }
+
+    def start_and_be_lost(self: Any, **options: Any) -> None:
+        start(self, **options)
+        lose(self)
+
+    def lose(client: Any) -> None:
+        client.loop.add_callback(client._close)
+        wait_until(lambda: client.status == "closed")
+
+    start = OwnClient.start
+    with pytest.RaisesGroup(ExecutorLostError, flatten_subgroups=True):
+        target = targets.get(how, cluster.scheduler_address)
+        async with opened(target, hooks=hooks) as scheduler:
+            if how == "lost at once":
+                monkeypatch.setattr(OwnClient, "start", start_and_be_lost)
+            closing.status = Status.closed
+            dispatcher: Any = scheduler._dispatcher
+            with autojump_held():
+                await trio.to_thread.run_sync(lose, dispatcher.client)
+            await scheduler.add_task("nothing", after=0)
+            await trio.sleep_forever()
+    assert all(messages[how] in each for each in hooks.errors)
+    return [moment - hooks.moments[0] for moment in hooks.moments]
+
+
+LOST = ["closed client", "closed cluster", "lost at once"]
+
+
+@pytest.mark.parametrize("how", LOST)
+async def test_what_fails_at_once_is_not_tried_again_at_once(
+    autojump_clock: trio.testing.MockClock,
+    cluster: Any,
+    client: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """
+    A hook that always answers `RETRY`, and does not wait, is told of a cluster that is lost
+    for good four times a second.
+    """
+    moments = await lose_for_good(how, cluster, client, monkeypatch)
+    assert moments == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("how", LOST)
+async def test_what_fails_at_once_is_not_tried_again_at_once_in_real_time(
+    cluster: Any, client: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """
+    So it is by a real clock.
+    """
+    monkeypatch.setattr("trio_gokugen.dask.FIRST_PAUSE", 0.05)
+    moments = await lose_for_good(how, cluster, client, monkeypatch)
+    assert len(moments) == 5
+    assert all(two - one >= 0.05 for one, two in pairwise(moments))
+
+
+async def fail_to_tell(client: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a scheduler of Dask's was told, which never takes it, in real time."""
+    tries: list[float] = []
+
+    async def fail(plugin: object) -> None:
+        tries.append(time.monotonic())
+        raise OSError("broken")
+
+    monkeypatch.setattr(client, "register_plugin", fail)
+    monkeypatch.setattr("trio_gokugen.dask.FIRST_PAUSE", 0.01)
+    with pytest.raises(ExecutorLostError, match="OSError: broken"):
+        async with open_dask_dispatcher(client, WORKS):
+            pass
+    assert len(tries) == MOST_TRIES
+    return tries
+
+
+async def test_there_is_a_pause_before_the_scheduler_of_dasks_is_told_again(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If the connection has broken as the cluster is told of runs, and the client has yet to
+    notice, it is given time for that.
+    """
+    tries = await fail_to_tell(client, monkeypatch)
+    assert all(two - one >= 0.01 for one, two in pairwise(tries))
+
+
+async def test_such_a_pause_takes_no_virtual_time(
+    autojump_clock: trio.testing.MockClock, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    It is one in real time under a mock clock, too, which stands still meanwhile.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep, 0.001)
+        tries = await fail_to_tell(client, monkeypatch)
+        assert trio.current_time() == 0.0
+    assert all(two - one >= 0.01 for one, two in pairwise(tries))
 
 
 async def test_a_client_that_is_closed_while_nothing_runs(
@@ -1373,6 +1628,12 @@ class Closed:
             TypeError,
             "address_or_client: must be an address, a cluster or a client",
             id="none",
+        ),
+        pytest.param(
+            lambda: open_dask_dispatcher(8786, WORKS),
+            TypeError,
+            "address_or_client: Scheduler address must be a string or a Cluster instance",
+            id="number",
         ),
         pytest.param(
             lambda: open_dask_dispatcher(Closed(), WORKS),

@@ -216,6 +216,9 @@ class DaskDispatcher(InFlightDispatcher):
         self._jobs: set[asyncio.Task[None]] = set()
         """On the client's loop."""
 
+        self._has_failed = False
+        """Whether the cluster was not to be reached when it was wanted last."""
+
         self._closed = False
         self._end: asyncio.Future[None]
 
@@ -226,13 +229,28 @@ class DaskDispatcher(InFlightDispatcher):
 
     async def _ready(self) -> None:
         """Wait until the cluster is there, if it is not, for as long as the client does."""
-        tries = 0
+        if self._has_failed:
+            # It may fail at once each time, and a hook have it tried again each time.
+            await trio.sleep(FIRST_PAUSE)
+            self._has_failed = False
+        try:
+            await self._reach()
+        except ExecutorLostError:
+            self._has_failed = True
+            raise
+
+    async def _reach(self) -> None:
+        tries, is_new = 0, False
         while self._guarded is None:
             if self._closed:
                 await trio.lowlevel.checkpoint()
                 raise ExecutorLostError("the block of its Dask dispatcher has ended")
             if _is_lost(self.client):
+                if is_new:
+                    raise ExecutorLostError("the Dask cluster was reached, and lost again")
                 await self._connect_anew()
+                is_new = True
+                continue  # the block may have been left meanwhile
             try:
                 await self._on_loop(partial(self._guard, FIRST_PAUSE if tries else 0.0))
             except Exception as error:
@@ -254,7 +272,12 @@ class DaskDispatcher(InFlightDispatcher):
             )
         with autojump_held():
             await trio.to_thread.run_sync(self.client.end)
-        self.client = await connected(self._reopen)
+        client = await connected(self._reopen)
+        if not self._closed:
+            self.client = client
+            return
+        with trio.CancelScope(shield=True), autojump_held():
+            await trio.to_thread.run_sync(client.end)  # as nobody else will
 
     async def _on_loop(self, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Await a coroutine function of asyncio's on the client's loop."""
@@ -334,6 +357,8 @@ class DaskDispatcher(InFlightDispatcher):
             return
         guarded = client.scheduler_info()["id"], client.scheduler_comm
         await client.register_plugin(OneRun())
+        if self._closed:
+            return  # the client is not to hear of it any more
         client.subscribe_topic(self._topic, self._hear)
         self._guarded = guarded
 
@@ -588,8 +613,8 @@ async def open_dask_dispatcher(
         ):
             ...
 
-    Entering connects, and leaving ends the connection, unless it was given a client. Close
-    that only after the block.
+    Entering connects, which is not cut short if it is cancelled, and leaving ends the
+    connection, unless it was given a client. Close that only after the block.
 
     Args:
       address_or_client: The address of the cluster's scheduler, or something of Dask's that
@@ -624,6 +649,8 @@ async def open_dask_dispatcher(
             client = await connected(reopen)
         except ValueError as error:
             raise ValueError(f"address_or_client: {error}") from error
+        except TypeError as error:
+            raise TypeError(f"address_or_client: {error}") from error
     dispatcher = DaskDispatcher(works, client, max_in_flight, reopen)
     try:
         await dispatcher.wait_ready()
