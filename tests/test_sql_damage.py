@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -27,6 +28,7 @@ from trio_gokugen import (
     current_task,
     open_scheduler,
 )
+from trio_gokugen.abc import KeyRoom, TaskFilter
 from trio_gokugen.sql import open_sql_repository
 
 pytestmark = pytest.mark.tables
@@ -258,6 +260,58 @@ async def test_limits_by_what_is_not_text(
             connection.execute(values.encode())
     ran = await ran_within_limits(database_url)
     assert ran == [("first", 0.0), ("bad", 10.0), ("last", 20.0)]
+
+
+NO_TEXT = [
+    r'{"b":["\\\u0000"]}',
+    r'{"\uD800":1}',
+    r'{"b":"\udfff\udbff"}',
+    r'{"b":"\\ud83d\ude00"}',
+]
+"""JSON with an escape that stands for no text."""
+
+
+@pytest.mark.parametrize("column", ["param", "meta"])
+@pytest.mark.parametrize("value", NO_TEXT)
+async def test_json_that_the_database_does_not_look_into(
+    database_url: str, column: str, value: str
+) -> None:
+    """
+    Of what PostgreSQL keeps, but refuses to look into, nothing else is disturbed: neither
+    limits by value nor a search.
+    """
+    one: dict[str, Any] = {"a": 1}
+    text_too: dict[str, Any] = {"a": 2, "b": "\\u0000 \\ud800 😀"}
+    async with open_sql_repository(database_url, synchronous="off") as repository:
+        await repository.add(
+            [stored("first", param=one, meta=one), stored("bad"), stored("last")]
+        )
+        await repository.add([stored("text", param=text_too, meta=text_too)])
+        change(database_url, column, value)
+        limits = KeyLimit(1, param="a"), KeyLimit(1, meta="a")
+        only = TaskFilter(rooms=tuple(KeyRoom(each) for each in limits))
+        only.take(stored("running", param=one, meta=one))
+        next_ = await repository.get_next(only)
+        assert next_ is not None
+        assert next_.id == "bad"
+        claimed = await repository.claim(5, NOON, only)
+        assert [task.id for task in claimed.tasks] == ["bad", "last", "text"]
+        found = await repository.find(TaskQuery(meta=one))
+        assert [task.id for task in found] == ["first"]
+        found = await repository.find(TaskQuery(meta=text_too))
+        assert [task.id for task in found] == ["text"]
+
+
+def change(url: str, column: str, value: str) -> None:
+    """Write a value of the bad task as nobody does."""
+    changed = DAMAGE.format(column, f"'{value}'")
+    if url.startswith("sqlite"):
+        file = make_url(url).database or ""
+        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+            connection.execute(changed)
+    else:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(changed.encode())
 
 
 async def check_that_others_run_within_limits(url: str) -> None:
