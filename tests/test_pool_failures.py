@@ -20,6 +20,7 @@ from trio_gokugen import (
     PoolsDispatcher,
     Rate,
     Scheduler,
+    SchedulerAlreadyRunningError,
     Task,
     TrioClock,
     WorkerPoolDispatcher,
@@ -164,6 +165,28 @@ async def test_a_decision_to_raise_is_not_lost_beside_another(
     with pytest.RaisesGroup(pytest.RaisesExc(OSError, match=first), flatten_subgroups=True):
         await scheduler.run()
     assert first in asked
+
+
+def test_errors_that_come_in_no_group() -> None:
+    """
+    Where nurseries let out a single error as it is, a pool that fails goes on all the same.
+    """
+
+    async def main() -> None:
+        works, log = note_works(["bad"])
+        dispatcher = PoolsDispatcher(works, {"bad": Pool(Failing(works), works=["bad"])})
+        hooks, asked = answer(HookAction.RETRY)
+        async with open_scheduler(works, dispatcher=dispatcher, hooks=hooks) as scheduler:
+            task = await scheduler.add_task("bad", after=0)
+            with trio.move_on_after(5):
+                await scheduler.drain()
+            await scheduler.stop(0)
+        assert len(asked) == 5
+        assert log == [(task.id, 1.55)]
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    with pytest.warns(trio.TrioDeprecationWarning):
+        trio.run(main, clock=clock, strict_exception_groups=False)
 
 
 async def test_a_stop_does_not_wait_for_a_decision(
@@ -332,6 +355,44 @@ async def test_a_pool_that_is_added_and_cannot_start(
         [*[(f"{n}", float(n)) for n in range(9)], ("new", 4.65 + 0.2 + 1)],
         key=lambda each: each[1],
     )
+
+
+async def test_pools_in_a_pool_that_is_added_and_cannot_start(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Of pools in a pool those that have started stay so, and only the others are tried again,
+    until all have; from then on it is taken.
+    """
+    works, log = note_works(["first", "new", "last"])
+    inner = PoolsDispatcher(
+        works,
+        {
+            "first": Pool(1, works=["first"]),
+            "new": Pool(Unopened(works), works=["new"]),
+            "last": Pool(1, works=["last"]),
+        },
+    )
+    dispatcher = PoolsDispatcher(works)
+    hooks, asked = answer(HookAction.RETRY)
+    async with open_scheduler(works, dispatcher=dispatcher, hooks=hooks) as scheduler:
+        names = "first", "new", "last"
+        dispatcher.add("inner", Pool(inner, works=names))
+        for name in names:
+            await scheduler.add_task(name, after=0, id=name)
+        await trio.sleep(1.02)
+        with pytest.raises(SchedulerAlreadyRunningError):
+            await Scheduler(works, HeapRepository(), inner).run()
+        with trio.fail_after(100):
+            await scheduler.drain()
+        with pytest.raises(SchedulerAlreadyRunningError):
+            await Scheduler(works, HeapRepository(), inner).run()
+    assert asked == [("cannot connect", when) for when in (1.0, 2.05, 3.15)]
+    assert sorted(log) == [(name, 3.15 + 0.2 + 1) for name in sorted(names)]
+    async with open_scheduler(works, dispatcher=inner) as scheduler:
+        await scheduler.add_task("new", after=0, id="again")
+        await scheduler.drain()
+    assert log[-1] == ("again", 5.35)
 
 
 async def test_a_start_is_not_cancelled_by_others(

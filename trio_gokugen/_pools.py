@@ -245,6 +245,9 @@ class PoolsDispatcher:
         self._lanes: dict[str, _Lane] = {}
         self._dispatching: _Dispatching | None = None
         self._serving = False
+        self._failed_in: trio.Nursery | None = None
+        """Where it serves, but not all pools could be opened."""
+
         self._token: trio.lowlevel.TrioToken | None = None
         if not isinstance(default, int | Pool) or isinstance(default, bool):
             raise TypeError(f"default: must be a Pool or a number, not {shown(default)}")
@@ -378,9 +381,23 @@ class PoolsDispatcher:
     async def start(
         self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
     ) -> None:
-        """Open every pool."""
-        if self._serving:
+        """Open every pool. If one of them fails, call it again for those that are left."""
+        if not self._serving:
+            await self._begin(nursery, results, clock)
+        elif nursery is not self._failed_in:
             raise SchedulerAlreadyRunningError("dispatcher's scheduler")
+        self._failed_in = None
+        try:
+            for lane in [*self._lanes.values()]:
+                if not lane.started:
+                    await self._open(lane)
+        except Exception:
+            self._failed_in = nursery
+            raise
+
+    async def _begin(
+        self, nursery: trio.Nursery, results: ResultChannel, clock: Clock
+    ) -> None:
         self._nursery, self._results, self._clock = nursery, results, clock
         self._context = contextvars.copy_context()
         token = trio.lowlevel.current_trio_token()
@@ -393,8 +410,6 @@ class PoolsDispatcher:
                 lane.starts.clear()  # by a clock that is no more
         self._token = token
         await nursery.start(self._serve)
-        for lane in [*self._lanes.values()]:
-            await self._open(lane)
 
     async def _serve(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -452,7 +467,8 @@ class PoolsDispatcher:
             return
         failed: list[Callable[[], None]] = []
         try:
-            async with trio.open_nursery() as nursery:
+            # In groups, whatever `trio.run` was told.
+            async with trio.open_nursery(strict_exception_groups=True) as nursery:
                 dispatching = _Dispatching(fetch, nursery, self._context, failed)
                 self._dispatching = dispatching
                 for name in self._lanes:

@@ -635,7 +635,8 @@ class Dispatcher(Protocol):
         """Open for business. All it starts, it starts in the nursery.
 
         Cancelling the nursery cancels every running work, with a result for each. Once the
-        nursery has ended, the dispatcher may be started again.
+        nursery has ended, the dispatcher may be started again; and if it raises, in the
+        same one, where a pool that is added to others has it.
         """
         ...
 
