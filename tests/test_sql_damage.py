@@ -302,9 +302,31 @@ async def test_json_that_the_database_does_not_look_into(
         assert [task.id for task in found] == ["text"]
 
 
-def change(url: str, column: str, value: str) -> None:
-    """Write a value of the bad task as nobody does."""
-    changed = DAMAGE.format(column, f"'{value}'")
+@pytest.mark.parametrize("value", ["1e400", "-1e400"])
+async def test_limits_by_numbers_that_are_too_large(database_url: str, value: str) -> None:
+    """
+    A number that somebody else has written, and that is beyond all floats, counts as any
+    other.
+    """
+    async with open_sql_repository(database_url, synchronous="off") as repository:
+        await repository.add([stored("bad"), stored("last", param={"a": 1})])
+        change(database_url, "param", f'{{"a":{value}}}')
+        only = TaskFilter(rooms=(KeyRoom(KeyLimit(1, param="a")),))
+        [bad] = (await repository.claim(1, NOON, only)).tasks
+        assert bad.id == "bad"
+        only.take(bad)
+        await repository.add([stored("like it", priority=1)])
+        change(database_url, "param", f'{{"a":{value}}}', "like it")
+        next_ = await repository.get_next(only)
+        assert next_ is not None
+        assert next_.id == "last"
+        [last] = (await repository.claim(5, NOON, only)).tasks
+        assert last.id == "last"
+
+
+def change(url: str, column: str, value: str, task_id: str = "bad") -> None:
+    """Write a value as nobody does."""
+    changed = DAMAGE.format(column, f"'{value}'").replace("'bad'", f"'{task_id}'")
     if url.startswith("sqlite"):
         file = make_url(url).database or ""
         with closing(sqlite3.connect(file, isolation_level=None)) as connection:

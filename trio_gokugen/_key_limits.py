@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring_ascii
 from typing import Any, Self
@@ -54,7 +55,10 @@ class KeyLimit:
             return encode_basestring_ascii(value)
         if isinstance(value, bool):
             return "true" if value else "false"
-        return repr(value) if isinstance(value, int | float) else None
+        if isinstance(value, int):
+            return repr(value)
+        # An infinite one, which somebody else may have written, is no JSON by its repr.
+        return json.dumps(value) if isinstance(value, float) else None
 
 
 @attrs.define(eq=False)
