@@ -670,7 +670,7 @@ def test_a_name_is_that_of_one_pool(depth: int) -> None:
     outer = PoolsDispatcher(
         works, {"n": Pool(inner), "o": Pool(other), "mail": Pool(1, paused=True)}
     )
-    for name in "mail", "other":
+    for name in "mail", "other", "n", "o":
         with pytest.raises(PoolExistsError, match=f"there is a pool '{name}' already"):
             innermost.add(name, Pool(1))
     innermost.add("mine", Pool(1))
@@ -680,6 +680,10 @@ def test_a_name_is_that_of_one_pool(depth: int) -> None:
     with pytest.raises(PoolExistsError, match="there is a pool 'mail' already"):
         outer.add("p", Pool(refused))
     refused.add("mine", Pool(1))
+    for name, inside in ("p", "n"), ("p", "p"):
+        pool = Pool(PoolsDispatcher(works, {inside: Pool(1)}))
+        with pytest.raises(PoolExistsError, match=f"there is a pool '{inside}' already"):
+            outer.add(name, pool)
     assert outer.statistics().pools == {"mine", "mail", "other"}
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextvars
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import cast
@@ -370,11 +370,26 @@ class PoolsDispatcher:
         while outermost._around is not None:
             outermost = outermost._around
         # A name is that of one pool: in another, its tasks would get round a pause.
-        if both := sorted(_names(lane) & outermost.statistics().pools):
-            raise PoolExistsError(both[0])
+        taken = {*self._all_names(outermost._lanes.values())}  # noqa: SLF001
+        for each in self._all_names([lane]):
+            if each in taken:
+                raise PoolExistsError(each)
+            taken.add(each)
         if isinstance(workers, PoolsDispatcher):
             workers._around = self  # noqa: SLF001
         self._lanes[name] = lane
+
+    @staticmethod
+    def _all_names(lanes: Iterable[_Lane]) -> Iterator[str]:
+        """The names of pools and of those in them, however deep, but for the default."""
+        for lane in lanes:
+            if lane.works is not None:
+                yield lane.name
+            if isinstance(lane.dispatcher, PoolsDispatcher):
+                inside = lane.dispatcher._lanes.values()  # noqa: SLF001
+                yield from PoolsDispatcher._all_names(inside)
+            else:
+                yield from sorted(lane.dispatcher.statistics().pools)
 
     # -- what the scheduler calls -----------------------------------------------------
 
