@@ -708,7 +708,11 @@ class LoopHooks(Protocol):
         ...
 
     async def on_dispatch_error(self, error: Exception, action: HookAction) -> HookAction:
-        """Due tasks could not be claimed. None of them was started."""
+        """Due tasks could not be claimed, and none of them was started.
+
+        Or a dispatcher has failed: if it is that of one of several pools, this may be
+        called for others meanwhile.
+        """
         ...
 
     async def on_dispatch(self, task: Task) -> None:
