@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import pytest
@@ -158,12 +158,15 @@ async def test_a_full_pool_keeps_nobody_waiting(
     ]
 
 
+PoolTask: TypeAlias = tuple[str, int, int, int]
+"""Its work, when it is due, how many seconds it takes, and its priority."""
+
 tasks_of_pools = st.lists(
     st.tuples(
         st.sampled_from(["a", "b", "c", "x", "y"]),
-        st.integers(0, 20),  # due
-        st.integers(0, 8),  # seconds it takes
-        st.integers(0, 2),  # priority
+        st.integers(0, 20),
+        st.integers(0, 8),
+        st.integers(0, 2),
     ),
     max_size=40,
 )
@@ -172,49 +175,57 @@ some_rate = st.none() | st.builds(
 )
 
 
-@pytest.mark.uncovered
-@given(
-    tasks=tasks_of_pools,
-    sizes=st.lists(st.integers(1, 3), min_size=3, max_size=3),
-    rates=st.lists(some_rate, min_size=3, max_size=3),
-)
-def test_each_pool_is_as_if_it_were_alone(
-    tasks: list[tuple[str, int, int, int]], sizes: list[int], rates: list[Rate | None]
-) -> None:
-    """
-    Each task starts at the very moment at which a pool of workers that is alone starts it:
-    no pool idles while it has due tasks, and none takes another's.
-    """
-    belongs = {"a": 0, "b": 1, "c": 1, "x": 2, "y": 2}  # two of no pool in particular
+BELONGS = {"a": 0, "b": 1, "c": 1, "x": 2, "y": 2}
+"""To which of three pools works belong: two of them to none in particular."""
 
-    def run(mine: list[tuple[int, tuple[str, int, int, int]]], make: Any) -> dict[str, Any]:
-        works = WorkRegistry()
-        starts: dict[str, float] = {}
 
-        async def work(seconds: float) -> None:
-            starts[current_task().id] = trio.current_time()
-            await trio.sleep(seconds)
+def starts_in(
+    mine: Sequence[tuple[int, PoolTask]], make: Any, url: str | None = None
+) -> dict[str, float]:
+    """When each task starts, by its number; in a database, if there is one."""
+    works = WorkRegistry()
+    starts: dict[str, float] = {}
 
-        for name in belongs:
-            works.register(name, work)
+    async def work(seconds: float) -> None:
+        starts[current_task().id] = trio.current_time()
+        await trio.sleep(seconds)
 
-        async def main() -> None:
-            clock = TrioClock(NOON, 0.0)
-            async with open_scheduler(
-                works, dispatcher=make(works), clock=clock
-            ) as scheduler:
-                await scheduler.add_tasks(
-                    [
-                        at(due, str(n), name, param={"seconds": takes}, priority=priority)
-                        for n, (name, due, takes, priority) in mine
-                    ]
+    for name in BELONGS:
+        works.register(name, work)
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            repository: TaskRepository = HeapRepository()
+            if url is not None:
+                opened = open_sql_repository(url)
+                repository = await stack.enter_async_context(opened)
+            scheduler = await stack.enter_async_context(
+                open_scheduler(
+                    works,
+                    repository,
+                    dispatcher=make(works),
+                    clock=TrioClock(NOON, 0.0),
                 )
-                await scheduler.drain()
+            )
+            await scheduler.add_tasks(
+                [
+                    at(due, str(n), name, param={"seconds": takes}, priority=priority)
+                    for n, (name, due, takes, priority) in mine
+                ]
+            )
+            await scheduler.drain()
 
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-        return starts
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    return starts
 
-    together = run(
+
+def check_as_if_alone(
+    tasks: Sequence[PoolTask],
+    sizes: Sequence[int],
+    rates: Sequence[Rate | None],
+    url: str | None = None,
+) -> None:
+    together = starts_in(
         [*enumerate(tasks)],
         lambda works: PoolsDispatcher(
             works,
@@ -224,13 +235,44 @@ def test_each_pool_is_as_if_it_were_alone(
             },
             default=Pool(sizes[2], rate=rates[2]),
         ),
+        url,
     )
     alone: dict[str, float] = {}
     for index in range(3):
-        mine = [each for each in enumerate(tasks) if belongs[each[1][0]] == index]
+        mine = [each for each in enumerate(tasks) if BELONGS[each[1][0]] == index]
         pool = Pool(sizes[index], rate=rates[index])
-        alone |= run(mine, lambda works, pool=pool: PoolsDispatcher(works, default=pool))
+        alone |= starts_in(
+            mine, lambda works, pool=pool: PoolsDispatcher(works, default=pool)
+        )
     assert together == alone
+
+
+@pytest.mark.uncovered
+@given(
+    tasks=tasks_of_pools,
+    sizes=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    rates=st.lists(some_rate, min_size=3, max_size=3),
+)
+def test_each_pool_is_as_if_it_were_alone(
+    tasks: list[PoolTask], sizes: list[int], rates: list[Rate | None]
+) -> None:
+    """
+    Each task starts at the very moment at which a pool of workers that is alone starts it:
+    no pool idles while it has due tasks, and none takes another's.
+    """
+    check_as_if_alone(tasks, sizes, rates)
+
+
+@pytest.mark.parametrize("rates", [[None] * 3, [None, Rate(1, 2.5), Rate(2, 7)]])
+def test_each_pool_is_as_if_it_were_alone_in_a_database(
+    database_url: str, rates: list[Rate | None]
+) -> None:
+    """
+    The same with the tasks in a database: one pool is flooded, others have a few.
+    """
+    few = [(name, 3 * n, n % 4, n % 2) for n, name in enumerate("bxcyb")]
+    flood = [("a", n % 5, 1 + n % 3, n % 3) for n in range(25)]
+    check_as_if_alone([*flood, *few], [2, 1, 2], rates, database_url)
 
 
 @pytest.mark.uncovered
