@@ -1519,6 +1519,7 @@ check_program = false
 argv = ["rm", "-rf", "/tmp/cache"]
 retry = 3
 timeout = 60
+grace = "1m30s"
 
 [commands.poll]
 argv = ["poll"]
@@ -1562,7 +1563,12 @@ def test_all_that_a_table_may_say(tmp_path: Path) -> None:
             output_limit=100,
             check_program=False,
         ),
-        "clean up": Command(["rm", "-rf", "/tmp/cache"], retry=Retry(3), timeout=60),  # noqa: S108 (never run)
+        "clean up": Command(
+            ["rm", "-rf", "/tmp/cache"],  # noqa: S108 (never run)
+            retry=Retry(3),
+            timeout=60,
+            grace=90,
+        ),
         "poll": Command(["poll"], retry=Retry(2, wait=fixed(90))),
         "plain": Command(["true"]),
     }
