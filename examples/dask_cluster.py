@@ -12,6 +12,7 @@ import signal
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import dask.config
 import trio
 from distributed import LocalCluster
 
@@ -70,18 +71,22 @@ async def main(cluster: Any) -> None:
                 print(f"  attempt {failed.attempt}: {failed.err.partition(',')[0]}")
 
 
-def start_cluster(directory: str) -> Any:
+def start_cluster() -> Any:
     """Two workers with one thread each, which say nothing of their own."""
     return LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=2,
         threads_per_worker=1,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
-        local_directory=directory,
         silence_logs=logging.CRITICAL,
     )
 
 
 if __name__ == "__main__":
-    with TemporaryDirectory() as directory, start_cluster(directory) as cluster:
+    # Dask keeps files of its own there, for the scheduler and the workers.
+    with (
+        TemporaryDirectory() as directory,
+        dask.config.set(temporary_directory=directory),
+        start_cluster() as cluster,
+    ):
         trio.run(main, cluster)

@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,29 @@ def files() -> dict[str, str]:
     return found
 
 
+def use_for_temporary(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have temporary files be made in a directory, here and in what is started."""
+    monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+
+
+def adopted(directory: Path) -> set[int]:
+    """The processes that were started with this directory, whoever has adopted them."""
+    found: set[int] = set()
+    for each in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if each.environ().get("TMPDIR") == str(directory):
+                found.add(each.pid)
+    return found
+
+
 @contextmanager
 def nothing_left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Fail unless what there is after the block was there before it."""
-    directory.mkdir()
-    monkeypatch.setenv("TMPDIR", str(directory))
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    # It has a pipe of its own, which stays.
+    # It has a pipe of its own, and stays.
     resource_tracker.ensure_running()
+    directory.mkdir()
+    use_for_temporary(directory, monkeypatch)
     _others.clear()
     _others.update(children())
     before = children(), threads(), files()
@@ -74,4 +89,5 @@ def nothing_left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[
     after = children(), threads(), files()
     for now, then in zip(after, before, strict=True):
         assert now == then, f"{now} instead of {then}"
+    assert adopted(directory) == set()
     assert list(directory.iterdir()) == []

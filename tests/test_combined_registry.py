@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 import trio
+from leftovers import nothing_left
 from support import NOON, noon
 from trio.testing import MockClock
 
@@ -28,6 +31,13 @@ from trio_gokugen import (
 )
 from trio_gokugen.abc import Condition, Work
 from trio_gokugen.abc import WorkRegistry as AnyRegistry
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Nothing is left after any of these tests."""
+    with nothing_left(tmp_path / "temporary", monkeypatch):
+        yield
 
 
 async def yes(_: Schedule, __: Task | None) -> bool:

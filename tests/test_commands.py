@@ -29,6 +29,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leftovers import nothing_left
 from processes import IGNORE, WAIT, Shop, hear, result_of, run_one, stop_all
 from support import NOON, stored
 from trio.testing import MockClock
@@ -72,9 +73,9 @@ NAMES = "abcdefgh"
 
 
 @pytest.fixture(autouse=True)
-def shop(tmp_path: Path) -> Generator[Shop]:
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Shop]:
     shop = Shop(tmp_path)
-    with shop.leaving_nothing():
+    with nothing_left(tmp_path / "temporary", monkeypatch), shop.leaving_nothing():
         yield shop
 
 

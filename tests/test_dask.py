@@ -32,7 +32,7 @@ import trio
 import trio.testing
 from distributed.core import Status
 from distributed.utils import LoopRunner
-from leftovers import files
+from leftovers import files, use_for_temporary
 from support import NOON
 
 from trio_gokugen import (
@@ -82,24 +82,31 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any]:
     """Two workers for all tests, in the state in which a user finds them."""
     assert dask.config.get("distributed.scheduler.allowed-failures") == 3
     open_cluster: Any = distributed.LocalCluster
-    with open_cluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        local_directory=str(tmp_path_factory.mktemp("dask")),
-    ) as opened:
+    with (
+        dask.config.set(temporary_directory=str(tmp_path_factory.mktemp("dask"))),
+        open_cluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        ) as opened,
+    ):
         yield opened
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(cluster: Any) -> Generator[None]:
+def nothing_left(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Generator[None]:
     """
-    A test leaves no thread, no loop, no process and no socket behind, beside the
-    cluster's; and no task on it.
+    A test leaves no thread, no loop, no process, no socket and no temporary file behind,
+    beside the cluster's; and no task on it.
     """
     wait_until(lambda: is_whole(cluster), PATIENCE)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    use_for_temporary(temporary, monkeypatch)
 
     def left() -> dict[str, Any]:
         me = psutil.Process()
@@ -115,6 +122,7 @@ def nothing_left(cluster: Any) -> Generator[None]:
             "loops": sum("eventpoll" in name for name in files().values()),
             # Counted: whoever looks after a worker that was killed may be another one then.
             "sockets": sum(each.status == "LISTEN" for each in me.net_connections("tcp")),
+            "files": {each.name for each in temporary.iterdir()},
             "processes": sum("spawn_main" in line_of(each) for each in me.children()),
             "clients": {
                 name for name in cluster.scheduler.clients if name != "fire-and-forget"
@@ -482,7 +490,8 @@ class Processes:
         environment = {k: v for k, v in os.environ.items() if "COV" not in k}
         process = subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{module}", *arguments],
-            env=environment | {"PYTHONPATH": path},
+            # What is killed leaves its temporary files behind.
+            env=environment | {"PYTHONPATH": path, "TMPDIR": str(self.directory)},
             cwd=self.directory,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from leftovers import nothing_left
 from trio.testing import MockClock
 
 import trio_gokugen
@@ -35,6 +36,13 @@ EXAMPLES = ROOT / "examples"
 HOUR = 3600.0
 WAY_OUT = 1_000_000.0
 """Seconds of virtual time after which an answer that has not come never will."""
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Nothing is left after any of these tests."""
+    with nothing_left(tmp_path / "temporary", monkeypatch):
+        yield
 
 
 def run_script(name: str, *arguments: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import threading
+from collections.abc import Generator
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from concurrent.futures import ProcessPoolExecutor as Processes
 from pathlib import Path
@@ -15,6 +16,7 @@ import executor_works
 import pytest
 import trio
 import trio.testing
+from leftovers import nothing_left
 from support import NOON, PATIENCE, bounded
 
 from trio_gokugen import (
@@ -51,6 +53,13 @@ from trio_gokugen._taken_apart import put_together, taken_apart
 from trio_gokugen.abc import Work
 
 WORKS = "executor_works:works"
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Nothing is left after any of these tests."""
+    with nothing_left(tmp_path / "temporary", monkeypatch):
+        yield
 
 
 async def test_progress_that_is_told_after_the_end(

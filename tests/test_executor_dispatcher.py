@@ -17,10 +17,10 @@ from typing import Any
 import attrs
 import executor_works
 import outcome
-import psutil  # type: ignore[import-untyped]
 import pytest
 import trio
 import trio.testing
+from leftovers import nothing_left
 from support import NOON, PATIENCE, at, bounded, noon
 
 from trio_gokugen import (
@@ -75,26 +75,10 @@ WORKS = "executor_works:works"
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Generator[None]:
-    """
-    A test leaves no thread and no process behind, and no run that was to be stopped.
-    """
-
-    def threads() -> set[threading.Thread]:
-        # Trio keeps its own for a while, for the next call.
-        return {t for t in threading.enumerate() if not t.name.startswith("Trio thread")}
-
-    def children() -> set[psutil.Process]:
-        # The one that multiprocessing starts for all of them stays.
-        return {
-            child
-            for child in psutil.Process().children()
-            if "resource_tracker" not in " ".join(child.cmdline())
-        }
-
-    before = threads(), children()
-    yield
-    assert (threads(), children()) == before
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Nothing is left after any of these tests, and no run that was to be stopped."""
+    with nothing_left(tmp_path / "temporary", monkeypatch):
+        yield
     assert not calls._stopped
     assert not calls._under_way
 

@@ -26,6 +26,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import trio
 import trio.testing
+from leftovers import nothing_left
 from processes import Shop, gone, hear, result_of, run_one
 from support import NOON
 from trio.testing import MockClock
@@ -51,9 +52,9 @@ LONG = 60.0
 
 
 @pytest.fixture(autouse=True)
-def shop(tmp_path: Path) -> Generator[Shop]:
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Shop]:
     shop = Shop(tmp_path)
-    with shop.leaving_nothing():
+    with nothing_left(tmp_path / "temporary", monkeypatch), shop.leaving_nothing():
         yield shop
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 import trio
+from leftovers import nothing_left
 from processes import (
     IGNORE,
     WAIT,
@@ -42,9 +43,9 @@ from trio_gokugen import _session_watcher as session_watcher
 
 
 @pytest.fixture(autouse=True)
-def shop(tmp_path: Path) -> Generator[Shop]:
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Shop]:
     shop = Shop(tmp_path)
-    with shop.leaving_nothing():
+    with nothing_left(tmp_path / "temporary", monkeypatch), shop.leaving_nothing():
         yield shop
 
 
