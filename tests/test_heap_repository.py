@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -11,6 +16,7 @@ import trio
 from trio_gokugen import (
     HeapRepository,
     HeapStore,
+    KeyLimit,
     Task,
     TaskNotFoundError,
     TaskQuery,
@@ -21,9 +27,15 @@ from trio_gokugen._task import evolve
 from trio_gokugen.abc import (
     CancelTask,
     EndTask,
+    KeyRoom,
+    OfPools,
     RevertTask,
+    TaskFilter,
     UpdateTask,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 NOON = datetime(2030, 6, 1, 12, tzinfo=UTC)
 
@@ -85,6 +97,61 @@ async def test_works_are_merged() -> None:
     await store.add(tasks)
     assert await claimed_ids(store, 10) == [task.id for task in tasks[:10]]
     assert await claimed_ids(store) == [task.id for task in tasks[10:]]
+
+
+# -- what a look takes ------------------------------------------------------------------
+
+
+@contextmanager
+def instructions() -> Generator[Counter[str]]:
+    """Counts the instructions of Python's that the package takes in the block."""
+    counts: Counter[str] = Counter()
+
+    def trace(frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        if not frame.f_globals.get("__name__", "").startswith("trio_gokugen."):
+            return None
+        frame.f_trace_opcodes = True
+        counts[event] += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield counts
+    finally:
+        sys.settrace(before)
+
+
+async def taken_beside(backlog: int, only: TaskFilter, **fields: Any) -> list[int]:
+    """The instructions to look, and to claim, if so many others are due."""
+    store = HeapStore()
+    await store.add([new(f"other {n}", work_id="other", pool="q") for n in range(backlog)])
+    await store.add([new(f"slow {n}", work_id="slow") for n in range(backlog)])
+    await store.add([new("mine", **fields)])
+    with instructions() as looking:
+        first = await store.get_next(only)
+    with instructions() as claiming:
+        claimed = await store.claim(10, noon(0), only)
+    assert first is not None
+    assert [task.id for task in claimed.tasks] == ["mine"] == [first.id]
+    assert looking["opcode"]
+    return [looking["opcode"], claiming["opcode"]]
+
+
+@pytest.mark.uncovered  # both want to trace
+@pytest.mark.parametrize("pool", [None, "p"])
+async def test_a_backlog_of_others_takes_nothing(pool: str | None) -> None:
+    """
+    However many tasks of other works and pools are due, to look for those of one pool, and
+    to claim them, takes exactly as many steps as beside one.
+    """
+    names, works = frozenset({"p"}), frozenset({"work"})
+    for only in (
+        TaskFilter(pools=OfPools(names, works)),
+        TaskFilter(pools=OfPools(names, works), rooms=(KeyRoom(KeyLimit(1, meta="to")),)),
+    ):
+        few = await taken_beside(1, only, pool=pool)
+        assert await taken_beside(3_000, only, pool=pool) == few
 
 
 # -- memory ---------------------------------------------------------------------------
