@@ -28,11 +28,15 @@ from trio_gokugen import (
     HeapRepository,
     InvalidTaskError,
     NotDispatchedError,
+    Pool,
+    PoolsDispatcher,
     Scheduler,
     TaskState,
     TrioClock,
     WorkerPoolDispatcher,
+    WorkRegistry,
 )
+from trio_gokugen.abc import Dispatcher
 
 pytestmark = pytest.mark.uncovered
 
@@ -127,6 +131,7 @@ class Model:
 class Play:
     """The real thing, and the model beside it."""
 
+    make: Callable[[WorkRegistry], Dispatcher]
     bench: Bench = attrs.field(factory=Bench)
     repository: HeapRepository = attrs.field(factory=HeapRepository)
     model: Model = attrs.field(factory=Model)
@@ -137,7 +142,7 @@ class Play:
         self.scheduler = Scheduler(
             self.bench.works,
             self.repository,
-            WorkerPoolDispatcher(self.bench.works, WORKERS),
+            self.make(self.bench.works),
             clock=TrioClock(NOON, 0.0),
             grace=0,
         )
@@ -325,13 +330,28 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         self.script.append(step)
 
+    def dispatcher(self, works: WorkRegistry) -> Dispatcher:
+        return WorkerPoolDispatcher(works, WORKERS)
+
     def teardown(self) -> None:
         clock = trio.testing.MockClock(autojump_threshold=0)
-        trio.run(Play().play, self.script, clock=clock)
+        trio.run(Play(self.dispatcher).play, self.script, clock=clock)
+
+
+class PoolsMachine(SchedulerMachine):
+    """The same in a pool, beside one that has nothing to do."""
+
+    def dispatcher(self, works: WorkRegistry) -> Dispatcher:
+        return PoolsDispatcher(works, {"idle": Pool(1, works={"idle"})}, default=WORKERS)
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
     max_examples=150,
+    stateful_step_count=40,
+)
+TestPoolsMachine = PoolsMachine.TestCase
+TestPoolsMachine.settings = settings(
+    max_examples=100,
     stateful_step_count=40,
 )
