@@ -65,13 +65,17 @@ def use_for_temporary(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
 
 
-def adopted(directory: Path) -> set[int]:
+SOON = 10.0
+"""Real seconds, in which a process has noticed that its program has ended."""
+
+
+def adopted(directory: Path) -> list[psutil.Process]:
     """The processes that were started with this directory, whoever has adopted them."""
-    found: set[int] = set()
+    found: list[psutil.Process] = []
     for each in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if each.environ().get("TMPDIR") == str(directory):
-                found.add(each.pid)
+                found.append(each)
     return found
 
 
@@ -89,5 +93,6 @@ def nothing_left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[
     after = children(), threads(), files()
     for now, then in zip(after, before, strict=True):
         assert now == then, f"{now} instead of {then}"
-    assert adopted(directory) == set()
+    _, left = psutil.wait_procs(adopted(directory), timeout=SOON)
+    assert left == []
     assert list(directory.iterdir()) == []
