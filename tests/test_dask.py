@@ -289,23 +289,29 @@ async def test_a_run_whose_worker_is_lost_has_failed(
 ) -> None:
     """
     A worker that is killed in the middle of a run fails that attempt, which is not run
-    again on another; our own `Retry` has a second one.
+    again on another; our own `Retry` has a second one. The cluster knows each by the id of
+    the task and which attempt it is.
     """
     log, go = tmp_path / "log", tmp_path / "go"
+    keys: list[Any] = []
     async with opened(cluster) as scheduler:
         param = {"began": str(log), "until": str(go)}
         retry = Retry(2, wait=fixed(1), retry_on=WorkLostError)
         task = await scheduler.add_task("wait", param, after=0, retry=retry)
         await until(lambda: len(noted(log)) == 1)
+        keys += cluster.scheduler.tasks
         [(_, process)] = noted(log)
         os.kill(process, signal.SIGKILL)
         await until(lambda: len(noted(log)) == 2)
+        keys += cluster.scheduler.tasks
         assert (await scheduler.get(task.id)).retries == 1
         go.touch()
         ended = await scheduler.wait(task.id)
     assert (ended.state, ended.attempt) == (TaskState.DONE, 2)
     assert "WorkLostError: the run was lost: its worker" in ended.errors[0].err
-    assert [attempt for attempt, _ in noted(log)] == [f"{task.id}-1", f"{task.id}-2"]
+    attempts = [f"{task.id}-1", f"{task.id}-2"]
+    assert [attempt for attempt, _ in noted(log)] == attempts
+    assert [key[:2] for key in keys] == [("trio_gokugen", each) for each in attempts]
 
 
 async def test_a_work_that_kills_its_worker_is_run_once(
