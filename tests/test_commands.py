@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from hypothesis import given, settings
@@ -475,6 +476,29 @@ def test_a_code_means_one_thing() -> None:
     with pytest.raises(InvalidCommandError, match=r"^retry_on: has 'SIGABRT'"):
         Command(["ls"], discard_on=["SIGABRT"], retry_on=["SIGIOT"])
     assert Command(["ls"], success=["SIGIOT"]).success == ("SIGABRT",)
+
+
+def test_what_a_command_is_by_default() -> None:
+    """
+    What is not said of a command is as the documentation has it.
+    """
+    command = Command(["true"])
+    assert attrs.asdict(command, filter=lambda field, _: field.init) == {
+        "argv": ("true",),
+        "cwd": None,
+        "env": {},
+        "inherit": ("PATH",),
+        "stdin": None,
+        "timeout": None,
+        "grace": 10.0,
+        "success": (0,),
+        "discard_on": (),
+        "retry_on": None,
+        "retry": None,
+        "at_most_once": False,
+        "output_limit": 4096,
+        "check_program": True,
+    }
 
 
 def test_a_command_is_a_value() -> None:
