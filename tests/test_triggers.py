@@ -119,6 +119,20 @@ def test_an_interval_without_an_anchor_is_aligned() -> None:
     assert trigger.next_after(datetime.max.replace(tzinfo=UTC)) is None
 
 
+def test_an_interval_is_asked_in_any_zone() -> None:
+    """
+    What follows on a moment is the same in whatever zone that is told, in UTC; a moment
+    that tells none is refused.
+    """
+    trigger = Interval("7s")
+    later = trigger.next_after(NOON.astimezone(BERLIN))
+    assert later == trigger.next_after(NOON)
+    assert later is not None
+    assert later.tzinfo is UTC
+    with pytest.raises(InvalidTaskError, match=r"^moment: is a naive datetime"):
+        trigger.next_after(datetime(2030, 1, 1))
+
+
 # -- intervals of the calendar ------------------------------------------------------
 
 

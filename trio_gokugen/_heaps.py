@@ -53,13 +53,15 @@ class Heap:
     def push(self, entry: Entry) -> None:
         """Add an entry: to those of its value, if some of it were put aside."""
         self.living += 1
-        entries = self.entries
+        heapq.heappush(self.lane_of(entry[4]) if self.lanes else self.entries, entry)
+
+    def lane_of(self, task: Task) -> list[Entry]:
+        """The entries put aside by the task's value, or the others if there are none."""
         for limit, lanes in self.lanes.items():
-            value = limit.value_of(entry[4])
+            value = limit.value_of(task)
             if value is not None and value in lanes:
-                entries = lanes[value]
-                break
-        heapq.heappush(entries, entry)
+                return lanes[value]
+        return self.entries
 
     def of(self, lane: _Lane | None) -> list[Entry]:
         """The entries put aside by a value, or the others."""

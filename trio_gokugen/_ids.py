@@ -14,10 +14,13 @@ from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_HIGH_BITS = 12
-_LOW_BITS = 62
-_VERSION = 7
-_VARIANT = 0b10 << _LOW_BITS
+_VERSION = 7 << 12
+_VARIANT = 0b10 << 14
+_HIGH_BITS = 12 + 14
+"""Those beside the version and those beside the variant, which are seldom others."""
+
+_LOW_BITS = 48
+_TOO_MUCH = 1 << _LOW_BITS
 
 
 class IdMaker:
@@ -43,38 +46,37 @@ class IdMaker:
             # A fork must not go on with the same numbers as the process it came from.
             self._forks = IdMaker.forks
             self._random.seed(os.urandom(32))
-        if moment is self._moment:  # as for all that is made in one batch
-            self._count_up()
-        else:
+        if moment is not self._moment:  # as it is for all that is made in one batch
             self._moment = moment
             millisecond = max(0, (moment - _EPOCH) // _MILLISECOND)
             if millisecond > self._millisecond:
                 self._begin(millisecond)
-            else:
-                self._count_up()
-        d = "%016x" % (_VARIANT | self._low)
-        return f"{self._head}{d[:4]}-{d[4:]}"
+                return self._head + self._low.to_bytes(6, "big").hex()
+        self._low = low = self._low + 1 + self._random.getrandbits(32)
+        if low >= _TOO_MUCH:
+            self._carry()
+            low = self._low
+        return self._head + low.to_bytes(6, "big").hex()
 
-    def _count_up(self) -> None:
-        self._low += 1 + self._random.getrandbits(32)
-        if self._low >> _LOW_BITS:
-            self._low -= 1 << _LOW_BITS
-            self._high += 1
-            if self._high >> _HIGH_BITS:
-                self._begin(self._millisecond + 1)
-            else:
-                self._write_head()
+    def _carry(self) -> None:
+        self._low -= _TOO_MUCH
+        self._high += 1
+        if self._high >> _HIGH_BITS:
+            self._begin(self._millisecond + 1)
+        else:
+            self._write_head()
 
     def _begin(self, millisecond: int) -> None:
         self._millisecond = millisecond
         # The top bit stays free, so that counting up seldom overflows.
         counter = self._random.getrandbits(_HIGH_BITS + _LOW_BITS - 1)
-        self._high, self._low = divmod(counter, 1 << _LOW_BITS)
+        self._high, self._low = divmod(counter, _TOO_MUCH)
         self._write_head()
 
     def _write_head(self) -> None:
         d = f"{self._millisecond:012x}"
-        self._head = f"{d[:8]}-{d[8:]}-{_VERSION}{self._high:03x}-"
+        third, fourth = divmod(self._high, 1 << 14)
+        self._head = f"{d[:8]}-{d[8:]}-{_VERSION | third:x}-{_VARIANT | fourth:x}-"
 
 
 def _note_fork() -> None:

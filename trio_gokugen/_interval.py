@@ -97,12 +97,15 @@ class Interval(BaseTrigger):
         Raises:
           InvalidTaskError: the moment is not aware.
         """
-        moment = as_utc(moment, "moment")
-        if self.anchor is not None and moment < self.anchor:
-            return self.anchor
-        anchor = self.anchor or EPOCH
+        if type(moment) is not datetime or moment.tzinfo is not UTC:
+            moment = as_utc(moment, "moment")
+        anchor, every = self.anchor, self.every
+        if anchor is None:
+            anchor = EPOCH
+        elif moment < anchor:
+            return anchor
         try:
-            return anchor + ((moment - anchor) // self.every + 1) * self.every
+            return moment + (every - (moment - anchor) % every)
         except OverflowError:
             return None
 

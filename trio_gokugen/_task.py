@@ -199,6 +199,13 @@ def keep(instance: object, field: str, check: Callable[[Any, str], object]) -> N
         object.__setattr__(instance, field, kept)
 
 
+def setter_of_fields(kind: type) -> Callable[[Any, dict[str, Any]], None]:
+    """What gives a frozen instance, which is new, the dict of all its fields."""
+    # The descriptor itself, which `object.__setattr__` would look for each time.
+    setter: Callable[[Any, dict[str, Any]], None] = vars(kind)["__dict__"].__set__
+    return setter
+
+
 def check_deadline(scheduled_at: datetime, deadline: datetime | None) -> None:
     """Raise `InvalidTaskError` for a deadline that leaves no time to start in."""
     if deadline is not None and deadline <= scheduled_at:
@@ -548,6 +555,9 @@ _NESTED: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
+_set_fields = setter_of_fields(Task)
+
+
 def evolve(task: Task, changes: dict[str, Any]) -> Task:
     """The task with some fields changed, their values taken on trust.
 
@@ -555,14 +565,14 @@ def evolve(task: Task, changes: dict[str, Any]) -> Task:
     `attrs.evolve`, which checks everything anew.
     """
     new = object.__new__(Task)
-    object.__setattr__(new, "__dict__", task.__dict__ | changes)
+    _set_fields(new, task.__dict__ | changes)
     return new
 
 
 def made_of(fields: dict[str, Any]) -> Task:
     """The task with these fields, which are all that it has, taken on trust."""
     new = object.__new__(Task)
-    object.__setattr__(new, "__dict__", fields)
+    _set_fields(new, fields)
     return new
 
 
