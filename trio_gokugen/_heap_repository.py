@@ -24,6 +24,7 @@ import trio
 from . import _recurrence, _schedule_changes, _transitions
 from ._dump import read_file, write_file
 from ._errors import (
+    InvalidTriggerError,
     ScheduleExistsError,
     ScheduleNotFoundError,
     TaskExistsError,
@@ -35,7 +36,7 @@ from ._ids import IdMaker
 from ._query import TaskQuery, find_order
 from ._recurrence import Step
 from ._repository import BulkRepository, recover_runs
-from ._schedule import FoundSchedules, Schedule, ScheduleChanged
+from ._schedule import FoundSchedules, Schedule, ScheduleChanged, copied
 from ._task import Task, TaskState
 from ._timer import TimedRepository
 from .abc import (
@@ -101,6 +102,8 @@ class HeapStore(BulkRepository):
         """By key, the task that has it and has not ended."""
 
         self._schedules: dict[str, Schedule] = {}
+        """Nobody else has these: they may change in place, and who asks gets copies."""
+
         self._runs: dict[str, tuple[str, ...]] = {}
         """By schedule, the tasks of it that are dispatched."""
 
@@ -158,7 +161,7 @@ class HeapStore(BulkRepository):
     async def get_schedule(self, schedule_id: str) -> Schedule:
         await trio.lowlevel.checkpoint()
         try:
-            return self._schedules[schedule_id]
+            return copied(self._schedules[schedule_id])
         except KeyError:
             raise ScheduleNotFoundError(schedule_id) from None
 
@@ -167,7 +170,7 @@ class HeapStore(BulkRepository):
     ) -> FoundSchedules:
         await trio.lowlevel.checkpoint()
         ids = sorted(each for each in self._schedules if after is None or each > after)
-        return FoundSchedules(self._schedules[each] for each in ids[:limit])
+        return FoundSchedules(copied(self._schedules[each]) for each in ids[:limit])
 
     def snapshot(self) -> list[Task]:
         """All tasks in the order they were added."""
@@ -175,7 +178,7 @@ class HeapStore(BulkRepository):
 
     def schedules(self) -> list[Schedule]:
         """All schedules by id."""
-        return [self._schedules[each] for each in sorted(self._schedules)]
+        return [copied(self._schedules[each]) for each in sorted(self._schedules)]
 
     # -- changing ---------------------------------------------------------------------
 
@@ -385,7 +388,8 @@ class HeapStore(BulkRepository):
         run = None if schedule is None else self._run_of(schedule)
         step = _schedule_changes.change(schedule, head_task, change, self._make_id, run)
         if step is None:
-            return ScheduleChanged(schedule, changed=False)
+            there = None if schedule is None else copied(schedule)
+            return ScheduleChanged(there, changed=False)
         if step.task is not None and head is not None:
             self._move(head, step.task)
             self._heaps.bury(head)
@@ -395,7 +399,7 @@ class HeapStore(BulkRepository):
             del self._schedules[change.schedule_id]
         self._keep_step(step)
         return ScheduleChanged(
-            step.schedule,
+            None if step.schedule is None else copied(step.schedule),
             changed=True,
             task=step.task,
             made=step.successor,
@@ -431,9 +435,18 @@ class HeapStore(BulkRepository):
             self._replace(entry, task)
             self._note_run(task)
             return task
-        step = _recurrence.take(
-            schedule, task, at, self._make_id, at_most_once=at_most_once
-        )
+        try:
+            taken = _recurrence.take_simply(schedule, task, at, at_most_once=at_most_once)
+        except InvalidTriggerError as error:
+            step = _recurrence.failed(schedule, task, at, error)
+        else:
+            if taken is not None:
+                self._replace(entry, taken)
+                self._note_run(taken)
+                return taken
+            step = _recurrence.take(
+                schedule, task, at, self._make_id, at_most_once=at_most_once
+            )
         assert step.task is not None
         task = step.task
         self._move(entry, task)
@@ -470,7 +483,12 @@ class HeapStore(BulkRepository):
         """Have the schedule of a task follow what became of it, then."""
         self._note_run(task)
         schedule = self._schedules.get(task.schedule_id or "")
-        if schedule is not None:
+        if schedule is None:
+            return
+        successor = _recurrence.follow_simply(schedule, task, self._make_id)
+        if successor is not None:
+            self._put(successor, next(self._sequence), 0)
+        else:
             self._keep_step(_recurrence.follow(schedule, task, self._make_id, at))
 
     def _keep_step(self, step: Step | None) -> None:
@@ -483,18 +501,17 @@ class HeapStore(BulkRepository):
 
     def _note_run(self, task: Task) -> None:
         """Keep in mind which tasks of a schedule run."""
-        assert task.schedule_id is not None
-        runs = self._runs.get(task.schedule_id, ())
+        schedule_id, task_id = task.schedule_id, task.id
+        assert schedule_id is not None
+        # Most have one at most, and a tuple is made faster than a dict.
+        runs = self._runs.get(schedule_id)
         if task.state is _DISPATCHED:
-            self._runs[task.schedule_id] = (*runs, task.id)
-        elif task.id in runs:
-            # Most have one at most, and a tuple is made faster than a dict.
+            self._runs[schedule_id] = (*runs, task_id) if runs else (task_id,)
+        elif runs is not None and task_id in runs:
             if len(runs) == 1:
-                del self._runs[task.schedule_id]
+                del self._runs[schedule_id]
             else:
-                self._runs[task.schedule_id] = tuple(
-                    each for each in runs if each != task.id
-                )
+                self._runs[schedule_id] = tuple(each for each in runs if each != task_id)
 
     # -- entries ----------------------------------------------------------------------
 
@@ -508,7 +525,7 @@ class HeapStore(BulkRepository):
         """Hold a task, pending or not; its place among the oldest is `sequence`."""
         entry = (task.scheduled_at, -task.priority, sequence, version, task)
         self._entries[task.id] = entry
-        if task.state is TaskState.SCHEDULED:
+        if task.state is _SCHEDULED:
             self._heaps.put(entry)
 
     def _replace(self, entry: Entry, task: Task) -> None:

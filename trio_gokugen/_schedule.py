@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import attrs
@@ -14,7 +15,17 @@ from ._interval import Interval
 from ._json import JSON, count, int64, json_object, name, name_or_none, pool_or_none, truth
 from ._lengths import TICK, later, length
 from ._lengths import jitter as as_jitter
-from ._task import UNCHANGED, Maybe, Task, as_utc, as_utc_or_none, empty, keep
+from ._task import (
+    UNCHANGED,
+    Maybe,
+    Task,
+    as_utc,
+    as_utc_or_none,
+    empty,
+    evolve,
+    keep,
+    setter_of_fields,
+)
 from ._trigger import Trigger
 
 Catch: TypeAlias = Literal["latest", "earliest", "all", "none"]
@@ -28,6 +39,8 @@ ON_TIME = timedelta(seconds=1)
 """What starts so late is on time, if nothing late is to run."""
 
 _FRACTIONS = 2**64
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+_BLANK = Task(id="blank", work_id="blank", scheduled_at=_LONG_AGO, created_at=_LONG_AGO)
 
 
 def _window(value: float | timedelta | None) -> timedelta | None:
@@ -215,6 +228,36 @@ class Schedule:
         """Whether the next occurrence is made when the one before has ended."""
         return self.after == "end" or self.overlap in {"skip", "queue"}
 
+    @cached_property
+    def is_simple(self) -> bool:
+        """Whether an occurrence just runs when it is due, and the next waits for its end.
+
+        At its nominal time, however late, with no deadline and no condition.
+        """
+        # Nothing but its definition counts: so it is remembered by copies, too.
+        return (
+            self.after == "start"
+            and self.waits_for_end
+            and not self.jitter
+            and self.deadline_after is None
+            and self.late.tolerance is None
+            and self.when is None
+        )
+
+    @cached_property
+    def like(self) -> Task:
+        """What all its occurrences have in common, as a task."""
+        common = {
+            "schedule_id": self.id,
+            "work_id": self.work_id,
+            "param": self.param,
+            "meta": self.meta,
+            "priority": self.priority,
+        }
+        rare = {"when": self.when, "pool": self.pool}
+        common |= {field: value for field, value in rare.items() if value is not None}
+        return evolve(_BLANK, common)
+
     # -- its moments --------------------------------------------------------------------
 
     def following(self, moment: datetime) -> datetime | None:
@@ -225,18 +268,18 @@ class Schedule:
             except OverflowError:
                 return None
         if not self.jitter:
-            return self._next_after(moment)
+            return self.next_after(moment)
         asked: _Asked = self.__dict__.get("_asked", ())
         for asked_for, found in asked:
             if asked_for == moment:
                 return found
-        found = self._next_after(moment)
+        found = self.next_after(moment)
         # A trigger is a pure value, and with jitter each of its moments is asked for again
         # and again, as no occurrence may reach the next one.
         self.__dict__["_asked"] = (moment, found), *asked[:1]
         return found
 
-    def _next_after(self, moment: datetime) -> datetime | None:
+    def next_after(self, moment: datetime) -> datetime | None:
         """What the trigger, which may be somebody's own, answers: checked.
 
         Raises:
@@ -244,7 +287,8 @@ class Schedule:
         """
         try:
             found = self.trigger.next_after(moment)
-            found = None if found is None else as_utc(found, "moment")
+            if found is not None and not (type(found) is datetime and found.tzinfo is UTC):
+                found = as_utc(found, "moment")
         except Exception as error:
             what = f"next_after({moment.isoformat()}) has failed: {shown(error)}"
             raise InvalidTriggerError("trigger", what) from error
@@ -273,14 +317,22 @@ class FoundSchedules(list[Schedule]):
         """By id, what `get_schedule` would raise."""
 
 
+_set_fields = setter_of_fields(Schedule)
+
+
 def evolved(schedule: Schedule, changes: dict[str, Any]) -> Schedule:
     """The schedule with some fields changed, taken on trust; nothing of its definition.
 
     What is remembered of that beside the fields is copied, too.
     """
     new = object.__new__(Schedule)
-    object.__setattr__(new, "__dict__", schedule.__dict__ | changes)
+    _set_fields(new, schedule.__dict__ | changes)
     return new
+
+
+def copied(schedule: Schedule) -> Schedule:
+    """A schedule of its own that is the same."""
+    return evolved(schedule, {})
 
 
 DEFINITION = (
