@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, cast
 
 import attrs
@@ -310,6 +310,59 @@ async def test_a_pool_that_fails_together_with_the_store(
     assert len(errors) == 1
     assert len(asked) == 1
     assert sorted(log) == [("bad", 5.0), ("good", 5.0)]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+async def test_fetches_that_fail_together_are_of_the_store(
+    autojump_clock: trio.testing.MockClock, depth: int
+) -> None:
+    """
+    If the fetches of several pools fail together, however deep these are, that was the
+    store: all errors are told, and each pool fetches at once when it is asked to again.
+    """
+    errors: list[Exception] = []
+    fetched: list[TaskFilter] = []
+
+    async def fails(free: Free, start: Start, only: TaskFilter = ANY_TASK) -> int:
+        await trio.lowlevel.cancel_shielded_checkpoint()  # each of them, as it has begun
+        errors.append(OSError(f"out of order {len(errors)}"))
+        raise errors[-1]
+
+    async def fetches(free: Free, start: Start, only: TaskFilter = ANY_TASK) -> int:
+        fetched.append(only)
+        return await trio.sleep_forever()
+
+    works, _ = note_works(["a", "b"])
+    pools = {name: Pool(1, works=[name]) for name in ("a", "b")}
+    dispatcher = PoolsDispatcher(works, pools)
+    for _ in range(depth):
+        dispatcher = PoolsDispatcher(
+            works, {"aside": Pool(1, works=["aside"])}, default=Pool(dispatcher)
+        )
+    results, _ = trio.open_memory_channel[Any](0)
+    async with trio.open_nursery() as nursery:
+        await dispatcher.start(nursery, results, TrioClock(NOON, 0.0))
+        with pytest.raises(FetchErrors) as caught:
+            await dispatcher.dispatch(fails)
+        assert type(caught.value) is FetchErrors
+        told = [*leaves(caught.value)]
+        assert len(told) == 3 + depth
+        assert {*map(id, told)} == {*map(id, errors)}
+
+        nursery.start_soon(dispatcher.dispatch, fetches)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(fetched) == 3 + depth
+        assert trio.current_time() == 0
+        nursery.cancel_scope.cancel()
+
+
+def leaves(error: Exception) -> Iterator[Exception]:
+    """The errors in groups, however deep."""
+    if isinstance(error, ExceptionGroup):
+        for each in cast("ExceptionGroup[Exception]", error).exceptions:
+            yield from leaves(each)
+    else:
+        yield error
 
 
 class Unopened(WorkerPoolDispatcher):
