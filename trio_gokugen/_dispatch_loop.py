@@ -112,7 +112,7 @@ class DispatchLoop:
         self._look_at = -math.inf
         self._scope = trio.CancelScope()
         self._call = trio.CancelScope()
-        """Around the call of `dispatch`."""
+        """Around the calls of `dispatch`. Cancelled, it is for the present one only."""
 
         self._beside: dict[trio.CancelScope, None] = {}
         """Around what goes on beside it."""
@@ -150,8 +150,10 @@ class DispatchLoop:
 
     async def _dispatch(self) -> None:
         try:
+            # One for many calls: to open a scope costs as much as half a task.
             with trio.CancelScope() as self._call:
-                await self._dispatcher.dispatch(self._fetch)
+                while not self._call.cancel_called:
+                    await self._dispatcher.dispatch(self._fetch)
         except Exception as error:  # noqa: BLE001 (the hooks decide what it means)
             errors = _apart(error)
             for each in errors:

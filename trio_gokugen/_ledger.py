@@ -86,9 +86,8 @@ class Ledger:
         self.held_since = min(self.held_since, since)
         self._claimed_since = min(self._claimed_since, since)
         self.dispatched += len(tasks)
-        for task in tasks:
-            self.runs[task.id] = task
-            self.unreported.add(run_key(task))
+        self.runs.update((task.id, task) for task in tasks)
+        self.unreported.update(map(run_key, tasks))
 
     def reported(self, run: Task) -> None:
         """A result has come in."""
@@ -117,6 +116,8 @@ class Ledger:
         # Of a task that was taken back and claimed anew, or added anew under its id, a
         # later run may go on already.
         known = self.runs.get(run.id)
+        if known is run:
+            return True  # mostly, and every run is asked about
         return known is not None and run_key(known) == run_key(run)
 
     def _forget(self, run: Task) -> None:

@@ -461,9 +461,10 @@ class WorkerPoolDispatcher:
     def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
         worker.run = worker.exceeded = worker.until_timeout = None
         worker.started = True
+        key = run_key(run)
         # Not if a mock clock has shown the same moment when its id was used again.
-        if self._runs.get(run_key(run)) is worker:
-            del self._runs[run_key(run)]
+        if self._runs.get(key) is worker:
+            del self._runs[key]
         if worker.has_token:
             self._limiter.release_on_behalf_of(worker)
         self._results.send_nowait(TaskResult(run, result))
