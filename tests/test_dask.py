@@ -1167,6 +1167,18 @@ async def test_what_still_runs_is_not_run_beside_itself(
     await until(lambda: not any(client.run(called_there).values()))
 
 
+def broken_once_two_run(log: Path) -> type[Any]:
+    """What outcomes are fetched by, and raises once two works have noted their begin."""
+
+    class Broken(distributed.as_completed):
+        async def __anext__(self) -> Any:
+            while len(noted(log)) < 2:  # noqa: ASYNC110 (processes write it)
+                await asyncio.sleep(0.005)
+            raise OSError("broken")
+
+    return Broken
+
+
 async def test_what_was_let_go_of_before_it_is_stopped_is_stopped(
     autojump_clock: trio.testing.MockClock,
     cluster: Any,
@@ -1183,19 +1195,13 @@ async def test_what_was_let_go_of_before_it_is_stopped_is_stopped(
     real = client.run_on_scheduler
     forgotten: list[bool] = []
 
-    class Broken(distributed.as_completed):
-        async def __anext__(self) -> Any:
-            while len(noted(log)) < 2:  # noqa: ASYNC110 (processes write it)
-                await asyncio.sleep(0.005)
-            raise OSError("broken")
-
     async def tell_late(*args: Any) -> Any:
         while not forgotten and cluster.scheduler.tasks:  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0.005)
         forgotten.append(True)
         return await real(*args)
 
-    monkeypatch.setattr(distributed, "as_completed", Broken)
+    monkeypatch.setattr(distributed, "as_completed", broken_once_two_run(log))
     monkeypatch.setattr(client, "run_on_scheduler", tell_late)
     tasks = [
         TaskParam(work_id="never_end", param={"began": str(log)}, scheduled_at=NOON)
@@ -1222,16 +1228,10 @@ async def test_a_cluster_that_does_not_hear_who_is_to_be_stopped(
     """
     log, go = tmp_path / "log", tmp_path / "go"
 
-    class Broken(distributed.as_completed):
-        async def __anext__(self) -> Any:
-            while len(noted(log)) < 2:  # noqa: ASYNC110 (processes write it)
-                await asyncio.sleep(0.005)
-            raise OSError("broken")
-
     async def never_answer(*_: Any) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(distributed, "as_completed", Broken)
+    monkeypatch.setattr(distributed, "as_completed", broken_once_two_run(log))
     monkeypatch.setattr(client, "run_on_scheduler", never_answer)
     monkeypatch.setattr("trio_gokugen.dask.LONGEST_TELLING", 0.05)
     param = {"began": str(log), "until": str(go)}

@@ -251,13 +251,7 @@ async def test_limits_by_what_is_not_text(
     """
     await make(database_url)
     values = """UPDATE gokugen_task SET meta = '{"a":"\\ud800"}', param = '{"a":2}'"""
-    if database_url.startswith("sqlite"):
-        file = make_url(database_url).database or ""
-        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-            connection.execute(values)
-    else:
-        with psycopg.connect(database_url, autocommit=True) as connection:
-            connection.execute(values.encode())
+    say(database_url, values)
     ran = await ran_within_limits(database_url)
     assert ran == [("first", 0.0), ("bad", 10.0), ("last", 20.0)]
 
@@ -324,16 +318,21 @@ async def test_limits_by_numbers_that_are_too_large(database_url: str, value: st
         assert last.id == "last"
 
 
-def change(url: str, column: str, value: str, task_id: str = "bad") -> None:
-    """Write a value as nobody does."""
-    changed = DAMAGE.format(column, f"'{value}'").replace("'bad'", f"'{task_id}'")
+def say(url: str, statement: str) -> None:
+    """Say something to the database as nobody of ours does."""
     if url.startswith("sqlite"):
         file = make_url(url).database or ""
         with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-            connection.execute(changed)
+            connection.execute(statement)
     else:
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(changed.encode())
+            connection.execute(statement.encode())
+
+
+def change(url: str, column: str, value: str, task_id: str = "bad") -> None:
+    """Write a value as nobody does."""
+    changed = DAMAGE.format(column, f"'{value}'").replace("'bad'", f"'{task_id}'")
+    say(url, changed)
 
 
 async def check_that_others_run_within_limits(url: str) -> None:

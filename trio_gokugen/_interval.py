@@ -97,6 +97,7 @@ class Interval(BaseTrigger):
         Raises:
           InvalidTaskError: the moment is not aware.
         """
+        # As the scheduler's own moments are: no call then, each occurrence asks for one.
         if type(moment) is not datetime or moment.tzinfo is not UTC:
             moment = as_utc(moment, "moment")
         anchor, every = self.anchor, self.every

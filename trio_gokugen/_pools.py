@@ -370,7 +370,7 @@ class PoolsDispatcher:
         while outermost._around is not None:
             outermost = outermost._around
         # A name is that of one pool: in another, its tasks would get round a pause.
-        taken = {*self._all_names(outermost._lanes.values())}  # noqa: SLF001
+        taken = {*self._all_names(outermost._lanes.values())}  # noqa: SLF001 (of our class)
         for each in self._all_names([lane]):
             if each in taken:
                 raise PoolExistsError(each)
@@ -386,7 +386,7 @@ class PoolsDispatcher:
             if lane.works is not None:
                 yield lane.name
             if isinstance(lane.dispatcher, PoolsDispatcher):
-                inside = lane.dispatcher._lanes.values()  # noqa: SLF001
+                inside = lane.dispatcher._lanes.values()  # noqa: SLF001 (likewise)
                 yield from PoolsDispatcher._all_names(inside)
             else:
                 yield from sorted(lane.dispatcher.statistics().pools)
@@ -407,7 +407,7 @@ class PoolsDispatcher:
                 if not lane.started:
                     await self._open(lane)
         except Exception:
-            self._failed_in = nursery
+            self._failed_in = nursery  # whoever is told of it may call again
             raise
 
     async def _begin(
