@@ -161,6 +161,7 @@ def told_of(fault: Fault) -> set[int]:
         "PRAGMA read_uncommitted = 0",
         "LISTEN gokugen_task",
         "UNLISTEN gokugen_task",
+        "SELECT pg_advisory_unlock_all()",
     }
     return {0, 1} if fault.struck_at in nobodys else {1}
 

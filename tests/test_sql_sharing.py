@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import psycopg
 import pytest
 import trio
 from postgresql import Server
@@ -176,6 +177,33 @@ async def test_a_kill_frees_the_name(database_url: str) -> None:
             task = await scheduler.get("a")
             await scheduler.interrupt("a")
     assert (task.attempt, task.interruptions) == (2, 1)
+
+
+async def test_a_name_is_free_at_once(
+    postgresql_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A name is let go of before the connection is closed: some time after that a server
+    would do so by itself, and who takes the name meanwhile would find it taken.
+    """
+    held = (
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database"
+        " WHERE datname = current_database() AND locktype = 'advisory'"
+    )
+    found: list[object] = []
+    close = psycopg.Connection[Any].close
+
+    def watched(connection: psycopg.Connection[Any]) -> None:
+        if connection is not admin:
+            found.extend(admin.execute(held).fetchone() or ())
+        close(connection)
+
+    with postgresql_server.new_database() as url, psycopg.connect(url) as admin:
+        with monkeypatch.context() as patch:
+            async with open_sql_repository(url, name="me"):
+                assert admin.execute(held).fetchone() == (1,)
+                patch.setattr(psycopg.Connection, "close", watched)
+    assert set(found) == {0}
 
 
 @asynccontextmanager

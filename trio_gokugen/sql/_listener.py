@@ -78,8 +78,12 @@ class ListeningSession(HeldName):
             raise NameTakenError(self.name)
 
     def release(self) -> None:
-        """Close the connection, and with it let go of the name."""
+        """Let go of the name, and close the connection."""
         assert self._connection is not None
+        # By itself, the server would let go of it some time after the connection is closed:
+        # who takes it at once would find it taken.
+        with suppress(psycopg.Error):
+            self._connection.execute("SELECT pg_advisory_unlock_all()")
         self._connection.close()
 
     # -- in Trio ------------------------------------------------------------------------
