@@ -117,11 +117,11 @@ class HeapStore(BulkRepository):
 
     async def get_next(self, only: TaskFilter = ANY_TASK) -> Task | None:
         await trio.lowlevel.checkpoint()
-        heads = self._heaps.look(only, _SLICE)
+        first = self._heaps.look(only, _SLICE)
         while self._heaps.cut_short:
             await trio.lowlevel.checkpoint()
-            heads = self._heaps.look(only, _SLICE)
-        return heads[0][0][4] if heads else None
+            first = self._heaps.look(only, _SLICE)
+        return None if first is None else first[4]
 
     async def find(
         self, query: TaskQuery, limit: int | None = None, after: Task | None = None
@@ -281,41 +281,37 @@ class HeapStore(BulkRepository):
     def _claim(self, operation: ClaimTasks) -> Claimed:
         at, limit, once = operation.at, operation.limit, operation.only.at_most_once
         only = operation.only.counting()
+        rooms = only.rooms
         claimed = Claimed([], [])
         tasks, expired = claimed.tasks, claimed.expired
-        heaps, heads = self._heaps, self._heaps.look(only, _SLICE)
-        made = 0
-        while heads and len(tasks) < limit and len(expired) < _SLICE:
-            entry, heap, lane = heads[0]
-            if entry[0] > at or heaps.cut_short:
-                break  # or whoever looks next puts the rest aside, with pauses
-            if only.rooms and not only.accepts(entry[4]):
-                # What was taken since has filled it.
-                heaps.go_on(heads, only)
-                continue
-            heap.pop(lane)
+        if limit < 1:
+            return claimed
+        due = self._heaps.take(only, at, _SLICE)
+        for entry, heap in due:
             at_most_once = heap.work_id in once
             if entry[4].schedule_id is None:
                 task = _transitions.dispatched(entry[4], at, at_most_once=at_most_once)
                 self._replace(entry, task)
             else:
+                made = len(claimed.made)
                 task = self._take(entry, at, claimed, at_most_once=at_most_once)
+                if len(claimed.made) > made:
+                    next_ = claimed.made[-1]
+                    where = heap.pool, heap.work_id
+                    if heap.lanes or (next_.pool, next_.work_id) != where:
+                        # It may be in another heap, if a user has changed the one before;
+                        # or, with limits, among those of another value.
+                        self._heaps.look_again()
             if task.state is _DISPATCHED:
                 tasks.append(task)
-                if only.rooms:
+                if rooms:
                     only.take(task)
             elif task.state is not _SCHEDULED:
                 expired.append(task)
                 self._keep(task.id)
-            heaps.go_on(heads, only)
-            if len(claimed.made) > made:
-                made = len(claimed.made)
-                next_ = claimed.made[-1]
-                where = heap.pool, heap.work_id
-                if heap.lanes or (next_.pool, next_.work_id) != where:
-                    # It may be in another heap, if a user has changed the one before; or,
-                    # with limits, among those of another value.
-                    heads = heaps.heads(only)
+            if len(tasks) >= limit or len(expired) >= _SLICE:
+                break
+        due.close()
         return claimed
 
     def _end(self, operation: EndTask) -> Task:
@@ -504,14 +500,11 @@ class HeapStore(BulkRepository):
         schedule_id, task_id = task.schedule_id, task.id
         assert schedule_id is not None
         # Most have one at most, and a tuple is made faster than a dict.
-        runs = self._runs.get(schedule_id)
+        runs = self._runs.pop(schedule_id, ())
         if task.state is _DISPATCHED:
-            self._runs[schedule_id] = (*runs, task_id) if runs else (task_id,)
-        elif runs is not None and task_id in runs:
-            if len(runs) == 1:
-                del self._runs[schedule_id]
-            else:
-                self._runs[schedule_id] = tuple(each for each in runs if each != task_id)
+            self._runs[schedule_id] = (*runs, task_id)
+        elif runs and runs != (task_id,):
+            self._runs[schedule_id] = tuple(each for each in runs if each != task_id)
 
     # -- entries ----------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ deletion).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TypeAlias
 
@@ -63,14 +63,10 @@ class Heap:
                 return lanes[value]
         return self.entries
 
-    def of(self, lane: _Lane | None) -> list[Entry]:
-        """The entries put aside by a value, or the others."""
-        return self.entries if lane is None else self.lanes[lane[0]][lane[1]]
-
-    def pop(self, lane: _Lane | None) -> None:
-        """Take the first entry off, of those put aside by a value, or of the others."""
-        self.living -= 1
-        heapq.heappop(self.of(lane))
+    def of(self, lane: _Lane) -> list[Entry]:
+        """The entries put aside by a value."""
+        limit, value = lane
+        return self.lanes[limit][value]
 
     def put_aside(self, lane: _Lane, entry: Entry) -> None:
         """Add an entry to those of its value."""
@@ -134,6 +130,9 @@ class Heaps:
         self.cut_short = False
         """Whether there were more to be put aside, so that not all heads are known."""
 
+        self._look_again = False
+        """Whether the heads have changed since the last one was taken."""
+
     def __iter__(self) -> Iterator[Heap]:
         for heaps in (self._unnamed, *self._named.values()):
             yield from heaps.values()
@@ -173,17 +172,60 @@ class Heaps:
 
     # -- who goes first -----------------------------------------------------------------
 
-    def look(self, only: TaskFilter, most: int) -> list[Head]:
-        """Begin a step, in which so many are put aside at most, with its `heads`."""
+    def look(self, only: TaskFilter, most: int) -> Entry | None:
+        """The first entry that the filter accepts, once so many are put aside at most."""
+        heads = self._look(only, most)
+        return heads[0][0] if heads else None
+
+    def take(
+        self, only: TaskFilter, at: datetime, most: int
+    ) -> Generator[tuple[Entry, Heap]]:
+        """Take off, one after the other, the entries that are due and that it accepts.
+
+        Each with its heap. Before the next is asked for, it must be counted by the filter,
+        and not be held any more. So many are put aside at most: it ends when there are
+        more, for whoever looks next to put them aside. To be closed, if not all are taken.
+        """
+        heads = self._look(only, most)
+        rooms = only.rooms
+        while heads:
+            entry, heap, lane = heads[0]
+            if entry[0] > at or self.cut_short:
+                break
+            # What was taken since may have filled it.
+            if not rooms or only.accepts(entry[4]):
+                heapq.heappop(heap.entries if lane is None else heap.of(lane))
+                heap.living -= 1
+                try:
+                    yield entry, heap
+                finally:
+                    if not heap.living:
+                        self._drop(heap)
+            if self._look_again:
+                heads = self._heads(only)
+                continue
+            following = self._first(heap, lane, only)
+            if following is None:
+                heapq.heappop(heads)
+            else:
+                heapq.heapreplace(heads, (following, heap, lane))
+
+    def look_again(self) -> None:
+        """Say that, since the last one was taken, what is first may have changed."""
+        self._look_again = True
+
+    def _look(self, only: TaskFilter, most: int) -> list[Head]:
+        """Begin a step, in which so many are put aside at most, with its heads."""
         self._left = most
         self.cut_short = False
-        return self.heads(only)
+        return self._heads(only)
 
-    def heads(self, only: TaskFilter) -> list[Head]:
+    def _heads(self, only: TaskFilter) -> list[Head]:
         """The first entries that the filter accepts, as a heap.
 
         One of each heap, and of what was put aside in it by each value.
         """
+        self._look_again = False
         heads: list[Head] = []
         for heap in self._of(only):
             for lane in heap.open_lanes(only.rooms) if heap.lanes else (None,):
@@ -192,17 +234,6 @@ class Heaps:
                     heads.append((entry, heap, lane))
         heapq.heapify(heads)
         return heads
-
-    def go_on(self, heads: list[Head], only: TaskFilter) -> None:
-        """Have the first head be replaced by what now follows, if there is something."""
-        _, heap, lane = heads[0]
-        entry = self._first(heap, lane, only)
-        if entry is not None:
-            heapq.heapreplace(heads, (entry, heap, lane))
-            return
-        heapq.heappop(heads)
-        if not heap.living:
-            self._drop(heap)
 
     def _of(self, only: TaskFilter) -> list[Heap]:
         """The heaps of the works and pools that a filter is for."""
@@ -215,16 +246,20 @@ class Heaps:
 
     def _first(self, heap: Heap, lane: _Lane | None, only: TaskFilter) -> Entry | None:
         """The first living entry for which there is room; others are put aside."""
-        if lane is not None and _is_full(lane, only):
+        if lane is None:
+            entries = heap.entries
+        elif _is_full(lane, only):
             return None  # nor will it be before the end of a claim
-        entries = heap.of(lane)
+        else:
+            entries = heap.of(lane)
+        held, rooms = self._held, only.rooms
         while entries:
             entry = entries[0]
-            if self._held.get(entry[4].id) is not entry:
+            if held.get(entry[4].id) is not entry:
                 heapq.heappop(entries)
                 heap.dead -= 1
                 continue
-            full = _full_lane(entry[4], only) if only.rooms else None
+            full = _full_lane(entry[4], only) if rooms else None
             if full is None:
                 return entry
             if not self._left:

@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from ._errors import LostRunError, SchedulerNotRunningError
-from ._task import RunKey, Task, TaskState, run_key
+from ._task import Task, TaskState, run_key
 
 
 @attrs.define(eq=False)
@@ -55,8 +55,8 @@ class Ledger:
         self._claimed_since = math.inf
         """The same of those only that were claimed since the last renewal was begun."""
 
-        self.unreported: set[RunKey] = set()
-        """Runs whose result has not come in."""
+        self.unreported: dict[int, Task] = {}
+        """Runs whose result has not come in, by `id`: mostly it is they that come back."""
 
         self.added = 0
         self.dispatched = 0
@@ -86,19 +86,34 @@ class Ledger:
         self.held_since = min(self.held_since, since)
         self._claimed_since = min(self._claimed_since, since)
         self.dispatched += len(tasks)
-        self.runs.update((task.id, task) for task in tasks)
-        self.unreported.update(map(run_key, tasks))
+        runs, unreported = self.runs, self.unreported
+        for task in tasks:
+            runs[task.id] = unreported[id(task)] = task
 
     def reported(self, run: Task) -> None:
         """A result has come in."""
-        self.unreported.discard(run_key(run))
+        if self.unreported.pop(id(run), None) is None:
+            self._reported_by_copy(run)
         if not self.unreported:
             self._look()
+
+    def _reported_by_copy(self, run: Task) -> None:
+        """A result has come in that has a copy of its run; or it is not the first."""
+        if self._is_current(run):
+            self.unreported.pop(id(self.runs[run.id]), None)
+            return
+        for each in self.unreported.values():  # of the few that have lost their task
+            if run_key(each) == run_key(run):
+                del self.unreported[id(each)]
+                break
 
     def recorded(self, run: Task, task: Task) -> None:
         """The result is in the store, and has left the task so."""
         self._forget(run)
-        self.recovered(task)
+        if task.state is _SCHEDULED:
+            self.reverted += 1
+        else:
+            self.ended(task)
 
     def retrying(self, run: Task, task: Task) -> None:
         """The run is over, and its task scheduled for another attempt."""
@@ -116,12 +131,11 @@ class Ledger:
         # Of a task that was taken back and claimed anew, or added anew under its id, a
         # later run may go on already.
         known = self.runs.get(run.id)
-        if known is run:
-            return True  # mostly, and every run is asked about
         return known is not None and run_key(known) == run_key(run)
 
     def _forget(self, run: Task) -> None:
-        if self._is_current(run):
+        # Mostly it is the very same, which is quick to see.
+        if self.runs.get(run.id) is run or self._is_current(run):
             del self.runs[run.id]
             if not self.runs:
                 self.held_since = math.inf

@@ -70,7 +70,7 @@ def _both(one: _Some | None, other: _Some | None) -> _Some | None:
     return one & other
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class TaskFilter:
     """Which pending tasks somebody is ready to take."""
 

@@ -49,10 +49,11 @@ def _recording(
     run: Task, ended: outcome.Outcome[Any], works: WorkRegistry, now: datetime
 ) -> Operation:
     if isinstance(ended, outcome.Value):
-        work = _work_of(run, works)
-        if work is None or not work.retain:
-            return EndTask(run, now)
-        return _retaining(run, now, ended.value)
+        try:
+            retain = works.get(run.work_id).retain
+        except WorkNotFoundError:
+            retain = False
+        return _retaining(run, now, ended.value) if retain else EndTask(run, now)
     assert isinstance(ended, outcome.Error)
     error = ended.error
     if not isinstance(error, WorkStoppedError):

@@ -43,7 +43,7 @@ from ._schedule import (
     Schedule,
     evolved,
 )
-from ._task import Task, TaskState, evolve
+from ._task import Task, TaskState, evolve, made_of
 
 logger = logging.getLogger("trio_gokugen.schedules")
 
@@ -570,10 +570,11 @@ def follow_simply(schedule: Schedule, task: Task, new_id: NewId) -> Task | None:
     fields = schedule.__dict__
     fields["pending_id"] = task_id
     fields["awaited_id"] = None
-    return evolve(
-        schedule.like,
-        {"id": task_id, "nominal_at": nominal, "scheduled_at": nominal, "created_at": at},
-    )
+    changed = schedule.like.__dict__.copy()
+    changed["id"] = task_id
+    changed["nominal_at"] = changed["scheduled_at"] = nominal
+    changed["created_at"] = at
+    return made_of(changed)
 
 
 def follow(

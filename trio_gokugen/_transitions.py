@@ -39,6 +39,7 @@ from ._task import (
     TaskUpdate,
     check_deadline,
     evolve,
+    made_of,
 )
 
 
@@ -212,15 +213,12 @@ def dispatched(task: Task, at: datetime, *, at_most_once: bool = False) -> Task:
     if task.scheduled_at > at:
         raise NotDueError(task.id)
     if task.deadline is None or at < task.deadline:
-        return evolve(
-            task,
-            {
-                "state": _DISPATCHED,
-                "dispatched_at": at,
-                "attempt": task.attempt + 1,
-                "at_most_once": at_most_once,
-            },
-        )
+        fields = task.__dict__.copy()
+        fields["state"] = _DISPATCHED
+        fields["dispatched_at"] = at
+        fields["attempt"] = task.attempt + 1
+        fields["at_most_once"] = at_most_once
+        return made_of(fields)
     error = DeadlineExceededError(task.deadline.isoformat(), started=False)
     err = f"{type(error).__name__}: {error}"
     return evolve(task, {"state": _FAILED, "done_at": at, "err": err})
@@ -230,12 +228,15 @@ def ended(
     task: Task, run: Task, at: datetime, err: str | None, result: JSON = None
 ) -> Task:
     """The task, done, or failed if there is an `err`, by the given run of it."""
-    _check_run(task, run, Action.END)
-    state = _DONE if err is None else _FAILED
-    changes: dict[str, Any] = {"state": state, "done_at": at, "err": err}
+    if task is not run or task.state is not _DISPATCHED:  # mostly it is the very same
+        _check_run(task, run, Action.END)
+    fields = task.__dict__.copy()
+    fields["state"] = _DONE if err is None else _FAILED
+    fields["done_at"] = at
+    fields["err"] = err
     if result is not None:
-        changes["result"] = result
-    return evolve(task, changes)
+        fields["result"] = result
+    return made_of(fields)
 
 
 def retried(

@@ -232,7 +232,7 @@ class UpdateLoop:
         operations: list[Operation] = []
         for item in items:
             if isinstance(item, TaskResult):
-                operations.append(self._recording(item, now))
+                operations.append(recording(item.run, item.outcome, self._works, now))
             elif item.take():
                 try:
                     operations.append(item.make(now))
@@ -255,10 +255,13 @@ class UpdateLoop:
     ) -> _Failed:
         """Note what was written, and answer; return what the store failed to write."""
         failed: _Failed = []
+        watched = self._observers.present
         for item, operation, result in zip(items, operations, outcomes, strict=True):
             if isinstance(result, outcome.Value):
                 if isinstance(item, TaskResult):
                     self._settle_result(item, operation, result.value)
+                    if watched:
+                        self._tell(operation, result.value)
                 else:
                     self._settle_request(item, operation, result.value)
                 continue
@@ -276,10 +279,12 @@ class UpdateLoop:
             self._ledger.recorded(result.run, task)
         if not isinstance(result.outcome, outcome.Value):
             self._note_leaving(result)
-        if self._observers.present:
-            self._observers.tell("on_update", operation, task)
-            if task.state.ended:
-                self._observers.tell_done(task)
+
+    def _tell(self, operation: Operation, task: Task) -> None:
+        """Tell who watches what has become of a run."""
+        self._observers.tell("on_update", operation, task)
+        if task.state.ended:
+            self._observers.tell_done(task)
 
     def _settle_request(self, request: Request, operation: Operation, result: Any) -> None:
         ledger, observers = self._ledger, self._observers

@@ -70,6 +70,9 @@ class _Worker:
     run: Task | None
     """What it runs; none while it is idle."""
 
+    key: RunKey = attrs.field(init=False)
+    """Of its run, or of the last one."""
+
     has_token: bool = False
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     reason: StopReason | None = None
@@ -257,7 +260,8 @@ class WorkerPoolDispatcher:
         else:
             worker = _Worker(self._idle, run)
             self._context.run(self._nursery.start_soon, self._live, worker)
-        self._runs[run_key(run)] = worker
+        worker.key = run_key(run)
+        self._runs[worker.key] = worker
         try:
             self._limiter.acquire_on_behalf_of_nowait(worker)
         except trio.WouldBlock:
@@ -303,7 +307,8 @@ class WorkerPoolDispatcher:
         left: BaseException | None = None
         try:
             with worker.scope:
-                scopes = _open_scopes(worker.trio_task)
+                trio_task, stop_waiting = worker.trio_task, worker.stop_waiting
+                scopes = _open_scopes(trio_task)
                 while worker.run is not None and worker.reason is None:
                     if not worker.has_token:
                         await self._limiter.acquire_on_behalf_of(worker)
@@ -311,7 +316,7 @@ class WorkerPoolDispatcher:
                     result = await self._begin(worker, worker.run)
                     if (
                         worker.reason is not None
-                        or _open_scopes(worker.trio_task) is not scopes
+                        or _open_scopes(trio_task) is not scopes
                         or (not isinstance(result, outcome.Value) and _cancelled())
                     ):
                         break
@@ -321,9 +326,9 @@ class WorkerPoolDispatcher:
                     # What became of this run must not be taken for the next one's, if
                     # that is stopped before it has begun.
                     result = None
-                    worker.trio_task.context = self._context.copy()
+                    trio_task.context = self._context.copy()
                     self._idle[worker] = None
-                    await wait_task_rescheduled(worker.stop_waiting)
+                    await wait_task_rescheduled(stop_waiting)
         except BaseException as error:
             left = error
             if worker.run is None:
@@ -461,10 +466,9 @@ class WorkerPoolDispatcher:
     def _report(self, worker: _Worker, run: Task, result: outcome.Outcome[Any]) -> None:
         worker.run = worker.exceeded = worker.until_timeout = None
         worker.started = True
-        key = run_key(run)
         # Not if a mock clock has shown the same moment when its id was used again.
-        if self._runs.get(key) is worker:
-            del self._runs[key]
+        if self._runs.get(worker.key) is worker:
+            del self._runs[worker.key]
         if worker.has_token:
             self._limiter.release_on_behalf_of(worker)
         self._results.send_nowait(TaskResult(run, result))

@@ -1,0 +1,50 @@
+"""What a scheduler keeps in mind of the runs that are under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import pytest
+from support import stored
+
+from trio_gokugen import Task
+from trio_gokugen._ledger import Ledger
+
+
+def same(run: Task) -> Task:
+    """The run itself."""
+    return run
+
+
+def copied(run: Task) -> Task:
+    """Another object for the same run, as somebody's dispatcher may give back."""
+    return attrs.evolve(run)
+
+
+@pytest.mark.parametrize("given_back", [same, copied])
+def test_results_that_come_in(given_back: Callable[[Task], Task]) -> None:
+    """
+    Each run is waited for until its own result has come in, and no other's: be it one of
+    several attempts at a task, or told twice.
+    """
+    ledger = Ledger()
+    first, second, third, other = (
+        *(stored("a", attempt=attempt) for attempt in (1, 2, 3)),
+        stored("b", attempt=1),
+    )
+    for run in first, second, third, other:
+        ledger.claimed([run], 0.0)  # each attempt has lost its task to the next
+
+    def reported(run: Task) -> list[Task]:
+        ledger.reported(given_back(run))
+        return list(ledger.unreported.values())
+
+    assert reported(second) == [first, third, other]
+    assert reported(second) == [first, third, other]
+    assert reported(third) == [first, other]
+    assert reported(third) == [first, other]
+    assert reported(first) == [other]
+    ledger.lost(other)
+    assert reported(other) == []
+    assert reported(other) == []
