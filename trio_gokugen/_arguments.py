@@ -17,6 +17,8 @@ from .abc import IfExists, RecoverAction
 
 Recover: TypeAlias = Literal["revert", "fail", "leave"]
 
+_IF_EXISTS = get_args(IfExists)
+
 
 def new_param(
     now: datetime,
@@ -116,8 +118,7 @@ def recover_action(recover: Recover) -> RecoverAction:
 
 
 def check_if_exists(if_exists: IfExists) -> None:
-    words = get_args(IfExists)
-    if not isinstance(if_exists, str) or if_exists not in words:
+    if not isinstance(if_exists, str) or if_exists not in _IF_EXISTS:
         raise InvalidTaskError(
             "if_exists",
             f"must be 'raise', 'return' or 'replace', not {shown(if_exists)}",

@@ -174,7 +174,8 @@ class Heaps:
 
     def look(self, only: TaskFilter, most: int) -> Entry | None:
         """The first entry that the filter accepts, once so many are put aside at most."""
-        heads = self._look(only, most)
+        self._left, self.cut_short = most, False
+        heads = self._heads(only)
         return heads[0][0] if heads else None
 
     def take(
@@ -186,7 +187,8 @@ class Heaps:
         and not be held any more. So many are put aside at most: it ends when there are
         more, for whoever looks next to put them aside. To be closed, if not all are taken.
         """
-        heads = self._look(only, most)
+        self._left, self.cut_short = most, False
+        heads = self._heads(only)
         rooms = only.rooms
         while heads:
             entry, heap, lane = heads[0]
@@ -213,12 +215,6 @@ class Heaps:
     def look_again(self) -> None:
         """Say that, since the last one was taken, what is first may have changed."""
         self._look_again = True
-
-    def _look(self, only: TaskFilter, most: int) -> list[Head]:
-        """Begin a step, in which so many are put aside at most, with its heads."""
-        self._left = most
-        self.cut_short = False
-        return self._heads(only)
 
     def _heads(self, only: TaskFilter) -> list[Head]:
         """The first entries that the filter accepts, as a heap.

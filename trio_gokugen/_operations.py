@@ -89,9 +89,8 @@ class TaskFilter:
     @property
     def unnamed(self) -> frozenset[str] | None:
         """The works of which those tasks are taken that name no pool; `None` for any."""
-        return (
-            self.work_ids if self.pools is None else _both(self.work_ids, self.pools.works)
-        )
+        works = None if self.pools is None else self.pools.works
+        return self.work_ids if works is None else _both(self.work_ids, works)
 
     def accepts(self, task: Task) -> bool:
         """Whether somebody is ready to take the task, now."""

@@ -259,9 +259,10 @@ class TaskParam:
     def __attrs_post_init__(self) -> None:
         for field, check in _PARAM_CHECKS:
             keep(self, field, check)
-        for field in ("key", "pool"):
-            if getattr(self, field) is not None:
-                keep(self, field, _CHECKS[field])
+        if self.key is not None:
+            keep(self, "key", _CHECKS["key"])
+        if self.pool is not None:
+            keep(self, "pool", _CHECKS["pool"])
         if self.retry is not None:
             keep(self, "retry", _retry)
         check_deadline(self.scheduled_at, self.deadline)

@@ -167,13 +167,13 @@ class HookTimer:
     def observe(self, operation: Operation, result: Any) -> None:
         """The operation took effect, and returned this."""
         match operation, result:
-            case OnSchedule(), _:
-                self.reset()
             case AddTasks(), Added() as added:
                 for task in added.changed:
                     self.vanished(task.id)
                 there = (*added.new, *added.changed)
                 self.appeared([t for t in there if t.state is TaskState.SCHEDULED])
+            case OnSchedule(), _:
+                self.reset()
             case UpdateTask(), (Task() as task, True):
                 self.vanished(task.id)
                 self.appeared([task])

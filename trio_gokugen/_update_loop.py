@@ -291,6 +291,8 @@ class UpdateLoop:
         match operation, result:
             case ClaimTasks(), Claimed() as claimed:
                 self._settle_claim(request, claimed)
+            case AddTasks(), Added() as added:
+                self._settle_added(operation, added)
             case OnSchedule(), ScheduleChanged() as change:
                 self._settle_change(operation, change)
             case CancelTask(), (Task() as task, True):
@@ -298,8 +300,6 @@ class UpdateLoop:
                 observers.tell("on_update", operation, task)
             case (UpdateTask(), (Task() as task, True)) | (NoteProgress(), Task() as task):
                 observers.tell("on_update", operation, task)
-            case AddTasks(), Added() as added:
-                self._settle_added(operation, added)
             case _:
                 pass  # nothing changed, or ended tasks were deleted
         request.settle(outcome.Value(result))
