@@ -169,10 +169,11 @@ async def test_all_refusals_are_told_together(autojump_clock: MockClock) -> None
     ("given", "message"),
     [
         (7, "schedules: must be Schedules, not 7"),
+        ("crontab", "schedules: must be Schedules, not 'crontab': load_schedules reads"),
         (schedule("a"), "schedules: must be Schedules, not Schedule"),
         ([schedule("a"), "b"], "task 1: schedules: must be Schedules, not 'b'"),
     ],
-    ids=["number", "single", "text"],
+    ids=["number", "path", "single", "text"],
 )
 async def test_what_are_no_schedules(
     given: Any, message: str, autojump_clock: MockClock

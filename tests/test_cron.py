@@ -120,6 +120,7 @@ def test_the_ends_of_the_calendar(tz: str) -> None:
         ("0 0 31 2,4,6,9,11 *", ".* never comes true"),
         ("0 0 LW * */7", "'0 0 LW . ./7' never comes true: there is no such day"),
         ("@reboot", "'@reboot' is not known: there are @yearly"),
+        (" @Every 1h", r"' @Every 1h' is none of cron's: use Interval\('1h'\)"),
         ("*" * (LONGEST + 1), "is longer than 1000 characters"),
         (5, "must be a string, not 5"),
         (None, "must be a string, not None"),

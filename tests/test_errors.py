@@ -155,11 +155,17 @@ EVERY = {
     "task exists": (TaskExistsError("t1"), "task 't1' exists already"),
     "dispatched": (
         AlreadyDispatchedError("t1"),
-        "task 't1' is already with a worker: to stop it, interrupt it",
+        (
+            "task 't1' is already with a worker: wait for its end, or, to stop it,"
+            " interrupt it"
+        ),
     ),
     "cancelled": (AlreadyCancelledError("t1"), "task 't1' has been cancelled"),
     "done": (AlreadyDoneError("t1"), "task 't1' has already ended"),
-    "not dispatched": (NotDispatchedError("t1"), "task 't1' is not with a worker"),
+    "not dispatched": (
+        NotDispatchedError("t1"),
+        "task 't1' is not with a worker: if it is scheduled, and is not to run, cancel it",
+    ),
     "not due": (NotDueError("t1"), "task 't1' is not due yet"),
     "lost run": (LostRunError("t1", 2), "attempt 2 of task 't1' has lost the task"),
     "elsewhere": (
@@ -170,7 +176,13 @@ EVERY = {
         DamagedFileError("tasks.jsonl", 7, "is not JSON"),
         "tasks.jsonl, line 7: is not JSON",
     ),
-    "not running": (SchedulerNotRunningError(), "the scheduler is not running"),
+    "not running": (
+        SchedulerNotRunningError(),
+        (
+            "the scheduler is not running: call it within its block, async with"
+            " open_scheduler(...)"
+        ),
+    ),
     "executor lost": (
         ExecutorLostError("it was shut down"),
         (

@@ -524,7 +524,7 @@ WRONG_LINES = {
     "reboot": ("@reboot w", "schedule 'w': expression: '@reboot' is not known: there are"),
     "every": (
         "@every x w",
-        "schedule 'w': every: must be seconds, a timedelta or text like",
+        "schedule 'w': every: must be seconds, a timedelta or text with units like",
     ),
     "comment": ("@daily w # x", "param: must be a JSON object, the last thing in the line"),
     "list": (

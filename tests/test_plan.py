@@ -133,6 +133,12 @@ def test_what_has_ended_has_no_plan() -> None:
         (([], NOON, NOON, [NOON]), "downtime"),
         (([], NOON, NOON, [(NOON, NOON, NOON)]), "downtime"),
         (([], NOON, NOON, [(NOON, 3)]), "downtime"),
+        (([], NOON, NOON, [(noon(2), noon(1))]), "downtime"),
+        (([], noon(1), NOON), "end"),
+        (
+            ([a_schedule("s", Interval(1)), a_schedule("s", Interval(2))], NOON, NOON),
+            "schedules",
+        ),
     ],
     ids=str,
 )

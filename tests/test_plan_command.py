@@ -72,8 +72,8 @@ def test_a_plan_as_json(crontab: str) -> None:
     """
     done = run("plan", "--tz", "Europe/Berlin", crontab, "--json", *WINTER)
     assert (done.returncode, done.stderr) == (0, "")
-    first, *_, last = json.loads(done.stdout)
-    assert first == {
+    _, second, *_, last = json.loads(done.stdout)
+    assert second == {
         "schedule_id": "back_up",
         "nominal_at": "2030-01-01T02:30:00+01:00",
         "due_at": "2030-01-01T02:30:00+01:00",
@@ -117,6 +117,47 @@ def test_what_cannot_be_asked(arguments: Sequence[str]) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: python -m trio_gokugen")
+
+
+def test_from_a_moment_of_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    What is due at the first moment belongs to the plan, and what is at the last does not:
+    so plans of periods that follow on each other have all, and nothing twice.
+    """
+    path = tmp_path / "crontab"
+    path.write_text("0 0 * * * w", encoding="utf-8")
+    days = [
+        [each["runs_at"] for each in json.loads(capsys.readouterr().out)]
+        for first, last in (("01", "02"), ("02", "04"))
+        if main(
+            [
+                "plan",
+                str(path),
+                "--json",
+                "--from",
+                f"2030-01-{first}",
+                "--to",
+                f"2030-01-{last}",
+            ]
+        )
+        == 0
+    ]
+    assert [[each[:10] for each in day] for day in days] == [
+        ["2030-01-01"],
+        ["2030-01-02", "2030-01-03"],
+    ]
+
+
+def test_a_period_that_ends_before_it_begins(
+    crontab: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    A period with its ends the wrong way round is refused.
+    """
+    assert main(["plan", crontab, "--from", "2030-01-02", "--to", "2030-01-01"]) == 2
+    assert capsys.readouterr().err.startswith("--to: 2030-01-01T00:00:00+00:00 is before")
 
 
 def test_letters_that_cannot_be_printed(crontab: str) -> None:

@@ -270,7 +270,7 @@ class Play:
         begun = [each for each in schedules if each.next_at or each.last_at]
         # A plan does not tell of what was missed before its start: so it starts there.
         start = min([up_at, *(each.next_at for each in begun if each.next_at)])
-        planned = plan(begun, start, until + TICK, downtime=[(start, up_at)])
+        planned = plan(begun, start, max(start, until + TICK), downtime=[(start, up_at)])
         expected = Happened()
         for each in planned:
             if each.runs_at is not None:

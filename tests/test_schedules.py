@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -700,6 +700,7 @@ def test_jitter_at_the_end_of_time() -> None:
         ({"overlap": ["skip"]}, InvalidTaskError, "overlap"),
         ({"after": "now"}, InvalidTaskError, "after"),
         ({"after": "end", "trigger": Cron("@daily")}, InvalidTaskError, "after"),
+        ({"when": len}, InvalidTaskError, "when"),
         ({"paused": 1}, InvalidTaskError, "paused"),
     ],
     ids=str,
@@ -725,6 +726,32 @@ async def test_bad_input(
             if value.get("work_id") is not len:
                 with pytest.raises(error):
                     await scheduler.update_schedule("s", **value)
+        assert await scheduler.find_schedules() == [schedule]
+
+
+async def test_one_id_in_place_of_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    Who gives a task or a schedule, and not the id that is wanted, is told which it is.
+    """
+    async with open_bench() as (scheduler, _):
+        schedule = await scheduler.add_schedule("s", Interval(1), "note")
+        assert schedule.pending_id is not None
+        task = await scheduler.get(schedule.pending_id)
+
+        async def tell(call: Callable[[Any], Awaitable[object]], given: Any) -> str:
+            with pytest.raises(InvalidTaskError) as caught:
+                await call(given)
+            return str(caught.value)
+
+        wait, pause = scheduler.wait, scheduler.pause_schedule
+        of_a_task = "task_id: must be the id of a task: give "
+        assert await tell(wait, task) == of_a_task + "task.id"
+        assert await tell(wait, schedule) == of_a_task + "schedule.pending_id"
+        of_a_schedule = "id: must be the id of a schedule: give "
+        assert await tell(pause, schedule) == of_a_schedule + "schedule.id"
+        assert await tell(pause, task) == of_a_schedule + "task.schedule_id"
         assert await scheduler.find_schedules() == [schedule]
 
 

@@ -384,6 +384,7 @@ def test_both_within_both_are_one() -> None:
 
 not_a_trigger: Any = "1h"
 a_class: Any = Interval
+a_list: Any = [Interval(1)]
 a_number: Any = 5
 
 
@@ -395,6 +396,10 @@ a_number: Any = 5
         (lambda: At(NOON), "moments: must be a list, not datetime"),
         (Either, "triggers: is empty"),
         (lambda: Either(Interval(1), not_a_trigger), "triggers: '1h' is not a trigger"),
+        (
+            lambda: Either(a_list),
+            r"triggers: \[.*\] is not a trigger: give each one for itself",
+        ),
         (lambda: Both(a_class), "triggers: <class .* is not a trigger"),
         (lambda: Except(None, []), "triggers: None is not a trigger"),
         (lambda: Except(Interval(1), "2030-01-01"), "calendar: must be a list"),

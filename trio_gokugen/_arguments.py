@@ -91,10 +91,13 @@ def _hint(part: object, argument: str) -> str:
 
 
 def checked_id(value: object, field: str = "task_id") -> str:
-    """The id of a task, or of a schedule."""
+    """The id of a task, or of a schedule, which the field has in its name."""
+    wanted = "task" if field == "task_id" else "schedule"
     if isinstance(value, Task | Schedule):
-        what = type(value).__name__.lower()
-        raise InvalidTaskError(field, f"must be the id of a {what}: give {what}.id")
+        given = type(value).__name__.lower()
+        other = {"task": "schedule.pending_id", "schedule": "task.schedule_id"}
+        instead = f"{given}.id" if given == wanted else other[wanted]
+        raise InvalidTaskError(field, f"must be the id of a {wanted}: give {instead}")
     return name(value, field)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import attrs
 
 from ._clock import SystemClock
-from ._errors import GokugenError
+from ._errors import GokugenError, InvalidTaskError
+from ._lengths import TICK
 from ._load_schedules import load_schedules
 from ._local_time import zone_of
 from ._plan import Plan, Planned, plan
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trio_gokugen", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="plan")
     command = commands.add_parser(
         "plan",
         help="print what the schedules of a file will run, and when",
@@ -99,7 +100,10 @@ def _planned(options: argparse.Namespace) -> Plan:
     zone = zone_of(options.tz)
     start = _aware(options.since, zone) or SystemClock().now()
     end = _aware(options.until, zone) or start + DAY
-    found = plan(load_schedules(options.file), start, end)
+    if end < start:
+        raise InvalidTaskError("--to", f"{end.isoformat()} is before {start.isoformat()}")
+    # As if they had been there before: what is due at the start belongs to it.
+    found = plan(load_schedules(options.file), start - TICK, end)
     return Plan(_in_zone(each, zone) for each in found)
 
 

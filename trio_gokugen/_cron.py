@@ -96,6 +96,11 @@ class Cron(BaseTrigger):
             raise InvalidTriggerError(
                 "expression", f"must be a string, not {shown(self.expression)}"
             )
+        if self.expression.strip().lower().startswith("@every"):
+            raise InvalidTriggerError(
+                "expression",
+                f"{shown(self.expression)} is none of cron's: use Interval('1h')",
+            )
         _rule(self.expression)
         # The day may be there, and the time never: as clocks are set forward on that day.
         if not _comes_true(self.expression, self.tz, self.dst):

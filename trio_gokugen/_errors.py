@@ -317,7 +317,10 @@ class AlreadyDispatchedError(RefusedError):
     task_id: str
 
     def __str__(self) -> str:
-        return f"task {self.task_id!r} is already with a worker: to stop it, interrupt it"
+        return (
+            f"task {self.task_id!r} is already with a worker: wait for its end, or, to stop"
+            " it, interrupt it"
+        )
 
 
 @attrs.frozen(repr=False)
@@ -350,7 +353,10 @@ class NotDispatchedError(RefusedError):
     task_id: str
 
     def __str__(self) -> str:
-        return f"task {self.task_id!r} is not with a worker"
+        return (
+            f"task {self.task_id!r} is not with a worker: if it is scheduled, and is not to"
+            " run, cancel it"
+        )
 
 
 @attrs.frozen(repr=False)
@@ -468,7 +474,10 @@ class SchedulerNotRunningError(GokugenError, RuntimeError):
     """
 
     def __str__(self) -> str:
-        return "the scheduler is not running"
+        return (
+            "the scheduler is not running: call it within its block, async with"
+            " open_scheduler(...)"
+        )
 
 
 @attrs.frozen(repr=False)

@@ -31,7 +31,8 @@ def duration(value: object) -> timedelta:
     if found is None:
         raise InvalidTriggerError(
             "every",
-            f"must be seconds, a timedelta or text like '1h30m', not {shown(value)}",
+            "must be seconds, a timedelta or text with units like '1h30m' or '90s', not"
+            f" {shown(value)}",
         )
     if found <= timedelta(0):
         raise InvalidTriggerError("every", f"must be more than nothing, not {shown(value)}")

@@ -75,7 +75,7 @@ def plan(
 
     Args:
       schedules: As `find_schedules` gives them, or made for this: then, as if they had
-        been added at the start.
+        been added at the start, so that what they do comes after it.
       start: The first moment.
       end: The first moment that is not of interest any more.
       downtime: From when until when no scheduler runs.
@@ -88,11 +88,17 @@ def plan(
     if not isinstance(downtime, Iterable):
         raise InvalidTaskError("downtime", f"must be pairs, not {shown(downtime)}")
     start, end = as_utc(start, "start"), as_utc(end, "end")
+    if end < start:
+        raise InvalidTaskError("end", f"{end.isoformat()} is before {start.isoformat()}")
     down = sorted(_periods(downtime))
     found: list[Planned] = []
+    ids: set[str] = set()
     for schedule in schedules:
         if not isinstance(schedule, Schedule):
             raise InvalidTaskError("schedules", f"must be Schedules, not {shown(schedule)}")
+        if schedule.id in ids:
+            raise InvalidTaskError("schedules", f"has {shown(schedule.id)} twice")
+        ids.add(schedule.id)
         found += _of_one(schedule, start, end, down)
     return Plan(sorted(found, key=_order))
 
@@ -107,7 +113,12 @@ def _periods(
     for period in downtime:
         if not isinstance(period, Sequence) or len(cast("Sequence[Any]", period)) != 2:  # noqa: PLR2004 (a pair)
             raise InvalidTaskError("downtime", "must be pairs (from, until)")
-        yield as_utc(period[0], "downtime"), as_utc(period[1], "downtime")
+        since, until = as_utc(period[0], "downtime"), as_utc(period[1], "downtime")
+        if until < since:
+            raise InvalidTaskError(
+                "downtime", f"ends at {until.isoformat()}, before {since.isoformat()}"
+            )
+        yield since, until
 
 
 def _up(moment: datetime, down: Sequence[tuple[datetime, datetime]]) -> datetime:

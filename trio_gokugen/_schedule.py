@@ -218,7 +218,9 @@ class Schedule:
         for field, words in ("overlap", Overlap), ("after", After):
             one_of(getattr(self, field), words, field)
         if not isinstance(self.late, Late):
-            raise InvalidTaskError("late", f"must be a Late, not {shown(self.late)}")
+            raise InvalidTaskError(
+                "late", f"must be a Late, as Late(run='none'), not {shown(self.late)}"
+            )
         if self.after == "end" and not isinstance(self.trigger, Interval):
             raise InvalidTaskError("after", "'end' is for an Interval only")
         if self.deadline_after == timedelta(0):

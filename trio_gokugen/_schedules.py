@@ -104,6 +104,10 @@ class Schedules(Calls):
             raise InvalidTaskError(
                 "work_id", "must be the name of a work, not the work itself"
             )
+        if callable(when):
+            raise InvalidTaskError(
+                "when", "must be the name of a condition, not the condition itself"
+            )
         schedule = Schedule(
             id=id,
             trigger=trigger,
@@ -334,8 +338,11 @@ class Schedules(Calls):
 
 def _fresh(schedules: Iterable[Schedule], now: datetime) -> list[Schedule]:
     """Schedules that say the same, and begin now."""
-    if not isinstance(schedules, Iterable):
-        raise InvalidTaskError("schedules", f"must be Schedules, not {shown(schedules)}")
+    if not isinstance(schedules, Iterable) or isinstance(schedules, str):
+        raise InvalidTaskError(
+            "schedules",
+            f"must be Schedules, not {shown(schedules)}: load_schedules reads a file",
+        )
     fresh: list[Schedule] = []
     for index, each in enumerate(schedules):
         if not isinstance(each, Schedule):

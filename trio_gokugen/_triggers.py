@@ -53,7 +53,9 @@ def _moments(values: object) -> tuple[datetime, ...]:
 def _checked(triggers: Sequence[object]) -> tuple[Trigger, ...]:
     for each in triggers:
         if isinstance(each, type) or not isinstance(each, Trigger):
-            raise InvalidTriggerError("triggers", f"{shown(each)} is not a trigger")
+            raise InvalidTriggerError(
+                "triggers", f"{shown(each)} is not a trigger: give each one for itself"
+            )
     if not triggers:
         raise InvalidTriggerError("triggers", "is empty: give at least one trigger")
     checked = tuple(cast("Sequence[Trigger]", triggers))
