@@ -531,10 +531,22 @@ WRONG_LINES = {
         "@daily w [1]",
         "param: must be a JSON object, the last thing in the line, not",
     ),
-    "json": ('@daily w {"a": }', "schedule 'w': param: is not JSON: Expecting value"),
-    "more": ("@daily w {} {}", "schedule 'w': param: is not JSON: Extra data"),
-    "int": (f'@daily w {{"a": {"1" * 9999}}}', "param: is not JSON: Exceeds the limit"),
-    "deep": (f'@daily w {{"a": {"[" * 99999}', "schedule 'w': param: is not JSON: "),
+    "json": (
+        '@daily w {"a": }',
+        "param: must be a JSON object, the last thing in the line: Expecting value",
+    ),
+    "more": (
+        "@daily w {} {}",
+        "param: must be a JSON object, the last thing in the line: Extra data",
+    ),
+    "int": (
+        f'@daily w {{"a": {"1" * 9999}}}',
+        "the last thing in the line: Exceeds the limit",
+    ),
+    "deep": (
+        f'@daily w {{"a": {"[" * 99999}',
+        "param: must be a JSON object, the last thing in the line: ",
+    ),
     "nan": ('@daily w {"a": NaN}', "schedule 'w': param.a: must be a finite number"),
     "surrogate": (r'@daily w {"a": "\ud800"}', "schedule 'w': param.a: has a lone surrog"),
     "no id": ("@daily w id=", "schedule '': id: must not be empty"),

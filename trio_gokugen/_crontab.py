@@ -146,4 +146,6 @@ def _param(said: str) -> dict[str, JSON]:
     except (ValueError, RecursionError) as error:
         # Not where: the line that it counts is not that of the file.
         what = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise InvalidTaskError("param", f"is not JSON: {what}") from None
+        raise InvalidTaskError(
+            "param", f"must be a JSON object, the last thing in the line: {what}"
+        ) from None
