@@ -72,6 +72,29 @@ def test_nicknames(nickname: str, expression: str) -> None:
         moment = Cron(nickname).next_after(moment)
 
 
+@pytest.mark.parametrize(
+    ("expression", "same"),
+    [
+        ("0 17-17/3 * * *", "0 17 * * *"),
+        ("0 1,5-5/2,9 * * *", "0 1,5,9 * * *"),
+        ("0 0 * * MON-mon/2", "0 0 * * MON"),
+        ("15-15/07 0 * * *", "15 0 * * *"),
+        ("0 5-15/5 * * *", "0 5,10,15 * * *"),
+        ("0 1-11/5 * * *", "0 1,6,11 * * *"),
+        ("0 15/3 * * *", "0 15,18,21 * * *"),
+    ],
+)
+def test_steps_end_with_their_range(expression: str, same: str) -> None:
+    """
+    Steps go to the end of their range, also of one that has a single value.
+    """
+    moment: datetime | None = NOON
+    for _ in range(20):
+        assert moment is not None
+        assert Cron(expression).next_after(moment) == Cron(same).next_after(moment)
+        moment = Cron(expression).next_after(moment)
+
+
 def test_the_next_is_strictly_later() -> None:
     """
     A moment that fits is not its own next, and a microsecond before it, it is the next.
@@ -109,6 +132,7 @@ def test_the_ends_of_the_calendar(tz: str) -> None:
         ("* * * * FRI-MON", "the day of week, 'FRI-MON',"),
         ("* * * * mon#6", "the day of week, 'mon#6',"),
         ("*/0 * * * *", r"the minute, '\*/0',"),
+        ("5-5/0 * * * *", "the minute, '5-5/0',"),
         ("? * * * *", r"the minute, '\?',"),
         (
             "9 9 32 13 8",

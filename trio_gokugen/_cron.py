@@ -7,6 +7,7 @@ clocks are set by half an hour, at midnight, or by a day.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -51,6 +52,9 @@ _FIELDS = {
         "0 to 7 or SUN to SAT, 5L for the last Friday of the month and 5#2 for its second",
     ),
 }
+_SINGLE = re.compile(r"\b(\w+)-\1/0*[1-9]\d*", re.ASCII | re.IGNORECASE)
+"""Steps in a range of one value, as ``17-17/3``. cronsim would go on to the last hour."""
+
 _YEARS = 50
 """So far ahead cronsim looks for what fits, and so do we."""
 
@@ -230,7 +234,8 @@ def _rule(expression: str) -> _Rule:
             "expression", f"{shown(expression)} is not known: there are {known}"
         )
     try:
-        sim = CronSim(NICKNAMES.get(nickname, expression), _ANY)
+        plain = _SINGLE.sub(r"\1", expression)
+        sim = CronSim(NICKNAMES.get(nickname, plain), _ANY)
         rule = _Rule(sim)
         rule.after(_ANY)
     except CronSimError:
