@@ -23,6 +23,7 @@ from trio_gokugen import (
     trigger_from_data,
     trigger_from_json,
 )
+from trio_gokugen._trigger import BaseTrigger
 from trio_gokugen.abc import Trigger
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -346,6 +347,29 @@ def test_except_skips_whole_days() -> None:
     last = Except(Interval("1h"), [date.max])
     assert last.next_after(datetime(9999, 12, 30, 23, 30, tzinfo=UTC)) is None
     assert Except(At([NOON]), []).next_after(NOON) is None
+
+
+def test_except_of_a_trigger_that_does_not_go_on() -> None:
+    """
+    A trigger of somebody's own that stays on a day that is left out is an error, and does
+    not keep everybody waiting.
+    """
+
+    class Stuck(BaseTrigger):
+        def next_after(self, moment: datetime) -> datetime | None:
+            return moment
+
+        def explain(self) -> str:
+            raise NotImplementedError
+
+        def to_data(self) -> Any:
+            raise NotImplementedError
+
+    trigger = Except(Stuck(), [NOON.date()])
+    with pytest.raises(
+        InvalidTriggerError, match=r"^trigger: next_after\(2030-01-01T23:59"
+    ):
+        trigger.next_after(NOON)
 
 
 def nested(levels: int) -> Trigger:

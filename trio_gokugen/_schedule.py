@@ -26,7 +26,7 @@ from ._task import (
     keep,
     setter_of_fields,
 )
-from ._trigger import Trigger
+from ._trigger import Trigger, not_later
 
 Catch: TypeAlias = Literal["latest", "earliest", "all", "none"]
 Overlap: TypeAlias = Literal["skip", "queue", "allow", "replace"]
@@ -295,8 +295,7 @@ class Schedule:
             what = f"next_after({moment.isoformat()}) has failed: {shown(error)}"
             raise InvalidTriggerError("trigger", what) from error
         if found is not None and found <= moment:
-            what = f"next_after({moment.isoformat()}) is not later: {found.isoformat()}"
-            raise InvalidTriggerError("trigger", what)
+            raise InvalidTriggerError("trigger", not_later(moment, found))
         return found
 
     def due(self, nominal: datetime) -> datetime:

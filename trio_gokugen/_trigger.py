@@ -50,3 +50,8 @@ class BaseTrigger(ABC):
     def to_json(self) -> str:
         """The trigger as JSON; `trigger_from_json` makes it of that again."""
         return json.dumps(self.to_data(), ensure_ascii=False)
+
+
+def not_later(moment: datetime, found: datetime) -> str:
+    """What is wrong with a trigger that gives no later moment."""
+    return f"next_after({moment.isoformat()}) is not later: {found.isoformat()}"

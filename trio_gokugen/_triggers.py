@@ -18,7 +18,7 @@ from ._json import JSON
 from ._lengths import TICK
 from ._local_time import Never, Twice, local_of, occurrence, zone_of
 from ._task import as_utc
-from ._trigger import BaseTrigger, Trigger
+from ._trigger import BaseTrigger, Trigger, not_later
 
 DAY = timedelta(days=1)
 
@@ -260,6 +260,8 @@ class Except(BaseTrigger):
             except OverflowError:
                 return None
             found = self.trigger.next_after(following - TICK)
+            if found is not None and found < following:  # it may be somebody's own
+                raise InvalidTriggerError("trigger", not_later(following - TICK, found))
         return None
 
 
