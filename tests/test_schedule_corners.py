@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, get_args
 
 import attrs
 import pytest
@@ -36,7 +37,7 @@ from trio_gokugen import (
     TrioClock,
     plan,
 )
-from trio_gokugen._schedule import PutSchedule, ScheduleUpdate, UpdateSchedule
+from trio_gokugen._schedule import Catch, PutSchedule, ScheduleUpdate, UpdateSchedule
 from trio_gokugen._trigger import BaseTrigger
 from trio_gokugen.sql import open_sql_repository
 
@@ -419,6 +420,43 @@ async def test_a_trigger_that_is_wrong_later(
         schedule = await scheduler.get_schedule("s")
         assert (schedule.next_at, schedule.pending_id) == (None, None)
     assert times(bench) == [10.0, 20.0]
+
+
+class Fickle(Own):
+    """Answers otherwise each time that it is asked."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        if self._random.random() < 0.1:
+            return None
+        return moment + timedelta(seconds=1 + 50 * self._random.random())
+
+
+@pytest.mark.parametrize("run", get_args(Catch))
+async def test_a_trigger_that_is_no_value(run: Catch) -> None:
+    """
+    A trigger that does not keep to what it has said harms nobody but its schedule.
+    """
+    for seed in range(200):
+        repository = HeapRepository()
+        schedule = Schedule(
+            id="s",
+            trigger=Fickle(seed),
+            work_id="w",
+            created_at=NOON,
+            jitter=20 * (seed % 2),
+            late=Late(run=run, window=60, limit=3),
+            overlap="allow",
+        )
+        await repository.change_schedule(PutSchedule(schedule, NOON))
+        for seconds in 100, 200, 1_000:
+            at = noon(seconds)
+            claimed = await repository.claim(1, at)
+            assert all(task.scheduled_at <= at for task in claimed.tasks)
+            failed = [each.err for each in claimed.expired if each.err is not None]
+            assert all(err.startswith("InvalidTriggerError: trigger") for err in failed)
 
 
 async def test_what_was_postponed_is_too_late() -> None:

@@ -101,6 +101,12 @@ def failed(
     return Step(_given_up(schedule, error), evolve(task, changes))
 
 
+def _not_the_same() -> InvalidTriggerError:
+    """A moment that has passed is none of its trigger any more."""
+    what = "does not answer the same each time that it is asked, as a pure value does"
+    return InvalidTriggerError("trigger", what)
+
+
 def _told(error: InvalidTriggerError) -> str:
     return f"{type(error).__name__}: {error}"
 
@@ -132,8 +138,7 @@ def _take(
         step = moved(evolved(schedule, changes), task, following, at)
         return Step(step.schedule, step.task, None, dropped)
     if chosen != first:
-        merged = occurrence(schedule, chosen, task.id, task.created_at)
-        task = evolve(task, {field: getattr(merged, field) for field in _TIMES})
+        task = _merged(schedule, task, chosen, at)
     task = _transitions.dispatched(
         _conditioned(schedule, task), at, at_most_once=at_most_once
     )
@@ -149,6 +154,17 @@ def _take(
         following = schedule.following(at)
     step = planned(schedule, following, at, new_id, changes)
     return Step(step.schedule, task, step.successor, dropped)
+
+
+_TIMES = "nominal_at", "scheduled_at", "deadline"
+
+
+def _merged(schedule: Schedule, task: Task, chosen: datetime, at: datetime) -> Task:
+    """The task as that of another moment that has passed."""
+    merged = occurrence(schedule, chosen, task.id, task.created_at)
+    if merged.scheduled_at > at:
+        raise _not_the_same()
+    return evolve(task, {field: getattr(merged, field) for field in _TIMES})
 
 
 def take_simply(
@@ -244,9 +260,6 @@ def replaces(schedule: Schedule, taken: Task) -> bool:
         and taken.state is TaskState.DISPATCHED
         and taken.id == schedule.pending_id
     )
-
-
-_TIMES = "nominal_at", "scheduled_at", "deadline"
 
 
 @attrs.define
@@ -372,7 +385,8 @@ def _first_in_time(schedule: Schedule, first: datetime, at: datetime) -> datetim
     assert schedule.late.tolerance is not None
     too_late = latest(schedule, first, at - schedule.late.tolerance - TICK)
     following = schedule.following(too_late)
-    assert following is not None
+    if following is None:
+        raise _not_the_same()
     return following
 
 
