@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -18,6 +19,7 @@ from support import NOON, Bench, at, noon, open_bench, stored
 
 from trio_gokugen import (
     HookAction,
+    Interval,
     PartialHooks,
     PassThroughHooks,
     RepositoryError,
@@ -27,6 +29,7 @@ from trio_gokugen import (
     Task,
     TaskNotFoundError,
     TaskParam,
+    TaskQuery,
     TaskState,
     TrioClock,
     WorkerPoolDispatcher,
@@ -493,6 +496,48 @@ async def test_a_run_that_has_lost_its_task_is_cancelled(
         assert await scheduler.get("a") == taken
         assert taken.attempt == 2
         assert scheduler.statistics().running == 0
+
+
+async def test_it_is_told_once_that_a_run_has_lost_its_task(
+    autojump_clock: trio.testing.MockClock,
+    sqlite_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """
+    Of a work that goes on, though it was cancelled, no warning comes with each renewal.
+    """
+    async with opened(sqlite_url, "me") as mine, open_bench(mine) as (scheduler, bench):
+        await scheduler.add_schedule(
+            "s", Interval(100), "stubborn", {"seconds": 95}, overlap="replace"
+        )
+        await trio.sleep(150)
+        await scheduler.update_schedule("s", trigger=Interval(20))
+        await trio.sleep(100)
+        running = len(bench.starts)
+        assert running == len({task_id for task_id, _ in bench.starts})
+        await scheduler.remove_schedule("s")
+        await scheduler.drain()
+        told = [each for each in caplog.messages if each.endswith("has lost its task")]
+        assert len(told) == len(set(told)) == running - 1
+
+
+async def test_leases_at_the_end_of_time(
+    autojump_clock: trio.testing.MockClock, sqlite_url: str
+) -> None:
+    """
+    In the last seconds of the year 9999, too, tasks run, and their leases are renewed.
+    """
+    almost = datetime(9999, 12, 31, 23, 59, 45, tzinfo=UTC)
+    async with (
+        opened(sqlite_url, "me") as mine,
+        open_bench(mine, clock=TrioClock(almost, 0.0)) as (scheduler, bench),
+    ):
+        await scheduler.add_schedule(
+            "s", Interval(10), "sleep", {"seconds": 40}, overlap="allow"
+        )
+        await scheduler.drain()
+        states = {task.state for task in await scheduler.find(TaskQuery())}
+    assert (bench.starts, states) == ([(bench.ids()[0], 5.0)], {TaskState.DONE})
 
 
 async def test_a_result_without_a_lease_is_refused(

@@ -21,6 +21,7 @@ from ._hooks import decision
 from ._ledger import Ledger
 from ._observers import Observers
 from ._query import TaskQuery
+from ._task import RunKey, run_key
 from .abc import (
     Clock,
     Dispatcher,
@@ -61,6 +62,8 @@ class Sharing:
         self._observers = observers
         self._ledger = ledger
         self._lease = repository.lease
+        self._lost = set[RunKey]()
+        """Runs that had lost their tasks at the last renewal."""
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, nursery: trio.Nursery, action: RecoverAction) -> None:
@@ -132,9 +135,15 @@ class Sharing:
             await trio.sleep(self._lease / RENEWALS)
             return True
         ledger.renewed(runs, began)
+        lost = {run_key(run) for run in renewed.lost}
         for run in renewed.lost:
-            if self._dispatcher.cancel(run, StopReason.LOST_LEASE):
+            # A work may take its time to end: of that nobody needs to be told again.
+            if (
+                self._dispatcher.cancel(run, StopReason.LOST_LEASE)
+                and run_key(run) not in self._lost
+            ):
                 logger.warning("a run of %r has lost its task", run.id)
+        self._lost = lost
         for task in renewed.recovered:
             ledger.recovered(task)
             if task.state.ended:

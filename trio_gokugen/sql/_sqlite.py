@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from typing import cast as cast_
 
@@ -34,11 +34,14 @@ from sqlalchemy.exc import InvalidRequestError, OperationalError
 from sqlalchemy.types import TypeEngine
 
 from trio_gokugen._json import JSON, same
+from trio_gokugen._lengths import later
 
 from ._dialects import AT, Dialect, Lane
 from ._failures import FAILURES
 from ._rows import COLUMNS
 from ._schema import TASK, Damaged, Moment
+
+_END = datetime.max.replace(tzinfo=UTC)
 
 
 def _text(data: bytes) -> Any:
@@ -188,7 +191,7 @@ class SQLite(Dialect):
         return bindparam("lease_until", type_=Moment)
 
     def leased(self, at: datetime, lease: timedelta) -> dict[str, Any]:
-        return {"lease_until": at + lease}
+        return {"lease_until": later(at, lease) or _END}
 
     @property
     def now(self) -> ColumnElement[datetime]:
