@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import pytest
@@ -13,8 +14,10 @@ from support import NOON, Bench, noon, open_bench
 
 from trio_gokugen import (
     Answer,
+    At,
     ConditionExistsError,
     ConditionNotFoundError,
+    ExecutorDispatcher,
     HeapRepository,
     HookAction,
     Interval,
@@ -28,6 +31,8 @@ from trio_gokugen import (
     Task,
     TaskQuery,
     TaskState,
+    TrioClock,
+    WorkerPoolDispatcher,
     WorkRegistry,
     current_scheduler,
     current_task,
@@ -38,6 +43,7 @@ from trio_gokugen.abc import OnSchedule
 from trio_gokugen.testing import Call, FaultyRepository
 
 pytestmark = pytest.mark.tables
+
 
 Asked: TypeAlias = list[tuple[float, TaskState | None]]
 
@@ -254,6 +260,72 @@ async def test_a_condition_is_bound_like_its_work(
     errors = {task.schedule_id: (task.err or "").split(":")[0] for task in found}
     assert errors == {"a": "WorkTimeoutError", "b": "DeadlineExceededError"}
     assert bench.log == []
+
+
+@pytest.mark.parametrize("in_executor", [False, True])
+async def test_no_work_starts_after_a_condition_that_does_not_let_go(
+    autojump_clock: trio.testing.MockClock, *, in_executor: bool
+) -> None:
+    """
+    Whatever a condition answers at last, no work starts that was cancelled meanwhile, or
+    is past its deadline or its time-out.
+    """
+
+    async def stubborn(schedule: Schedule, last: Task | None) -> bool:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(60)
+        return True
+
+    began: list[str] = []
+
+    def in_thread() -> None:
+        began.append("work")
+
+    async def in_trio() -> None:
+        began.append("work")
+
+    work = in_thread if in_executor else in_trio
+    works = WorkRegistry()
+    works.condition(stubborn)
+    works.register("work", work)
+    works.register("bounded", work, timeout=5)
+    with ThreadPoolExecutor(1) as pool:
+        dispatcher = (
+            ExecutorDispatcher(works, pool) if in_executor else WorkerPoolDispatcher(works)
+        )
+        async with open_scheduler(
+            works, None, dispatcher, clock=TrioClock(NOON, 0.0)
+        ) as scheduler:
+            late = await scheduler.add_schedule(
+                "late", At([noon(10)]), "work", when="stubborn", deadline_after=7
+            )
+            slow = await scheduler.add_schedule(
+                "slow", At([noon(10)]), "bounded", when="stubborn"
+            )
+            replaced = await scheduler.add_schedule(
+                "replaced",
+                At([noon(10), noon(20)]),
+                "work",
+                when="stubborn",
+                overlap="replace",
+            )
+            await trio.sleep(15)
+            await scheduler.drain()
+            ends = [
+                await scheduler.get(each.pending_id or "")
+                for each in (late, slow, replaced)
+            ]
+    assert began == ["work"]  # of what has replaced the other
+    assert [end.state for end in ends] == [
+        TaskState.FAILED,
+        TaskState.FAILED,
+        TaskState.CANCELLED,
+    ]
+    assert [(end.err or "").split(":")[0] for end in ends] == [
+        "DeadlineExceededError",
+        "WorkTimeoutError",
+        "",
+    ]
 
 
 async def test_a_condition_can_be_interrupted(

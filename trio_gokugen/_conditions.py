@@ -95,6 +95,9 @@ async def ask(condition: Condition, run: Task) -> None:
     except RepositoryError as error:
         raise _later(run, error) from error
     answer: Any = await _answer(condition, schedule, last)
+    # It may have kept a cancellation out, or have let the deadline pass without a look:
+    # then no work starts any more.
+    await trio.lowlevel.checkpoint()
     if answer is True or answer is Answer.RUN:
         return
     if isinstance(answer, Snooze):
