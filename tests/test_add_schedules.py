@@ -171,7 +171,7 @@ async def test_all_refusals_are_told_together(autojump_clock: MockClock) -> None
         (7, "schedules: must be Schedules, not 7"),
         ("crontab", "schedules: must be Schedules, not 'crontab': load_schedules reads"),
         (schedule("a"), "schedules: must be Schedules, not Schedule"),
-        ([schedule("a"), "b"], "task 1: schedules: must be Schedules, not 'b'"),
+        ([schedule("a"), "b"], "schedules[1]: must be a Schedule, not 'b'"),
     ],
     ids=["number", "path", "single", "text"],
 )

@@ -346,9 +346,8 @@ def _fresh(schedules: Iterable[Schedule], now: datetime) -> list[Schedule]:
     fresh: list[Schedule] = []
     for index, each in enumerate(schedules):
         if not isinstance(each, Schedule):
-            raise InvalidTaskError(
-                "schedules", f"must be Schedules, not {shown(each)}", index
-            )
+            field = f"schedules[{index}]"
+            raise InvalidTaskError(field, f"must be a Schedule, not {shown(each)}")
         fresh.append(
             Schedule(id=each.id, paused=each.paused, created_at=now, **each.definition)
         )
