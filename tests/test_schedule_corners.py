@@ -422,6 +422,33 @@ async def test_a_trigger_that_is_wrong_later(
     assert times(bench) == [10.0, 20.0]
 
 
+@pytest.mark.parametrize("what", ["pause", "remove", "replace"])
+async def test_a_trigger_that_has_failed_is_got_rid_of(
+    autojump_clock: trio.testing.MockClock, what: str
+) -> None:
+    """
+    Where what was skipped cannot be counted, as the trigger fails by now, its schedule can
+    be paused, removed and given another one all the same.
+    """
+    told = Told()
+    async with open_bench(hooks=told) as (scheduler, bench):
+        # Taken at 10, it ends at 25: that of 20 was skipped, and that of 30 is the next.
+        own = Own(noon(10), noon(20), noon(30), noon(30), ValueError("no more"))
+        await scheduler.add_schedule("s", own, "sleep", {"seconds": 15})
+        await trio.sleep(26)
+        assert (await scheduler.get_schedule("s")).skipped_from == noon(20)
+        if what == "pause":
+            assert await scheduler.pause_schedule("s")
+        elif what == "remove":
+            assert await scheduler.remove_schedule("s")
+        else:
+            await scheduler.add_schedule("s", At([noon(40)]), "note")
+        await scheduler.drain()
+    assert times(bench) == ([10.0, 40.0] if what == "replace" else [10.0])
+    [dropped] = told.dropped
+    assert (dropped.count, dropped.first, dropped.last) == (1, noon(20), noon(20))
+
+
 class Fickle(Own):
     """Answers otherwise each time that it is asked."""
 

@@ -466,9 +466,17 @@ def counted(schedule: Schedule, dropped: Sequence[Dropped]) -> dict[str, Any]:
 
 def uncounted(schedule: Schedule) -> list[Dropped]:
     """What was skipped while a run went on, which is counted with the next one."""
-    if schedule.skipped_from is None:
+    first = schedule.skipped_from
+    if first is None:
         return []
-    return [_counted(schedule, "overlap", schedule.skipped_from, schedule.next_at)]
+    try:
+        return [_counted(schedule, "overlap", first, schedule.next_at)]
+    except InvalidTriggerError:
+        # At least this one. Who wants to be rid of a trigger that fails must get there.
+        one = Dropped(
+            schedule_id=schedule.id, reason="overlap", count=1, first=first, last=first
+        )
+        return [one]
 
 
 def _counted(
