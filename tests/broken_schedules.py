@@ -9,6 +9,7 @@ import attrs
 from broken import breaks
 
 from trio_gokugen import HeapStore, Late, Schedule, Task, TaskState
+from trio_gokugen._heaps import Heap
 from trio_gokugen._recurrence import Step
 from trio_gokugen._schedule import (
     PauseSchedule,
@@ -98,10 +99,10 @@ class _Taking(HeapStore):
         return at
 
     def _take(
-        self, entry: Any, at: datetime, claimed: Claimed, *, at_most_once: bool
+        self, entry: Any, heap: Heap, at: datetime, claimed: Claimed, *, at_most_once: bool
     ) -> Task:
         at = self.time(entry, at)
-        return super()._take(entry, at, claimed, at_most_once=at_most_once)
+        return super()._take(entry, heap, at, claimed, at_most_once=at_most_once)
 
 
 @breaks("what_is_late_is_merged", "what_is_too_late_moves", "a_schedule_ends")

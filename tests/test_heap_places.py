@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from collections.abc import Sequence
@@ -377,6 +378,101 @@ async def test_a_claim_puts_only_some_aside(monkeypatch: pytest.MonkeyPatch) -> 
     assert head.id == "last"
     assert aside.count == 94
     assert await claim() == ["last"]
+
+
+async def test_a_claim_that_was_cut_short_takes_nothing_out_of_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    While not all are put aside that are in the way, nobody knows who is first behind them:
+    so a claim does not take what another work has.
+    """
+    monkeypatch.setattr(_heap_repository, "_SLICE", 2)
+    store, only = filled(3)
+    store._put_new([stored("first", param={"n": 1})])
+    store._put_new([stored("later", "other", 1, param={"n": 1})])
+
+    async def claim() -> list[str]:
+        [claimed] = await store.apply([ClaimTasks(5, noon(2), only)])
+        return [task.id for task in claimed.unwrap().tasks]
+
+    assert await claim() == []
+    assert await claim() == ["first"]
+
+
+async def test_works_share_a_value() -> None:
+    """
+    Of two works whose first tasks have the same value, of which one more may run, a claim
+    takes the first.
+    """
+    store = HeapStore()
+    tasks = [stored(work, work, param={"n": 1}) for work in ("v", "w")]
+    only = TaskFilter(rooms=(KeyRoom(FULL),))
+    await store.apply([AddTasks(tasks)])
+    [claimed] = await store.apply([ClaimTasks(5, NOON, only)])
+    assert [task.id for task in claimed.unwrap().tasks] == ["v"]
+
+
+async def test_occurrences_are_taken_in_order_though_one_was_put_aside() -> None:
+    """
+    A claim takes one occurrence after the other in the order of their times, though the
+    first has a value of its own by which it was put aside, alone.
+    """
+    store = HeapStore()
+    late = Schedule(
+        id="s",
+        trigger=Interval(1, anchor=NOON),
+        work_id="w",
+        param={"n": 1},
+        overlap="allow",
+        late=Late(run="all"),
+        created_at=noon(-1),
+    )
+    other = stored("other", "other", 4)
+    await store.apply([OnSchedule(PutSchedule(late, noon(-1))), AddTasks([other])])
+    [first, _] = store.snapshot()
+    await store.apply([UpdateTask(first.id, TaskUpdate(param={"n": 0}), noon(-1))])
+    only = TaskFilter(frozenset("w"), rooms=(KeyRoom(FULL, {"0": 1}),))
+    assert await store.get_next(only) is None
+    [claimed] = await store.apply([ClaimTasks(4, noon(5))])
+    found = [task.scheduled_at for task in claimed.unwrap().tasks]
+    assert found == [noon(0), noon(1), noon(2), noon(3)]
+
+
+class Interrupted(Interval):
+    """Somebody presses Ctrl-C while it is asked."""
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        raise KeyboardInterrupt
+
+
+async def test_a_claim_that_has_failed_is_over() -> None:
+    """
+    A claim that was left half-way takes nothing out of the heaps afterwards, when its
+    error is forgotten.
+    """
+    store = HeapStore()
+    every = Schedule(
+        id="s",
+        trigger=Interrupted(1),
+        work_id="w",
+        created_at=NOON,
+        next_at=NOON,
+        pending_id="a",
+    )
+    store.put_schedules([every])
+    store._put_new([stored("a", "w", schedule_id="s", nominal_at=NOON)])
+    claim = ClaimTasks(1, NOON)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        await store.apply([claim])
+    for task_id in "b", "c":
+        await store.apply([claim])
+        await store.apply([AddTasks([stored(task_id, "w")])])
+    del caught
+    gc.collect()
+    head = await store.get_next()
+    assert head is not None
+    assert head.id == "c"
 
 
 async def test_what_was_put_aside_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:

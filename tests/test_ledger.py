@@ -48,3 +48,19 @@ def test_results_that_come_in(given_back: Callable[[Task], Task]) -> None:
     ledger.lost(other)
     assert reported(other) == []
     assert reported(other) == []
+
+
+@pytest.mark.parametrize("given_back", [same, copied])
+def test_runs_that_cannot_be_told_apart(given_back: Callable[[Task], Task]) -> None:
+    """
+    Each of two runs is waited for, though a mock clock has shown the same moment when the
+    id of the first was used again.
+    """
+    ledger = Ledger()
+    first, again = stored("a", attempt=1), stored("a", attempt=1)
+    for run in first, again:
+        ledger.claimed([run], 0.0)
+    ledger.reported(given_back(first))
+    assert len(ledger.unreported) == 1
+    ledger.reported(given_back(again))
+    assert not ledger.unreported

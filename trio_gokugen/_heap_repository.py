@@ -31,7 +31,7 @@ from ._errors import (
     TaskNotFoundError,
     shown,
 )
-from ._heaps import Entry, Heaps
+from ._heaps import Entry, Heap, Heaps
 from ._ids import IdMaker
 from ._query import TaskQuery, find_order
 from ._recurrence import Step
@@ -287,31 +287,25 @@ class HeapStore(BulkRepository):
         if limit < 1:
             return claimed
         due = self._heaps.take(only, at, _SLICE)
-        for entry, heap in due:
-            at_most_once = heap.work_id in once
-            if entry[4].schedule_id is None:
-                task = _transitions.dispatched(entry[4], at, at_most_once=at_most_once)
-                self._replace(entry, task)
-            else:
-                made = len(claimed.made)
-                task = self._take(entry, at, claimed, at_most_once=at_most_once)
-                if len(claimed.made) > made:
-                    next_ = claimed.made[-1]
-                    where = heap.pool, heap.work_id
-                    if heap.lanes or (next_.pool, next_.work_id) != where:
-                        # It may be in another heap, if a user has changed the one before;
-                        # or, with limits, among those of another value.
-                        self._heaps.look_again()
-            if task.state is _DISPATCHED:
-                tasks.append(task)
-                if rooms:
-                    only.take(task)
-            elif task.state is not _SCHEDULED:
-                expired.append(task)
-                self._keep(task.id)
-            if len(tasks) >= limit or len(expired) >= _SLICE:
-                break
-        due.close()
+        try:
+            for entry, heap in due:
+                at_most_once = heap.work_id in once
+                if entry[4].schedule_id is None:
+                    task = _transitions.dispatched(entry[4], at, at_most_once=at_most_once)
+                    self._replace(entry, task)
+                else:
+                    task = self._take(entry, heap, at, claimed, at_most_once=at_most_once)
+                if task.state is _DISPATCHED:
+                    tasks.append(task)
+                    if rooms:
+                        only.take(task)
+                elif task.state is not _SCHEDULED:
+                    expired.append(task)
+                    self._keep(task.id)
+                if len(tasks) >= limit or len(expired) >= _SLICE:
+                    break
+        finally:
+            due.close()  # now, and not when nobody knows the error any more
         return claimed
 
     def _end(self, operation: EndTask) -> Task:
@@ -421,7 +415,13 @@ class HeapStore(BulkRepository):
         self._schedules |= {schedule.id: schedule for schedule in schedules}
 
     def _take(
-        self, entry: Entry, at: datetime, claimed: Claimed, *, at_most_once: bool
+        self,
+        entry: Entry,
+        heap: Heap,
+        at: datetime,
+        claimed: Claimed,
+        *,
+        at_most_once: bool,
     ) -> Task:
         """Take a due task of a schedule, whose entry has left the heap."""
         task = entry[4]
@@ -447,10 +447,14 @@ class HeapStore(BulkRepository):
         task = step.task
         self._move(entry, task)
         self._keep_step(step)
-        if task.state is _SCHEDULED:
-            claimed.made.append(task)
-        if step.successor is not None:
-            claimed.made.append(step.successor)
+        for next_ in task, step.successor:
+            if next_ is None or next_.state is not _SCHEDULED:
+                continue
+            claimed.made.append(next_)
+            if heap.lanes or (next_.pool, next_.work_id) != (heap.pool, heap.work_id):
+                # It may be in another heap, if a user has changed the one before; or, with
+                # limits, among those of another value.
+                self._heaps.look_again()
         claimed.dropped += step.dropped
         if _recurrence.replaces(schedule, task):
             claimed.replace(self._cancel_runs(schedule.id, at))

@@ -100,8 +100,9 @@ class Ledger:
     def _reported_by_copy(self, run: Task) -> None:
         """A result has come in that has a copy of its run; or it is not the first."""
         if self._is_current(run):
-            self.unreported.pop(id(self.runs[run.id]), None)
-            return
+            known = self.unreported.pop(id(self.runs[run.id]), None)
+            if known is not None:
+                return
         for each in self.unreported.values():  # of the few that have lost their task
             if run_key(each) == run_key(run):
                 del self.unreported[id(each)]
