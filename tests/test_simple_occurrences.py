@@ -141,6 +141,18 @@ def test_most_are_simple(overlap: Any, trigger: Any) -> None:
     assert followed_alike(schedule, DONE)
 
 
+def test_a_schedule_is_made_of_its_fields() -> None:
+    """
+    A schedule can be made anew of the fields that attrs tells: whether it is simple is none
+    of them, and comes from those.
+    """
+    for schedule in SIMPLE, attrs.evolve(SIMPLE, jitter=1):
+        again = Schedule(**attrs.asdict(schedule, recurse=False))
+        assert again == schedule
+        assert again.is_simple is schedule.is_simple
+    assert not schedule.is_simple
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -206,12 +206,6 @@ class Schedule:
     ended_id: str | None = None
     """With a condition: the id of its last run that was done or has failed."""
 
-    is_simple: bool = attrs.field(init=False, eq=False, repr=False)
-    """Whether an occurrence just runs when it is due, and the next waits for its end.
-
-    At its nominal time, however late, with no deadline and no condition.
-    """
-
     def __attrs_post_init__(self) -> None:
         for field, check in _CHECKS.items():
             keep(self, field, check)
@@ -225,16 +219,7 @@ class Schedule:
             raise InvalidTaskError("after", "'end' is for an Interval only")
         if self.deadline_after == timedelta(0):
             raise InvalidTaskError("deadline_after", "must be more than nothing")
-        # Nothing but its definition counts: so copies that are `evolved` have it, too.
-        is_simple = (
-            self.after == "start"
-            and self.waits_for_end
-            and not self.jitter
-            and self.deadline_after is None
-            and self.late.tolerance is None
-            and self.when is None
-        )
-        object.__setattr__(self, "is_simple", is_simple)
+        _ = self.is_simple  # told now, as it is asked for with each occurrence
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -245,6 +230,22 @@ class Schedule:
     def waits_for_end(self) -> bool:
         """Whether the next occurrence is made when the one before has ended."""
         return self.after == "end" or self.overlap in {"skip", "queue"}
+
+    @cached_property
+    def is_simple(self) -> bool:
+        """Whether an occurrence just runs when it is due, and the next waits for its end.
+
+        At its nominal time, however late, with no deadline and no condition.
+        """
+        # Nothing but its definition counts: so copies that are `evolved` have it, too.
+        return (
+            self.after == "start"
+            and self.waits_for_end
+            and not self.jitter
+            and self.deadline_after is None
+            and self.late.tolerance is None
+            and self.when is None
+        )
 
     @cached_property
     def like(self) -> Task:

@@ -26,9 +26,8 @@ def schedule_to_json(schedule: Schedule) -> str:
     """
     check_readable(schedule.trigger)
     fields: dict[str, JSON] = {"trigger": schedule.trigger.to_data()}
-    for field in attrs.fields(Schedule):
-        if field.init:
-            fields.setdefault(field.name, _plain(getattr(schedule, field.name)))
+    for field in attrs.fields_dict(Schedule):
+        fields.setdefault(field, _plain(getattr(schedule, field)))
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 
