@@ -189,6 +189,15 @@ def check_places(history: History) -> None:
     assert sorted(found) == sorted(task.id for task in history.pending())
 
 
+def check_runs(history: History) -> None:
+    """Of each schedule it is known which tasks of it run, and of no other schedule."""
+    running: dict[str, set[str]] = {}
+    for task in history.store.snapshot():
+        if task.state is TaskState.DISPATCHED and task.schedule_id is not None:
+            running.setdefault(task.schedule_id, set()).add(task.id)
+    assert {each: {*ids} for each, ids in history.store._runs.items()} == running
+
+
 def first_of(tasks: Sequence[Task], only: TaskFilter) -> Task | None:
     return min(
         filter(only.accepts, tasks),
@@ -201,7 +210,7 @@ def first_of(tasks: Sequence[Task], only: TaskFilter) -> Task | None:
 async def test_whatever_happens_nothing_is_lost(seed: int) -> None:
     """
     However tasks and occurrences come, move, are put aside by limits and go: what is
-    pending is found, and a claim takes all that it can.
+    pending is found, what runs is known, and a claim takes all that it can.
     """
     history = History(seed)
     for _ in range(150):
@@ -214,6 +223,7 @@ async def test_whatever_happens_nothing_is_lost(seed: int) -> None:
                 left = first_of(history.pending(), operation.only)
                 assert left is None or left.scheduled_at > operation.at
         check_places(history)
+        check_runs(history)
         only = history.filter()
         head, expected = (
             await history.store.get_next(only),
@@ -400,6 +410,19 @@ async def test_a_claim_that_was_cut_short_takes_nothing_out_of_turn(
     assert await claim() == ["first"]
 
 
+async def test_a_value_that_a_claim_fills_is_left_alone() -> None:
+    """
+    Of those put aside by a value a claim takes as many as there is room for, and goes on
+    with others.
+    """
+    store, only = filled(3)
+    assert await store.get_next(only) is None
+    store._put_new([stored("other", "other", 1, param={"n": 1})])
+    only.rooms[0].running.clear()
+    [claimed] = await store.apply([ClaimTasks(5, noon(2), only)])
+    assert [task.id for task in claimed.unwrap().tasks] == ["0", "other"]
+
+
 async def test_works_share_a_value() -> None:
     """
     Of two works whose first tasks have the same value, of which one more may run, a claim
@@ -437,6 +460,40 @@ async def test_occurrences_are_taken_in_order_though_one_was_put_aside() -> None
     [claimed] = await store.apply([ClaimTasks(4, noon(5))])
     found = [task.scheduled_at for task in claimed.unwrap().tasks]
     assert found == [noon(0), noon(1), noon(2), noon(3)]
+
+
+@pytest.mark.parametrize("changed", [{"work_id": "w"}, {"pool": "p"}], ids=str)
+async def test_all_heaps_are_looked_at_only_when_another_has_got_an_occurrence(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    """
+    If the next occurrence is of another work or pool than the one that was taken, a claim
+    looks at all works anew, once; if it is of the same, not at all.
+    """
+    store = HeapStore()
+    every = Schedule(
+        id="s",
+        trigger=Interval(1, anchor=NOON),
+        work_id="v",
+        overlap="allow",
+        late=Late(run="all"),
+        created_at=noon(-1),
+    )
+    await store.apply([OnSchedule(PutSchedule(every, noon(-1)))])
+    [first] = store.snapshot()
+    await store.apply([UpdateTask(first.id, TaskUpdate(**changed), noon(-1))])
+    looks: list[TaskFilter] = []
+    heads = Heaps._heads
+
+    def noted(heaps: Heaps, only: TaskFilter) -> Any:
+        looks.append(only)
+        return heads(heaps, only)
+
+    monkeypatch.setattr(Heaps, "_heads", noted)
+    [claimed] = await store.apply([ClaimTasks(5, noon(5))])
+    found = [task.scheduled_at for task in claimed.unwrap().tasks]
+    assert found == [noon(second) for second in range(5)]
+    assert len(looks) == 2
 
 
 class Interrupted(Interval):
