@@ -305,7 +305,8 @@ class HeapStore(BulkRepository):
                 if len(tasks) >= limit or len(expired) >= _SLICE:
                     break
         finally:
-            due.close()  # now, and not when nobody knows the error any more
+            # At once: an error would keep it open for as long as somebody has that.
+            due.close()
         return claimed
 
     def _end(self, operation: EndTask) -> Task:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, TypeAlias, cast
 
 import outcome
@@ -244,9 +243,6 @@ class UpdateLoop:
             taken.append(item)
         return taken, operations
 
-    def _recording(self, result: TaskResult, now: datetime) -> Operation:
-        return recording(result.run, result.outcome, self._works, now)
-
     def _settle(
         self,
         items: Sequence[Item],
@@ -392,7 +388,9 @@ class UpdateLoop:
         now = self._clock.now()
         items = [item for item, _ in failed]
         operations = [
-            self._recording(item, now) if isinstance(item, TaskResult) else item.make(now)
+            recording(item.run, item.outcome, self._works, now)
+            if isinstance(item, TaskResult)
+            else item.make(now)
             for item in items
         ]
         _, error = failed[0]  # and others like it
