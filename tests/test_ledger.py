@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import attrs
 import pytest
-from support import stored
+from support import noon, stored
 
-from trio_gokugen import Task
+from trio_gokugen import Task, TaskState
 from trio_gokugen._ledger import Ledger
 
 
@@ -64,3 +65,21 @@ def test_runs_that_cannot_be_told_apart(given_back: Callable[[Task], Task]) -> N
     assert len(ledger.unreported) == 1
     ledger.reported(given_back(again))
     assert not ledger.unreported
+
+
+@pytest.mark.parametrize("given_back", [same, copied])
+def test_runs_that_are_over(given_back: Callable[[Task], Task]) -> None:
+    """
+    A run is under way until its own result is in the store, or lost: that of an earlier
+    attempt at its task does not end it.
+    """
+    ledger = Ledger()
+    first, second = (stored("a", attempt=attempt) for attempt in (1, 2))
+    for run in first, second:
+        ledger.claimed([run], 0.0)
+    ledger.lost(given_back(first))
+    assert ledger.runs == {"a": second}
+    ended = attrs.evolve(second, state=TaskState.DONE, done_at=noon(1))
+    ledger.recorded(given_back(second), ended)
+    assert not ledger.runs
+    assert (ledger.done, ledger.held_since) == (1, math.inf)
