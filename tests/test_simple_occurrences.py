@@ -141,6 +141,29 @@ def test_most_are_simple(overlap: Any, trigger: Any) -> None:
     assert followed_alike(schedule, DONE)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"overlap": "allow"},
+        {"overlap": "replace"},
+        {"after": "end"},
+        {"jitter": 4},
+        {"deadline_after": 100},
+        {"late": Late(window=5)},
+        {"late": Late(run="none")},
+        {"when": "asked"},
+    ],
+    ids=str,
+)
+def test_a_schedule_that_is_not_so_simple(said: dict[str, Any]) -> None:
+    """
+    Nothing is done in short with the occurrences of a schedule of which more is said than
+    what is usual.
+    """
+    assert not taken_alike(attrs.evolve(SIMPLE, **said), PENDING, noon(11))
+    assert not followed_alike(attrs.evolve(AWAITING, **said), DONE)
+
+
 def test_a_schedule_is_made_of_its_fields() -> None:
     """
     A schedule can be made anew of the fields that attrs tells: whether it is simple is none
