@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import attrs
 import pytest
+import trio.testing
 from support import noon, stored
 
 from trio_gokugen import Task, TaskState
@@ -83,3 +84,20 @@ def test_runs_that_are_over(given_back: Callable[[Task], Task]) -> None:
     ledger.recorded(given_back(second), ended)
     assert not ledger.runs
     assert (ledger.done, ledger.held_since) == (1, math.inf)
+
+
+async def test_the_last_result_wakes_who_waits() -> None:
+    """
+    Who waits until no result is missing goes on with the last, before that is written.
+    """
+    ledger = Ledger()
+    runs = [stored(each) for each in "ab"]
+    ledger.claimed(runs, 0.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ledger.wait_until, lambda: not ledger.unreported)
+        await trio.testing.wait_all_tasks_blocked()
+        for run in runs:
+            assert nursery.child_tasks
+            ledger.reported(run)
+            await trio.testing.wait_all_tasks_blocked()
+        assert not nursery.child_tasks
