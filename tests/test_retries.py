@@ -722,6 +722,21 @@ async def test_the_timer_follows_what_is_replaced(
     assert bench.log == [("a", 11)]
 
 
+async def test_the_timer_sees_that_what_is_replaced_goes_first(
+    autojump_clock: trio.testing.MockClock, url: str | None
+) -> None:
+    """
+    A task that is replaced by one that is earlier than all others runs at that time.
+    """
+    async with opened(url) as (scheduler, bench):
+        await scheduler.add_task("note", after=50, id="first")
+        await scheduler.add_task("note", after=100, key="k", id="a")
+        await trio.sleep(1)
+        await scheduler.add_task("note", after=10, key="k", if_exists="replace")
+        await scheduler.wait("a")
+    assert bench.log == [("a", 11)]
+
+
 async def test_many_are_added_by_their_keys(
     autojump_clock: trio.testing.MockClock, url: str | None
 ) -> None:

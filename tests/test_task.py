@@ -563,7 +563,8 @@ def test_a_new_task_is_as_it_was_asked_for() -> None:
     """
     A new task has the values it is made from, and is scheduled, never yet attempted.
     """
-    made = new_task(PARAM, "t7", NOON - SECOND)
+    rare: dict[str, Any] = {"key": "k", "retry": Retry(2), "pool": "p"}
+    made = new_task(attrs.evolve(PARAM, **rare), "t7", NOON - SECOND)
     assert made == Task(
         id="t7",
         work_id="greet",
@@ -573,6 +574,7 @@ def test_a_new_task_is_as_it_was_asked_for() -> None:
         priority=1,
         deadline=NOON + SECOND,
         meta={"order": 7},
+        **rare,
     )
     assert (made.state, made.attempt) == (TaskState.SCHEDULED, 0)
 
