@@ -17,6 +17,7 @@ import attrs
 import psycopg
 import pytest
 import trio
+from faulty_driver import Fault, faulty
 from postgresql import Server
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session
@@ -177,6 +178,33 @@ async def test_a_kill_frees_the_name(database_url: str) -> None:
             task = await scheduler.get("a")
             await scheduler.interrupt("a")
     assert (task.attempt, task.interruptions) == (2, 1)
+
+
+async def test_a_server_that_hangs_as_one_listens(
+    postgresql_server: Server, autojump_clock: trio.testing.MockClock
+) -> None:
+    """
+    What is said to the server to begin to listen, and to end it, is said in a thread: so
+    Trio goes on, however long the server takes to answer.
+    """
+    said: list[str] = []
+
+    def say(connection: object, statement: str, do: Callable[[], Any]) -> Any:
+        trio.from_thread.run_sync(said.append, statement)  # fails in Trio's own thread
+        return do()
+
+    for number, statement in enumerate(("LISTEN gokugen_task", "UNLISTEN gokugen_task"), 1):
+        with (
+            postgresql_server.new_database() as url,
+            faulty(Fault(1, say, statement.__eq__)),
+        ):
+            async with (
+                open_sql_repository(url) as repository,
+                open_bench(repository) as (scheduler, _),
+            ):
+                await scheduler.add_task("note", after=1)
+                await scheduler.drain()
+        assert said[number - 1 :] == [statement]
 
 
 async def test_a_name_is_free_at_once(

@@ -89,8 +89,7 @@ class ListeningSession(HeldName):
     # -- in Trio ------------------------------------------------------------------------
 
     async def listen(self, changed: Callable[[Told | None], None], patience: float) -> None:
-        # A connection that is lost is noticed at once, and made anew. What was missed
-        # meanwhile may be anything.
+        # A connection that is lost is noticed at once, and made anew.
         while True:
             assert self._connection is not None
             try:
@@ -99,7 +98,6 @@ class ListeningSession(HeldName):
                 logger.warning("the connection that listens is lost: %s", error)
             self._connection.close()
             await self._connect_again(patience)
-            changed(None)
 
     async def _hear(
         self,
@@ -107,12 +105,13 @@ class ListeningSession(HeldName):
         changed: Callable[[Told | None], None],
     ) -> None:
         # Only now: what nobody reads would wait in the server.
-        connection.execute(f"LISTEN {CHANNEL}")
+        await _in_thread(connection.execute, f"LISTEN {CHANNEL}")
         try:
+            changed(None)  # what was missed meanwhile may be anything
             await self._hear_more(connection, changed)
         finally:
-            with suppress(psycopg.Error):
-                connection.execute(f"UNLISTEN {CHANNEL}")
+            with suppress(psycopg.Error), trio.CancelScope(shield=True):
+                await _in_thread(connection.execute, f"UNLISTEN {CHANNEL}")
 
     async def _hear_more(
         self,
@@ -137,8 +136,7 @@ class ListeningSession(HeldName):
         until = trio.current_time() + patience
         while True:
             try:
-                with autojump_held():
-                    await trio.to_thread.run_sync(self.connect, abandon_on_cancel=False)
+                await _in_thread(self.connect)
             except NameTakenError:
                 if trio.current_time() >= until:
                     raise
@@ -149,3 +147,9 @@ class ListeningSession(HeldName):
                 return
             await trio.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+async def _in_thread(function: Callable[..., object], *args: object) -> None:
+    """Say something to the server, which may hang, while Trio goes on."""
+    with autojump_held():
+        await trio.to_thread.run_sync(function, *args, abandon_on_cancel=False)
