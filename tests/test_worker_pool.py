@@ -352,6 +352,36 @@ async def test_a_work_that_is_gone_when_its_task_is_due(
     assert ended.err.startswith("WorkNotFoundError: no work is registered as 'note'")
 
 
+async def test_a_work_that_is_gone_as_it_returns(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """
+    A registry that forgets a work while it runs has its task done; what it returned is
+    not kept, as nobody says any more that it is to be.
+    """
+    gone: list[str] = []
+
+    class Forgetful(WorkRegistry):
+        def get(self, work_id: str) -> Any:
+            return super().get("nothing" if work_id in gone else work_id)
+
+    works = Forgetful()
+
+    @works.register(retain=True)
+    async def give(*, leave: bool) -> int:
+        if leave:
+            gone.append("give")
+        return 1
+
+    async with open_scheduler(works, clock=TrioClock(NOON)) as scheduler:
+        results: list[tuple[TaskState, object]] = []
+        for leave in False, True:
+            task = await scheduler.add_task("give", {"leave": leave}, after=1)
+            ended = await scheduler.wait(task.id)
+            results.append((ended.state, ended.result))
+    assert results == [(TaskState.DONE, 1), (TaskState.DONE, None)]
+
+
 async def test_a_dispatcher_that_fails_to_start_a_run(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
