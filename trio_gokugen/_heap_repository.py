@@ -507,7 +507,7 @@ class HeapStore(BulkRepository):
         # Most have one at most, and a tuple is made faster than a dict.
         runs = self._runs.pop(schedule_id, ())
         if task.state is _DISPATCHED:
-            self._runs[schedule_id] = (*runs, task_id)
+            self._runs[schedule_id] = (*runs, task_id) if runs else (task_id,)
         elif runs and runs != (task_id,):
             self._runs[schedule_id] = tuple(each for each in runs if each != task_id)
 

@@ -50,11 +50,6 @@ class Heap:
         self.dead = 0
         """How many of all these entries are alive, and how many are not."""
 
-    def push(self, entry: Entry) -> None:
-        """Add an entry: to those of its value, if some of it were put aside."""
-        self.living += 1
-        heapq.heappush(self.lane_of(entry[4]) if self.lanes else self.entries, entry)
-
     def lane_of(self, task: Task) -> list[Entry]:
         """The entries put aside by the task's value, or the others if there are none."""
         for limit, lanes in self.lanes.items():
@@ -146,7 +141,8 @@ class Heaps:
         heap = heaps.get(task.work_id)
         if heap is None:
             heap = heaps[task.work_id] = Heap(task.pool, task.work_id)
-        heap.push(entry)
+        heap.living += 1
+        heapq.heappush(heap.lane_of(task) if heap.lanes else heap.entries, entry)
 
     def bury(self, entry: Entry) -> None:
         """Count as dead an entry that has been replaced."""

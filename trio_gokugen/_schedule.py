@@ -290,12 +290,14 @@ class Schedule:
         """
         try:
             found = self.trigger.next_after(moment)
-            if found is not None and not (type(found) is datetime and found.tzinfo is UTC):
+            if found is None:
+                return None
+            if type(found) is not datetime or found.tzinfo is not UTC:
                 found = as_utc(found, "moment")
         except Exception as error:
             what = f"next_after({moment.isoformat()}) has failed: {shown(error)}"
             raise InvalidTriggerError("trigger", what) from error
-        if found is not None and found <= moment:
+        if found <= moment:
             raise InvalidTriggerError("trigger", not_later(moment, found))
         return found
 
