@@ -91,7 +91,7 @@ def _hint(part: object, argument: str) -> str:
 
 
 def checked_id(value: object, field: str = "task_id") -> str:
-    """The id of a task, or of a schedule, which the field has in its name."""
+    """The id of a task, if that is what the field is for, or else of a schedule."""
     wanted = "task" if field == "task_id" else "schedule"
     if isinstance(value, Task | Schedule):
         given = type(value).__name__.lower()
